@@ -1,0 +1,38 @@
+"""Typed errors. Everything fastmerge raises on purpose derives from FastmergeError."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class FastmergeError(Exception):
+    """Base of all errors; `exit_code` is what the command line ends with."""
+
+    exit_code = 1
+
+
+class InputError(FastmergeError):
+    """Bad input, found before any work started. Carries every problem found, not only the first."""
+
+    exit_code = 2
+
+    def __init__(self, problems: str | Iterable[str]) -> None:
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class MergeError(FastmergeError):
+    """The merge failed while running (a non-finite weight, the disk gone); no output is left."""
+
+
+class BackendError(FastmergeError):
+    """A backend that was asked for by name cannot do what was asked."""
+
+    exit_code = 2
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A clause proposing the known name most like `name`, or an empty string."""
+    match = get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {match[0]!r}?" if match else ""
