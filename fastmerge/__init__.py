@@ -1,0 +1,45 @@
+"""fastmerge: merge fine-tuned checkpoints of one base model as fast as the hardware moves bytes.
+
+Names are loaded when first used, so that importing fastmerge costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "ops": "fastmerge.ops",
+    "errors": "fastmerge.errors",
+    "FastmergeError": "fastmerge.errors:FastmergeError",
+    "merge": "fastmerge.engine.merge:merge",
+    "plan": "fastmerge.recipe.plan:plan",
+    "task": "fastmerge.engine.task:task",
+    "merge_state_dicts": "fastmerge.engine.state_dicts:merge_state_dicts",
+}
+__all__ = [*_HOMES]
+
+if TYPE_CHECKING:
+    from . import errors as errors
+    from . import ops as ops
+    from .engine.merge import merge as merge
+    from .engine.state_dicts import merge_state_dicts as merge_state_dicts
+    from .engine.task import task as task
+    from .errors import FastmergeError as FastmergeError
+    from .recipe.plan import plan as plan
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fastmerge' has no attribute {name!r}")
+    module, _, attribute = _HOMES[name].partition(":")
+    value = importlib.import_module(module)
+    value = getattr(value, attribute) if attribute else value
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -1,0 +1,68 @@
+"""Which backend computes an op: by the device of its inputs, or the one asked for. An explicit request never falls back.
+
+A backend is a subpackage of fastmerge.kernels that has a function with the op's name.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import logging
+import pkgutil
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+from .errors import BackendError, nearest
+
+log = logging.getLogger(__name__)
+
+PREFERENCE = {"cpu": ("native", "reference"), "cuda": ("cuda", "reference")}  # by device type, the fastest first
+DEVICES = {"native": ("cpu",), "cuda": ("cuda",)}  # where a backend can compute; the others can anywhere
+
+
+def backends() -> list[str]:
+    """Names of the backends that are part of this installation, usable here or not."""
+    package = importlib.import_module("fastmerge.kernels")
+    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.ispkg)
+
+
+@functools.cache
+def load(backend: str) -> ModuleType | str:
+    """The backend's module, or the reason why it cannot be used here."""
+    try:
+        return importlib.import_module(f"fastmerge.kernels.{backend}")
+    except ImportError as error:
+        return str(error)
+
+
+def why_not(op: str, backend: str, device: str) -> str | None:
+    """The reason why `backend` cannot compute `op` on tensors of device type `device`; None if it can."""
+    module = load(backend)
+    if isinstance(module, str):
+        return module
+    if not hasattr(module, op):
+        return f"{op} is not implemented there"
+    if device not in DEVICES.get(backend, (device,)):
+        return f"it computes on {' and '.join(DEVICES[backend])}, the tensors are on {device}"
+    return None
+
+
+@functools.cache
+def choose(op: str, device: str, backend: str | None = None) -> Callable[..., Any]:
+    """The function that computes `op` on `device` ("cpu", "cuda"), from `backend` or the fastest that can.
+
+    Raises BackendError where the requested backend, or every one, cannot; the message says why.
+    """
+    if backend is not None and backend not in backends():
+        known = ", ".join(backends())
+        raise BackendError(f"unknown backend {backend!r}{nearest(backend, backends())}; there are {known}")
+    rejected = []
+    for name in (backend,) if backend else PREFERENCE.get(device, ("reference",)):
+        reason = why_not(op, name, device)
+        if reason is None:
+            for line in rejected:
+                log.info("%s on %s: %s, so %s computes it", op, device, line, name)
+            return getattr(load(name), op)  # type: ignore[no-any-return]
+        rejected.append(f"backend {name!r} cannot be used ({reason})")
+    raise BackendError(f"{op} on {device}: {'; '.join(rejected)}")
