@@ -129,6 +129,13 @@ class InnerProducts(NamedTuple):
     gradient_norm: Tensor
 
 
+def working_dtype(tensors: Sequence[Tensor]) -> torch.dtype:
+    """What arithmetic is done in: float64 as soon as one input is float64, else float32."""
+    import torch
+
+    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
 def elect(
     base: Tensor,
     models: Sequence[Tensor],
@@ -255,13 +262,11 @@ def delta_sum(
     backend: str | None = None,
 ) -> Tensor:
     """Σ_k w_k · τ_k, what a linear filter is applied to: float32, or float64 as soon as an input is float64."""
-    import torch
-
     weights = [1.0] * len(models) if weights is None else [float(w) for w in weights]
     if len(weights) != len(models):
         raise InputError(f"delta_sum: {len(models)} models need as many weights, there are {len(weights)}")
     _check("delta_sum", {"base": base, **_numbered(models)})
-    wide = torch.float64 if any(t.dtype == torch.float64 for t in (base, *models)) else torch.float32
+    wide = working_dtype([base, *models])
     out = _empty(base, wide) if out is None else out
     _check("delta_sum", {"base": base, "out": out})
     if out.dtype != wide:
