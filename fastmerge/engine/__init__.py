@@ -1,0 +1,1 @@
+"""Streaming checkpoints through methods: reading ahead, computing, writing behind. No arithmetic here."""

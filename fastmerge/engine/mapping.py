@@ -1,0 +1,113 @@
+"""Input files as memory maps: tensors without a copy, pages brought in ahead of their use and let go after it."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import sys
+import threading
+import warnings
+from collections import deque
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import MergeError
+
+TORCH_DTYPES = {
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+}
+POPULATE_READ, DONTNEED = 22, 4  # madvise(2) on Linux
+AHEAD = 4  # chunks
+
+Span = tuple[Path, int, int]  # bytes of a file
+
+
+class Inputs:
+    """Read-only maps of files. `sizes` are what their headers were read with."""
+
+    def __init__(self, sizes: dict[Path, int]) -> None:
+        self._maps: dict[Path, mmap.mmap] = {}
+        self._addresses: dict[Path, int] = {}
+        self._madvise = None
+        if sys.platform == "linux":
+            self._madvise = ctypes.CDLL(None, use_errno=True).madvise  # releases the GIL, which mmap.madvise does not
+            self._madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+        for file, size in sizes.items():
+            with file.open("rb") as stream:
+                mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+            if len(mapped) != size:
+                raise MergeError(f"{file}: has changed since its header was read; merge again")
+            self._maps[file] = mapped
+            self._addresses[file] = self.tensor((file, 0, 1), torch.uint8).data_ptr()
+
+    def tensor(self, span: Span, dtype: torch.dtype) -> Tensor:
+        """A 1-D tensor over bytes of a file, which may be misaligned for its dtype."""
+        file, start, stop = span
+        if start == stop:
+            return torch.empty(0, dtype=dtype)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given buffer is not writable")
+            return torch.frombuffer(self._maps[file], dtype=dtype, count=(stop - start) // dtype.itemsize, offset=start)
+
+    def populate(self, spans: Iterable[Span]) -> None:
+        """Map the pages of bytes about to be read; a hint, so failures are left to the reading itself."""
+        self._advise(spans, POPULATE_READ)
+
+    def release(self, spans: Iterable[Span]) -> None:
+        """Unmap the pages of bytes that were read; they stay in the page cache."""
+        self._advise(spans, DONTNEED)
+
+    def _advise(self, spans: Iterable[Span], advice: int) -> None:
+        if self._madvise is None:
+            return
+        for file, start, stop in spans:
+            first = start - start % mmap.PAGESIZE
+            if stop > first:
+                self._madvise(self._addresses[file] + first, stop - first, advice)
+
+
+class ReadAhead:
+    """A thread that populates the spans of chunks in order, at most AHEAD before the one in use."""
+
+    def __init__(self, inputs: Inputs, chunks: Sequence[Sequence[Span]]) -> None:
+        self._inputs = inputs
+        self._chunks = chunks
+        self._room = threading.Semaphore(AHEAD)
+        self._ready = threading.Semaphore(0)
+        self._stop = False
+        self._thread = threading.Thread(target=self._run, name="fastmerge-read-ahead", daemon=True)
+
+    def __enter__(self) -> ReadAhead:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop = True
+        self._room.release()
+        self._thread.join()
+
+    def wait(self) -> None:
+        """Until the next chunk's pages are there."""
+        self._ready.acquire()
+
+    def done(self) -> None:
+        """The chunk waited for has been used."""
+        self._room.release()
+
+    def _run(self) -> None:
+        mapped: deque[Sequence[Span]] = deque()
+        for spans in self._chunks:
+            self._room.acquire()
+            if self._stop:
+                return
+            if len(mapped) == AHEAD:
+                self._inputs.release(mapped.popleft())
+            self._inputs.populate(spans)
+            mapped.append(spans)
+            self._ready.release()

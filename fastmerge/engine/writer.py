@@ -1,0 +1,159 @@
+"""Output files, written at known offsets by a thread of its own while the next chunk is computed.
+
+Whole pages go past the page cache (O_DIRECT) where the file system allows it: new files written through the cache vary
+tenfold in speed on virtual machines. A slot's memory lies relative to page boundaries as its bytes lie in the file.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import queue
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import MergeError
+from ..formats.layout import FilePlan
+
+PAGE = 4096
+DIRECT_MIN = 16 * PAGE  # bytes; below, the page cache serves better
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """`nbytes` from `start` of a slot, to be written at `offset` of `file`."""
+
+    start: int
+    nbytes: int
+    file: str
+    offset: int
+
+
+class Slot:
+    """Page-aligned memory for the outputs of one chunk."""
+
+    def __init__(self, nbytes: int) -> None:
+        self.memory = mmap.mmap(-1, nbytes)
+        self._bytes = torch.frombuffer(self.memory, dtype=torch.uint8)
+        self._used = 0
+        self.segments: list[Segment] = []
+
+    def clear(self) -> None:
+        self._used = 0
+        self.segments = []
+
+    def take(self, nbytes: int, offset: int, dtype: torch.dtype) -> tuple[int, Tensor]:
+        """Memory for bytes that go to `offset` of a file: its start in the slot, and a tensor over it."""
+        phase = offset % PAGE if offset % dtype.itemsize == 0 else 0
+        start = -(-max(0, self._used - phase) // PAGE) * PAGE + phase
+        self._used = start + nbytes
+        return start, self._bytes[start : start + nbytes].view(dtype)
+
+
+class Writer:
+    """Creates the files of a folder and fills them. A context: leaving it waits for the last byte to be on disk."""
+
+    def __init__(self, folder: Path, files: Iterable[FilePlan], slots: int, slot_bytes: int) -> None:
+        self._cached: dict[str, int] = {}
+        self._direct: dict[str, int] = {}
+        self._free: queue.SimpleQueue[Slot] = queue.SimpleQueue()
+        self._full: queue.SimpleQueue[Slot | None] = queue.SimpleQueue()
+        self._error: OSError | None = None
+        self._thread = threading.Thread(target=self._run, name="fastmerge-writer", daemon=True)
+        for _ in range(slots):
+            self._free.put(Slot(slot_bytes))
+        try:
+            for file in files:
+                self._create(folder / file.name, file)
+        except OSError as error:
+            self._close()
+            raise _failure(error) from None
+
+    def _create(self, path: Path, file: FilePlan) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._cached[file.name] = fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+        os.pwrite(fd, file.header, 0)
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(fd, 0, file.size)
+        else:
+            os.ftruncate(fd, file.size)
+        try:
+            self._direct[file.name] = os.open(path, os.O_WRONLY | os.O_DIRECT)
+        except (AttributeError, OSError):
+            pass  # no such flag on this system or file system: everything goes through the cache
+
+    def __enter__(self) -> Writer:
+        self._thread.start()
+        return self
+
+    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
+        self._full.put(None)
+        self._thread.join()
+        try:
+            if failure is None:
+                self._raise()
+                for fd in self._cached.values():
+                    os.fsync(fd)
+        except OSError as error:
+            raise _failure(error) from None
+        finally:
+            self._close()
+
+    def slot(self) -> Slot:
+        """Memory for the next chunk, as soon as there is some."""
+        slot = self._free.get()
+        self._raise()
+        slot.clear()
+        return slot
+
+    def put(self, slot: Slot) -> None:
+        """Write the slot's segments, then let it be used again."""
+        self._full.put(slot)
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            raise _failure(self._error)
+
+    def _close(self) -> None:
+        for fd in (*self._cached.values(), *self._direct.values()):
+            os.close(fd)
+        self._cached, self._direct = {}, {}
+
+    def _run(self) -> None:
+        while (slot := self._full.get()) is not None:
+            try:
+                if self._error is None:
+                    for segment in slot.segments:
+                        self._write(memoryview(slot.memory)[segment.start :][: segment.nbytes], segment)
+            except OSError as error:
+                self._error = error
+            self._free.put(slot)
+
+    def _write(self, data: memoryview, segment: Segment) -> None:
+        """Whole pages directly, what is left at both ends through the cache."""
+        cached, direct = self._cached[segment.file], self._direct.get(segment.file)
+        head = -segment.offset % PAGE
+        middle = (segment.nbytes - head) // PAGE * PAGE
+        if direct is None or middle < DIRECT_MIN or segment.start % PAGE != segment.offset % PAGE:
+            return _pwrite(cached, data, segment.offset)
+        _pwrite(cached, data[:head], segment.offset)
+        _pwrite(direct, data[head : head + middle], segment.offset + head)
+        return _pwrite(cached, data[head + middle :], segment.offset + head + middle)
+
+
+def _pwrite(fd: int, data: memoryview, offset: int) -> None:
+    while data:
+        written = os.pwrite(fd, data, offset)
+        data, offset = data[written:], offset + written
+
+
+def _failure(error: OSError) -> MergeError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return MergeError("the disk is full: no output is left; make room and merge again")
+    return MergeError(f"the output cannot be written: {error.strerror}; no output is left")

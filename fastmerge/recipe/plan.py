@@ -1,0 +1,273 @@
+"""The plan of a merge: everything that can be known, and everything that can be wrong, before a weight is read."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ..errors import InputError, nearest
+from ..formats.checkpoint import Checkpoint, open_checkpoint
+from ..formats.layout import Layout, plan_layout
+from ..formats.safetensors import DTYPES
+from ..methods import build
+from ..methods._declaration import Method, Pass, Written
+from .preflight import Alignment, Rename, TensorPlan, align
+
+T = TypeVar("T")
+
+DTYPE_NAMES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "float64": "F64"}
+UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+MAX_MODELS = 64
+BLOCK = 65_536  # elements; chunks are multiples, so that sums do not depend on the memory budget
+MAX_CHUNK = 32 * BLOCK
+SLOTS = 6  # chunks of output in flight between computing and writing
+
+
+@dataclass(frozen=True, slots=True)
+class MergePlan:
+    """A merge that has passed preflight. `layouts` are its output files by what they hold; `heads` those per task."""
+
+    method: Method
+    base: Checkpoint | None
+    models: tuple[Checkpoint, ...]
+    sources: dict[str, str]
+    alignment: Alignment
+    passes: tuple[Pass, ...]
+    layouts: dict[Written, Layout]
+    heads: dict[str, Layout]
+    out: Path | None
+    overwrite: bool
+    dtype: str | None
+    chunk: int
+    memory: int
+    notes: tuple[str, ...]
+
+    @property
+    def names(self) -> list[str]:
+        return [model.label for model in self.models]
+
+    @property
+    def lead(self) -> Checkpoint:
+        """The checkpoint whose names, order, configuration and tokenizer the output takes."""
+        return self.base or self.models[0]
+
+    @property
+    def parameters(self) -> int:
+        return sum(tensor.numel for tensor in self.alignment.tensors)
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes that all passes read."""
+        merged = sum(info.nbytes for t in self.alignment.tensors for info in inputs(t, self.method))
+        heads = sum(info.nbytes for infos in self.alignment.task_specific.values() for info in infos) if self.heads else 0
+        return merged * len(self.passes) + heads
+
+    @property
+    def bytes_written(self) -> int:
+        return sum(layout.total_bytes for layout in (*self.layouts.values(), *self.heads.values()))
+
+    def summary(self) -> dict[str, Any]:
+        """The plan as JSON."""
+        return {
+            "method": self.method.name,
+            "params": self.method.model_dump(mode="json"),
+            "base": self.sources.get("base"),
+            "models": {name: self.sources[name] for name in self.names},
+            "out": None if self.out is None else str(self.out),
+            "tensors": len(self.alignment.tensors),
+            "parameters": self.parameters,
+            "passes": len(self.passes),
+            "bytes_read": self.bytes_read,
+            "bytes_written": self.bytes_written,
+            "memory": self.memory,
+            "files": [file.name for layout in (*self.layouts.values(), *self.heads.values()) for file in layout.files],
+            "task_specific": {k: [t.name for t in v] for k, v in self.alignment.task_specific.items() if v},
+            "notes": list(self.notes),
+        }
+
+
+def inputs(tensor: TensorPlan, method: Method) -> list[Any]:
+    """The stored tensors that are read to merge this one: base first, if the method or a comparison needs it."""
+    return ([tensor.base] if tensor.base and (method.uses_base or tensor.copy) else []) + list(tensor.models)
+
+
+def plan(
+    method: str | Method,
+    base: str | Path | None = None,
+    models: Mapping[str, str | Path] | Sequence[tuple[str, str | Path]] = (),
+    out: str | Path | None = None,
+    params: Mapping[str, Any] | None = None,
+    *,
+    task_specific: Sequence[str] = (),
+    rename: Mapping[str, Rename] | None = None,
+    dtype: str | None = None,
+    memory: str | int = "1GiB",
+    device: str = "auto",
+    overwrite: bool = False,
+) -> MergePlan:
+    """Check a merge of checkpoints on disk and lay out its result; reads headers only.
+
+    method: a method's name with its `params`, or a declared Method. base and models: folders, .safetensors files or Hub
+    names; `models` maps names to them, in the order of merging. task_specific: patterns of tensors kept per task;
+    rename: per model, (old, new) prefixes. dtype: of the result, base's by default. memory: bound of the engine's own
+    buffers. Raises InputError with every problem found.
+    """
+    problems: list[str] = []
+    pairs = list(models.items() if isinstance(models, Mapping) else models)
+    names = [name for name, _ in pairs]
+    problems += _name_problems(names, rename or {})
+    declared = _try(problems, lambda: method if isinstance(method, Method) else build(method, params or {}))
+    if declared is not None:
+        problems += declared.problems(names)
+        if declared.uses_base and base is None:
+            problems.append(f"{declared.name} needs a base model; pass --base")
+    code = DTYPE_NAMES.get(dtype) if dtype else None
+    if dtype and code is None:
+        problems.append(f"unknown dtype {dtype!r}{nearest(dtype, DTYPE_NAMES)}; there are {', '.join(DTYPE_NAMES)}")
+    budget = _try(problems, lambda: parse_bytes(memory))
+    if device not in ("auto", "cpu"):
+        problems.append(f"device {device!r}: checkpoints on disk are merged on the CPU; use auto or cpu")
+    opened = [_try(problems, lambda path=path, name=name: open_checkpoint(path, name)) for name, path in pairs]
+    lead = _try(problems, lambda: open_checkpoint(base, "base")) if base is not None else None
+    alignment = None
+    complete = [checkpoint for checkpoint in opened if checkpoint is not None]
+    if complete and len(complete) == len(opened) and (base is None or lead is not None):
+        alignment = _try(problems, lambda: align(lead, complete, task_specific=task_specific, rename=rename))
+    if problems or alignment is None or declared is None or budget is None:
+        raise InputError(problems)
+
+    passes = declared.passes(names)
+    layouts, heads = _layouts(declared, passes, alignment, lead or complete[0], names, code)
+    chunk = _chunk(layouts, alignment, budget, problems)
+    destination = None if out is None else Path(out).expanduser()
+    if destination is not None:
+        total = sum(layout.total_bytes for layout in (*layouts.values(), *heads.values()))
+        problems += output_problems(destination, total, overwrite, [c.path for c in (lead, *complete) if c])
+    if problems:
+        raise InputError(problems)
+    sources = {name: str(path) for name, path in pairs} | ({} if base is None else {"base": str(base)})
+    return MergePlan(
+        declared,
+        lead,
+        tuple(complete),
+        sources,
+        alignment,
+        passes,
+        layouts,
+        heads,
+        destination,
+        overwrite,
+        code,
+        chunk,
+        budget,
+        alignment.notes,
+    )
+
+
+def parse_bytes(text: str | int) -> int:
+    """ "8GiB", "500MB" or a number as bytes."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(text))
+    if not match or match[2].upper() not in UNITS:
+        raise InputError(f"memory {text!r}: expected a size such as 8GiB or 500MB")
+    return int(float(match[1]) * UNITS[match[2].upper()])
+
+
+def output_problems(out: Path, total: int, overwrite: bool, inputs: Sequence[Path]) -> list[str]:
+    """What keeps `total` bytes from being written to the folder `out`."""
+    problems = []
+    resolved = out.resolve()
+    for path in (p.resolve() for p in inputs):
+        if path == resolved or resolved in path.parents:
+            problems.append(f"{out}: would overwrite the input {path}; choose another output folder")
+    if out.exists() or out.is_symlink():
+        if not overwrite:
+            problems.append(f"{out}: exists already; choose another output folder, or pass --overwrite")
+        elif not out.is_dir() or out.is_symlink():
+            problems.append(f"{out}: is no folder, and is not overwritten")
+    parent = next(folder for folder in resolved.parents if folder.exists())
+    if not parent.is_dir():
+        return [*problems, f"{out}: {parent} is no folder"]
+    free = shutil.disk_usage(parent).free
+    if total > free:
+        problems.append(f"{out}: the result takes {total:,} bytes, {parent} has {free:,} free; make room")
+    return problems
+
+
+def _try(problems: list[str], call: Any) -> Any:
+    try:
+        return call()
+    except InputError as error:
+        problems += error.problems
+        return None
+
+
+def _name_problems(names: Sequence[str], rename: Mapping[str, Rename]) -> list[str]:
+    problems = []
+    if not 1 <= len(names) <= MAX_MODELS:
+        problems.append(f"1 to {MAX_MODELS} models can be merged, these are {len(names)}; pass --model NAME=FOLDER")
+    for name in dict.fromkeys(names):
+        if names.count(name) > 1:
+            problems.append(f"{names.count(name)} models are called {name!r}; give each a name of its own")
+        if not MODEL_NAME.fullmatch(name) or name == "base":
+            problems.append(f"model name {name!r}: expected letters, digits, '.', '_' and '-', and not 'base'")
+    problems += [f"--rename {n}: there is no model {n!r}{nearest(n, names)}" for n in rename if n not in names]
+    return problems
+
+
+def _layouts(
+    method: Method,
+    passes: Sequence[Pass],
+    alignment: Alignment,
+    lead: Checkpoint,
+    names: Sequence[str],
+    dtype: str | None,
+) -> tuple[dict[Written, Layout], dict[str, Layout]]:
+    """The output files by what they hold, and those of each task's own tensors."""
+    written = {kind for one in passes for kind in one.writes}
+    stamp = {"fastmerge.method": method.name}
+    merging = [tensor for tensor in alignment.tensors if not tensor.copy]
+    layouts: dict[Written, Layout] = {}
+    heads: dict[str, Layout] = {}
+    if "merged" in written:
+        entries = {t.name: (t.name, t.dtype, t.shape) for t in alignment.base_specific}
+        for tensor in alignment.tensors:
+            for name in (tensor.name, *tensor.aliases):
+                entries[name] = (name, tensor.dtype if tensor.copy else dtype or tensor.dtype, tensor.shape)
+        layouts["merged"] = plan_layout([entries[n] for n in lead.tensors if n in entries], "model", metadata=stamp)
+    if "unified" in written:
+        stamp |= {"fastmerge.format": "emr", "fastmerge.format_version": "1"}
+        unified = [(t.name, dtype or _unified_dtype(t.dtype), t.shape) for t in merging]
+        layouts["unified"] = plan_layout(unified, "unified", metadata=stamp)
+        masks = [(t.name, "U8", (len(names), -(-t.numel // 8))) for t in merging]
+        layouts["masks"] = plan_layout(masks, "masks", metadata=stamp)
+        for label, infos in alignment.task_specific.items():
+            if infos:
+                own = [(t.name, t.dtype, t.shape) for t in infos]
+                heads[label] = plan_layout(own, f"tasks/{label}/model", limit=1 << 62)
+    return layouts, heads
+
+
+def _unified_dtype(dtype: str) -> str:
+    return "BF16" if DTYPES[dtype] == 2 else dtype
+
+
+def _chunk(layouts: Mapping[Written, Layout], alignment: Alignment, budget: int, problems: list[str]) -> int:
+    """Elements worked on at a time: as many as the memory budget allows, up to MAX_CHUNK."""
+    places = [
+        sum(p.stop - p.start for layout in layouts.values() if (p := layout.places.get(t.name))) / max(1, t.numel)
+        for t in alignment.tensors
+        if t.numel >= BLOCK
+    ]
+    per_element = max(places, default=8.0) + 8  # and a float64 for what an op keeps between two others
+    chunk = MAX_CHUNK
+    while chunk > BLOCK and chunk * per_element * SLOTS > budget:
+        chunk //= 2
+    if chunk * per_element * SLOTS > budget:
+        least = int(chunk * per_element * SLOTS)
+        problems.append(f"memory {budget:,} bytes: this merge needs at least {least:,}")
+    return chunk
