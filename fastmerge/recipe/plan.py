@@ -56,6 +56,10 @@ class MergePlan:
         """The checkpoint whose names, order, configuration and tokenizer the output takes."""
         return self.base or self.models[0]
 
+    def stored_dtype(self, tensor: TensorPlan) -> str:
+        """What a unified task vector is stored in: --dtype, bfloat16 for 16-bit tensors, else the tensor's own."""
+        return self.dtype or _unified_dtype(tensor.dtype)
+
     @property
     def parameters(self) -> int:
         return sum(tensor.numel for tensor in self.alignment.tensors)
