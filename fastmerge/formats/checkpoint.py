@@ -94,7 +94,7 @@ def _locate(path: str, label: str) -> Path:
         if root.is_file() and root.suffix != ".safetensors":
             raise InputError(f"{label}: {root} is no safetensors file; {_convert(root.suffix)}")
         return root
-    if not HUB_NAME.fullmatch(path):
+    if not HUB_NAME.fullmatch(path) or root.parent.is_dir():
         raise InputError(f"{label}: {path} does not exist; give a folder, a .safetensors file, or a Hub name (org/name)")
     from huggingface_hub import snapshot_download
 

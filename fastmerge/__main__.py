@@ -1,0 +1,5 @@
+"""python -m fastmerge"""
+
+from .cli import main
+
+main()
