@@ -1,0 +1,121 @@
+"""The CPU backend: C++ kernels compiled for several instruction sets, the best of which is chosen when loaded.
+
+FASTMERGE_ISA=base|v3|v4 chooses another, FASTMERGE_THREADS the number of threads (all cores by default).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+try:
+    from . import _native
+except ImportError as error:
+    raise ImportError(f"the C++ extension was not built; install fastmerge where a C++20 compiler is ({error})") from error
+
+DTYPES = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2, torch.float64: 3}
+
+isa = _native.isa
+set_threads = _native.set_threads
+threads = _native.threads
+
+
+def _models(models: Sequence[Tensor]) -> tuple[list[int], list[int]]:
+    return [m.data_ptr() for m in models], [DTYPES[m.dtype] for m in models]
+
+
+def elect(base: Tensor, models: Sequence[Tensor], unified: Tensor, masks: Tensor, sums: Tensor) -> None:
+    _native.elect(
+        base.numel(),
+        base.data_ptr(),
+        DTYPES[base.dtype],
+        *_models(models),
+        unified.data_ptr(),
+        DTYPES[unified.dtype],
+        masks.data_ptr(),
+        sums.data_ptr(),
+    )
+
+
+def modulate(base: Tensor, unified: Tensor, mask: Tensor, scale: float, out: Tensor) -> None:
+    _native.modulate(
+        base.numel(),
+        base.data_ptr(),
+        DTYPES[base.dtype],
+        unified.data_ptr(),
+        DTYPES[unified.dtype],
+        mask.data_ptr(),
+        scale,
+        out.data_ptr(),
+        DTYPES[out.dtype],
+    )
+
+
+def mask_against(base: Tensor, models: Sequence[Tensor], merged: Tensor, masks: Tensor, sums: Tensor) -> None:
+    _native.mask_against(
+        base.numel(),
+        base.data_ptr(),
+        DTYPES[base.dtype],
+        *_models(models),
+        merged.data_ptr(),
+        DTYPES[merged.dtype],
+        masks.data_ptr(),
+        sums.data_ptr(),
+    )
+
+
+def combine(
+    base: Tensor | None,
+    models: Sequence[Tensor],
+    weights: Sequence[float],
+    divisor: float,
+    scale: float,
+    consensus: str,
+    as_delta: bool,
+    out: Tensor,
+) -> int:
+    return _native.combine(
+        out.numel(),
+        0 if base is None else base.data_ptr(),
+        0 if base is None else DTYPES[base.dtype],
+        *_models(models),
+        list(weights),
+        divisor,
+        scale,
+        consensus == "max",
+        as_delta,
+        out.data_ptr(),
+        DTYPES[out.dtype],
+    )
+
+
+def delta_sum(base: Tensor, models: Sequence[Tensor], weights: Sequence[float], out: Tensor) -> None:
+    _native.delta_sum(
+        base.numel(),
+        base.data_ptr(),
+        DTYPES[base.dtype],
+        *_models(models),
+        list(weights),
+        out.data_ptr(),
+        DTYPES[out.dtype],
+    )
+
+
+def moments(base: Tensor, models: Sequence[Tensor], sums: Tensor, nonfinite: Tensor) -> None:
+    _native.moments(
+        base.numel(), base.data_ptr(), DTYPES[base.dtype], *_models(models), sums.data_ptr(), nonfinite.data_ptr()
+    )
+
+
+def inner_products(g: Tensor, models: Sequence[Tensor], sums: Tensor) -> None:
+    _native.inner_products(g.numel(), g.data_ptr(), DTYPES[g.dtype], *_models(models), sums.data_ptr())
+
+
+def pack_bits(mask: Tensor, out: Tensor) -> None:
+    _native.pack_bits(mask.numel(), mask.data_ptr(), out.data_ptr())
+
+
+def unpack_bits(packed: Tensor, out: Tensor) -> None:
+    _native.unpack_bits(out.numel(), packed.data_ptr(), out.data_ptr())

@@ -1,0 +1,58 @@
+// What module.cpp and the ops agree on: arguments of each op, and one function per op and instruction set that computes
+// a block of at most 65 536 elements. Plain data only: code compiled for one instruction set must not share inline
+// functions with another, or the linker may keep the wrong copy.
+#pragma once
+#include <cstdint>
+
+namespace fm {
+
+enum DType : int { BF16, F16, F32, F64 };
+constexpr int64_t BLOCK = 65536;
+constexpr int MAX_MODELS = 64;
+
+struct In {
+    const void *data;
+    int dtype;
+};
+struct Out {
+    void *data;
+    int dtype;
+};
+
+struct Args {
+    In base;              // data is null where an op has no base
+    const In *models;     // K of them
+    int models_count;
+    In merged;            // mask_against: τ_m; modulate: the unified task vector
+    Out out;              // unified, merged or modulated
+    uint8_t *masks;       // rows of `mask_stride` bytes (modulate: one row, read)
+    int64_t mask_stride;
+    const double *weights;
+    double divisor, scale;
+    bool consensus_max, as_delta;
+    bool wide;            // working type float64
+    bool streaming;       // out is large and aligned: write it past the cache
+};
+
+// `begin` is a multiple of BLOCK. `sums` is the block's own result: elect and mask_against 2K, moments 4K, inner_products
+// 2K + 1, combine none. The return value counts non-finite results (combine) or is 0; moments adds K counts to `counts`.
+#define FM_DECLARE(isa)                                                                                   \
+    namespace isa {                                                                                       \
+    int64_t elect(const Args &, int64_t begin, int64_t n, double *sums, int64_t *counts);                 \
+    int64_t modulate(const Args &, int64_t begin, int64_t n, double *sums, int64_t *counts);              \
+    int64_t mask_against(const Args &, int64_t begin, int64_t n, double *sums, int64_t *counts);          \
+    int64_t combine(const Args &, int64_t begin, int64_t n, double *sums, int64_t *counts);               \
+    int64_t delta_sum(const Args &, int64_t begin, int64_t n, double *sums, int64_t *counts);             \
+    int64_t moments(const Args &, int64_t begin, int64_t n, double *sums, int64_t *counts);               \
+    int64_t inner_products(const Args &, int64_t begin, int64_t n, double *sums, int64_t *counts);        \
+    int64_t pack_bits(const Args &, int64_t begin, int64_t n, double *sums, int64_t *counts);             \
+    int64_t unpack_bits(const Args &, int64_t begin, int64_t n, double *sums, int64_t *counts);           \
+    }
+FM_DECLARE(base)
+FM_DECLARE(v3)
+FM_DECLARE(v4)
+#undef FM_DECLARE
+
+using BlockFn = int64_t (*)(const Args &, int64_t, int64_t, double *, int64_t *);
+
+}  // namespace fm

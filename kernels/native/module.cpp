@@ -1,0 +1,216 @@
+// Binds the ops: chooses the instruction set, cuts tensors into blocks for the thread pool, adds block sums in order.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "kernels.hpp"
+#include "parallel.hpp"
+
+namespace nb = nanobind;
+
+namespace fm {
+namespace {
+
+constexpr int64_t STREAMING_MIN = 1 << 20;  // bytes of output beyond which it would only push inputs out of the cache
+
+enum Isa { BASE, V3, V4 };
+const char *const ISA_NAMES[] = {"base", "v3", "v4"};
+
+bool supported(Isa isa) {
+#if defined(FM_HAS_v4)
+    __builtin_cpu_init();
+    const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2") &&
+                    __builtin_cpu_supports("f16c");
+    if (isa == V3) return v3;
+    if (isa == V4)
+        return v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#endif
+    return isa == BASE;
+}
+
+Isa choose_isa() {
+    if (const char *text = std::getenv("FASTMERGE_ISA")) {
+        for (Isa isa : {BASE, V3, V4})
+            if (std::string(text) == ISA_NAMES[isa]) {
+                if (supported(isa)) return isa;
+                throw std::runtime_error(std::string("FASTMERGE_ISA=") + text + ": this processor does not have it");
+            }
+        throw std::runtime_error(std::string("FASTMERGE_ISA=") + text + ": expected base, v3 or v4");
+    }
+    return supported(V4) ? V4 : supported(V3) ? V3 : BASE;
+}
+
+Isa isa = BASE;
+
+#ifdef FM_HAS_v4
+#define FM_KERNEL(op) (isa == V4 ? v4::op : isa == V3 ? v3::op : base::op)
+#else
+#define FM_KERNEL(op) (base::op)
+#endif
+
+using Tensor = std::pair<uintptr_t, int>;  // address, dtype
+
+In input(uintptr_t address, int dtype) { return {reinterpret_cast<const void *>(address), dtype}; }
+
+// The arguments that most ops share, with their models.
+struct Call {
+    Args args{};
+    std::vector<In> models;
+
+    Call(uintptr_t base, int base_dtype, const std::vector<uintptr_t> &addresses, const std::vector<int> &dtypes) {
+        args.base = input(base, base_dtype);
+        args.wide = base && base_dtype == F64;
+        for (size_t k = 0; k < addresses.size(); ++k) {
+            models.push_back(input(addresses[k], dtypes[k]));
+            args.wide |= dtypes[k] == F64;
+        }
+        args.models = models.data();
+        args.models_count = int(models.size());
+        args.divisor = args.scale = 1;
+    }
+    void write(uintptr_t out, int dtype, int64_t n) {
+        args.out = {reinterpret_cast<void *>(out), dtype};
+        args.streaming = out % 64 == 0 && n * (dtype == F64 ? 8 : dtype == F32 ? 4 : 2) >= STREAMING_MIN;
+    }
+    void masks(uintptr_t address, int64_t n) {
+        args.masks = reinterpret_cast<uint8_t *>(address);
+        args.mask_stride = (n + 7) / 8;
+    }
+};
+
+// Runs a kernel over all blocks with `width` sums each; `fold(block's sums, counts)` is called in block order.
+template <class Fold>
+int64_t run(BlockFn kernel, const Args &args, int64_t n, int width, int counted, Fold fold) {
+    nb::gil_scoped_release release;
+    const int64_t blocks = (n + BLOCK - 1) / BLOCK;
+    std::vector<double> sums(blocks * width);
+    std::vector<int64_t> counts(blocks * counted), results(blocks);
+    parallel_for(blocks, [&](int64_t i) {
+        const int64_t begin = i * BLOCK, size = n - begin < BLOCK ? n - begin : BLOCK;
+        results[i] = kernel(args, begin, size, sums.data() + i * width, counts.data() + i * counted);
+    });
+    int64_t result = 0;
+    for (int64_t i = 0; i < blocks; ++i) {
+        fold(sums.data() + i * width, counts.data() + i * counted);
+        result += results[i];
+    }
+    return result;
+}
+void no_fold(const double *, const int64_t *) {}
+
+auto add_to(uintptr_t sums, int width) {
+    return [to = reinterpret_cast<double *>(sums), width](const double *block, const int64_t *) {
+        for (int j = 0; j < width; ++j) to[j] += block[j];
+    };
+}
+
+using Addresses = std::vector<uintptr_t>;
+using Dtypes = std::vector<int>;
+
+void elect(int64_t n, uintptr_t base, int base_dtype, const Addresses &models, const Dtypes &dtypes, uintptr_t unified,
+           int unified_dtype, uintptr_t masks, uintptr_t sums) {
+    Call call(base, base_dtype, models, dtypes);
+    call.write(unified, unified_dtype, n);
+    call.masks(masks, n);
+    const int width = 2 * int(models.size());
+    run(FM_KERNEL(elect), call.args, n, width, 0, add_to(sums, width));
+}
+
+void mask_against(int64_t n, uintptr_t base, int base_dtype, const Addresses &models, const Dtypes &dtypes,
+                  uintptr_t merged, int merged_dtype, uintptr_t masks, uintptr_t sums) {
+    Call call(base, base_dtype, models, dtypes);
+    call.args.merged = input(merged, merged_dtype);
+    call.args.wide |= merged_dtype == F64;
+    call.masks(masks, n);
+    const int width = 2 * int(models.size());
+    run(FM_KERNEL(mask_against), call.args, n, width, 0, add_to(sums, width));
+}
+
+void modulate(int64_t n, uintptr_t base, int base_dtype, uintptr_t unified, int unified_dtype, uintptr_t mask,
+              double scale, uintptr_t out, int out_dtype) {
+    Call call(base, base_dtype, {}, {});
+    call.args.merged = input(unified, unified_dtype);
+    call.args.wide |= unified_dtype == F64;
+    call.args.scale = scale;
+    call.masks(mask, n);
+    call.write(out, out_dtype, n);
+    run(FM_KERNEL(modulate), call.args, n, 0, 0, no_fold);
+}
+
+int64_t combine(int64_t n, uintptr_t base, int base_dtype, const Addresses &models, const Dtypes &dtypes,
+                const std::vector<double> &weights, double divisor, double scale, bool consensus_max, bool as_delta,
+                uintptr_t out, int out_dtype) {
+    Call call(base, base_dtype, models, dtypes);
+    call.args.weights = weights.data();
+    call.args.divisor = divisor, call.args.scale = scale;
+    call.args.consensus_max = consensus_max, call.args.as_delta = as_delta;
+    call.write(out, out_dtype, n);
+    return run(FM_KERNEL(combine), call.args, n, 0, 0, no_fold);
+}
+
+void delta_sum(int64_t n, uintptr_t base, int base_dtype, const Addresses &models, const Dtypes &dtypes,
+               const std::vector<double> &weights, uintptr_t out, int out_dtype) {
+    Call call(base, base_dtype, models, dtypes);
+    call.args.weights = weights.data();
+    call.args.as_delta = true;
+    call.write(out, out_dtype, n);
+    run(FM_KERNEL(delta_sum), call.args, n, 0, 0, no_fold);
+}
+
+void moments(int64_t n, uintptr_t base, int base_dtype, const Addresses &models, const Dtypes &dtypes, uintptr_t sums,
+             uintptr_t nonfinite) {
+    Call call(base, base_dtype, models, dtypes);
+    const int k = int(models.size());
+    auto *to = reinterpret_cast<double *>(sums);
+    auto *bad = reinterpret_cast<int64_t *>(nonfinite);
+    run(FM_KERNEL(moments), call.args, n, 4 * k, k, [=](const double *block, const int64_t *counts) {
+        for (int j = 0; j < 3 * k; ++j) to[j] += block[j];
+        for (int j = 3 * k; j < 4 * k; ++j) to[j] = block[j] > to[j] ? block[j] : to[j];
+        for (int j = 0; j < k; ++j) bad[j] += counts[j];
+    });
+}
+
+void inner_products(int64_t n, uintptr_t g, int g_dtype, const Addresses &models, const Dtypes &dtypes,
+                    uintptr_t sums) {
+    Call call(g, g_dtype, models, dtypes);
+    const int width = 2 * int(models.size()) + 1;
+    run(FM_KERNEL(inner_products), call.args, n, width, 0, add_to(sums, width));
+}
+
+void pack_bits(int64_t n, uintptr_t mask, uintptr_t out) {
+    Call call(mask, BF16, {}, {});
+    call.masks(out, n);
+    run(FM_KERNEL(pack_bits), call.args, n, 0, 0, no_fold);
+}
+
+void unpack_bits(int64_t n, uintptr_t packed, uintptr_t out) {
+    Call call(0, BF16, {}, {});
+    call.masks(packed, n);
+    call.args.out = {reinterpret_cast<void *>(out), BF16};
+    run(FM_KERNEL(unpack_bits), call.args, n, 0, 0, no_fold);
+}
+
+}  // namespace
+}  // namespace fm
+
+NB_MODULE(_native, m) {
+    fm::isa = fm::choose_isa();
+    m.def("elect", &fm::elect);
+    m.def("mask_against", &fm::mask_against);
+    m.def("modulate", &fm::modulate);
+    m.def("combine", &fm::combine);
+    m.def("delta_sum", &fm::delta_sum);
+    m.def("moments", &fm::moments);
+    m.def("inner_products", &fm::inner_products);
+    m.def("pack_bits", &fm::pack_bits);
+    m.def("unpack_bits", &fm::unpack_bits);
+    m.def("isa", [] { return std::string(fm::ISA_NAMES[fm::isa]); });
+    m.def("set_threads", &fm::set_threads);
+    m.def("threads", &fm::threads);
+}

@@ -1,0 +1,159 @@
+// Sixteen lanes of the working type, in the widest registers of the instruction set.
+//
+// Work goes in pairs of vectors, 32 elements. bfloat16 is split into even and odd elements (a shift and a mask widen a
+// whole register, no shuffle), other types into the first and second sixteen; a pair's mask bits and sums know which.
+#pragma once
+#include "numeric.hpp"
+#if defined(FM_ISA_v3) || defined(FM_ISA_v4)
+#include <immintrin.h>
+#endif
+
+namespace fm::FM_ISA {
+
+constexpr int PAIR = 32;
+
+template <class W> struct Lanes;  // of mask words
+template <> struct Lanes<float> { using type = int32_t; };
+template <> struct Lanes<double> { using type = int64_t; };
+
+// The portable form: loops over arrays, which compilers vectorise.
+template <class W> struct Vec {
+    W v[16];
+    struct Mask {
+        typename Lanes<W>::type m[16];
+        uint32_t bits() const {
+            uint32_t b = 0;
+            for (int i = 0; i < 16; ++i) b |= uint32_t(m[i] & 1) << i;
+            return b;
+        }
+        Mask operator&(const Mask &o) const {
+            Mask r;
+            for (int i = 0; i < 16; ++i) r.m[i] = m[i] & o.m[i];
+            return r;
+        }
+        static Mask from(uint32_t b) {
+            Mask r;
+            for (int i = 0; i < 16; ++i) r.m[i] = -int(b >> i & 1);
+            return r;
+        }
+    };
+#define FM_EACH(expression) \
+    Vec r;                  \
+    for (int i = 0; i < 16; ++i) r.v[i] = (expression); \
+    return r
+    static Vec set(W x) { FM_EACH(x); }
+    static Vec load(const W *p) { FM_EACH(p[i]); }
+    void store(W *p) const {
+        for (int i = 0; i < 16; ++i) p[i] = v[i];
+    }
+    Vec operator+(const Vec &o) const { FM_EACH(v[i] + o.v[i]); }
+    Vec operator-(const Vec &o) const { FM_EACH(v[i] - o.v[i]); }
+    Vec operator*(const Vec &o) const { FM_EACH(v[i] * o.v[i]); }
+    Vec operator/(const Vec &o) const { FM_EACH(v[i] / o.v[i]); }
+    Vec abs() const { FM_EACH(v[i] < 0 ? -v[i] : v[i] == 0 ? W(0) : v[i]); }
+    Mask operator>(const Vec &o) const {
+        Mask r;
+        for (int i = 0; i < 16; ++i) r.m[i] = v[i] > o.v[i] ? -1 : 0;
+        return r;
+    }
+    static Vec select(const Mask &m, const Vec &a, const Vec &b) { FM_EACH(m.m[i] ? a.v[i] : b.v[i]); }
+    Vec negate_unless(const Mask &m) const { FM_EACH(m.m[i] ? v[i] : -v[i]); }
+#undef FM_EACH
+};
+
+// Thirty-two float64 sums, one a place of the pair: the lane order that every instruction set shares.
+template <class V> struct Sums {
+    double s[PAIR];
+    void clear() {
+        for (double &x : s) x = 0;
+    }
+    void add(const V &a, const V &b) {
+        for (int i = 0; i < 16; ++i) s[i] += a.v[i], s[16 + i] += b.v[i];
+    }
+    template <class W> void add_stored(const W *p) {
+        for (int i = 0; i < PAIR; ++i) s[i] += p[i];
+    }
+    // a·c and b·d in float64; exact for float32, so that fused or not makes no difference there
+    void add_product(const V &a, const V &b, const V &c, const V &d) {
+        for (int i = 0; i < 16; ++i) s[i] += double(a.v[i]) * c.v[i], s[16 + i] += double(b.v[i]) * d.v[i];
+    }
+    void store(double *p) const { memcpy(p, s, sizeof s); }
+    void load(const double *p) { memcpy(s, p, sizeof s); }
+};
+
+template <class T, class V, class W> static inline void load_pair_generic(const T *p, V &a, V &b) {
+    W x[PAIR];
+    for (int i = 0; i < PAIR; ++i) {
+        T t;
+        memcpy(&t, reinterpret_cast<const char *>(p) + i * sizeof(T), sizeof(T));
+        if constexpr (sizeof(T) == 2 && dtype_of<T> == BF16) x[(i & 1) * 16 + i / 2] = widen(t);
+        else x[i] = widen(t);
+    }
+    a = V::load(x), b = V::load(x + 16);
+}
+template <class T, class V, class W> static inline void store_pair_generic(T *p, const V &a, const V &b) {
+    W x[PAIR];
+    a.store(x), b.store(x + 16);
+    for (int i = 0; i < PAIR; ++i) {
+        T t;
+        narrow(dtype_of<T> == BF16 ? x[(i & 1) * 16 + i / 2] : x[i], t);
+        memcpy(reinterpret_cast<char *>(p) + i * sizeof(T), &t, sizeof(T));
+    }
+}
+
+static inline uint32_t spread(uint32_t x) {  // 16 bits to the even places of 32
+    x = (x | x << 8) & 0x00ff00ff, x = (x | x << 4) & 0x0f0f0f0f;
+    x = (x | x << 2) & 0x33333333;
+    return (x | x << 1) & 0x55555555;
+}
+static inline uint32_t gather(uint32_t x) {  // and back
+    x &= 0x55555555, x = (x | x >> 1) & 0x33333333;
+    x = (x | x >> 2) & 0x0f0f0f0f, x = (x | x >> 4) & 0x00ff00ff;
+    return (x | x >> 8) & 0xffff;
+}
+
+}  // namespace fm::FM_ISA
+
+#if defined(FM_ISA_v4)
+#include "simd_v4.hpp"
+#elif defined(FM_ISA_v3)
+#include "simd_v3.hpp"
+#else
+namespace fm::FM_ISA {
+using VF = Vec<float>;
+static inline void prefetch(const void *p) { __builtin_prefetch(p); }
+static inline void fence() {}
+template <class T> static inline void load_pair(const T *p, VF &a, VF &b) { load_pair_generic<T, VF, float>(p, a, b); }
+template <class T> static inline void store_pair(T *p, const VF &a, const VF &b, bool) {
+    store_pair_generic<T, VF, float>(p, a, b);
+}
+}  // namespace fm::FM_ISA
+#endif
+
+namespace fm::FM_ISA {
+using VD = Vec<double>;
+static inline void load_pair(const double *p, VD &a, VD &b) { load_pair_generic<double, VD, double>(p, a, b); }
+static inline void store_pair(double *p, const VD &a, const VD &b, bool) { store_pair_generic<double, VD, double>(p, a, b); }
+
+template <class T> struct Working { using V = VF; using W = float; };
+template <> struct Working<double> { using V = VD; using W = double; };
+
+// The 32 mask bits of a pair in element order, and back.
+template <class T, class M> static inline uint32_t pair_bits(const M &a, const M &b) {
+    return dtype_of<T> == BF16 ? spread(a.bits()) | spread(b.bits()) << 1 : a.bits() | b.bits() << 16;
+}
+template <class T, class M> static inline void split_bits(uint32_t x, M &a, M &b) {
+    if (dtype_of<T> == BF16) a = M::from(gather(x)), b = M::from(gather(x >> 1));
+    else a = M::from(x & 0xffff), b = M::from(x >> 16);
+}
+
+// A block's total: the sums in element order, added as a tree.
+template <class T, class S> static inline double total(const S &sums) {
+    double raw[PAIR], s[PAIR];
+    sums.store(raw);
+    for (int i = 0; i < PAIR; ++i) s[i] = dtype_of<T> == BF16 ? raw[(i & 1) * 16 + i / 2] : raw[i];
+    for (int width = PAIR / 2; width; width /= 2)
+        for (int i = 0; i < width; ++i) s[i] += s[i + width];
+    return s[0];
+}
+}  // namespace fm::FM_ISA

@@ -1,0 +1,118 @@
+// AVX2: a vector is two registers, a mask two more.
+#pragma once
+
+namespace fm::FM_ISA {
+
+struct VF {
+    __m256 v, w;
+    struct Mask {
+        __m256 m, n;
+        uint32_t bits() const { return uint32_t(_mm256_movemask_ps(m)) | uint32_t(_mm256_movemask_ps(n)) << 8; }
+        Mask operator&(const Mask &o) const { return {_mm256_and_ps(m, o.m), _mm256_and_ps(n, o.n)}; }
+        static __m256 lanes(uint32_t b) {
+            const __m256i place = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+            return _mm256_castsi256_ps(_mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(int(b)), place), place));
+        }
+        static Mask from(uint32_t b) { return {lanes(b & 0xff), lanes(b >> 8)}; }
+    };
+    static VF set(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+    static VF load(const float *p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+    void store(float *p) const { _mm256_storeu_ps(p, v), _mm256_storeu_ps(p + 8, w); }
+    VF operator+(const VF &o) const { return {_mm256_add_ps(v, o.v), _mm256_add_ps(w, o.w)}; }
+    VF operator-(const VF &o) const { return {_mm256_sub_ps(v, o.v), _mm256_sub_ps(w, o.w)}; }
+    VF operator*(const VF &o) const { return {_mm256_mul_ps(v, o.v), _mm256_mul_ps(w, o.w)}; }
+    VF operator/(const VF &o) const { return {_mm256_div_ps(v, o.v), _mm256_div_ps(w, o.w)}; }
+    VF abs() const {
+        const __m256 sign = _mm256_set1_ps(-0.0f);
+        return {_mm256_andnot_ps(sign, v), _mm256_andnot_ps(sign, w)};
+    }
+    Mask operator>(const VF &o) const {
+        return {_mm256_cmp_ps(v, o.v, _CMP_GT_OQ), _mm256_cmp_ps(w, o.w, _CMP_GT_OQ)};
+    }
+    static VF select(const Mask &m, const VF &a, const VF &b) {
+        return {_mm256_blendv_ps(b.v, a.v, m.m), _mm256_blendv_ps(b.w, a.w, m.n)};
+    }
+    VF negate_unless(const Mask &m) const {
+        const __m256 sign = _mm256_set1_ps(-0.0f);
+        return {_mm256_xor_ps(v, _mm256_andnot_ps(m.m, sign)), _mm256_xor_ps(w, _mm256_andnot_ps(m.n, sign))};
+    }
+};
+
+template <> struct Sums<VF> {
+    __m256d s[8];
+    void clear() {
+        for (__m256d &x : s) x = _mm256_setzero_pd();
+    }
+    static __m256d part(const VF &x, int i) {
+        __m256 half = i < 2 ? x.v : x.w;
+        return _mm256_cvtps_pd(i & 1 ? _mm256_extractf128_ps(half, 1) : _mm256_castps256_ps128(half));
+    }
+    void add(const VF &a, const VF &b) {
+        for (int i = 0; i < 4; ++i) {
+            s[i] = _mm256_add_pd(s[i], part(a, i));
+            s[4 + i] = _mm256_add_pd(s[4 + i], part(b, i));
+        }
+    }
+    void add_stored(const float *p) {
+        for (int i = 0; i < 8; ++i) s[i] = _mm256_add_pd(s[i], _mm256_cvtps_pd(_mm_loadu_ps(p + 4 * i)));
+    }
+    void add_product(const VF &a, const VF &b, const VF &c, const VF &d) {
+        for (int i = 0; i < 4; ++i) {
+            s[i] = _mm256_fmadd_pd(part(a, i), part(c, i), s[i]);
+            s[4 + i] = _mm256_fmadd_pd(part(b, i), part(d, i), s[4 + i]);
+        }
+    }
+    void store(double *p) const {
+        for (int i = 0; i < 8; ++i) _mm256_storeu_pd(p + 4 * i, s[i]);
+    }
+    void load(const double *p) {
+        for (int i = 0; i < 8; ++i) s[i] = _mm256_loadu_pd(p + 4 * i);
+    }
+};
+
+static inline void prefetch(const void *p) { _mm_prefetch(static_cast<const char *>(p), _MM_HINT_T0); }
+static inline void fence() { _mm_sfence(); }
+
+static inline void put(void *p, __m256i x, bool streaming) {
+    if (streaming) _mm256_stream_si256(static_cast<__m256i *>(p), x);
+    else _mm256_storeu_si256(static_cast<__m256i *>(p), x);
+}
+
+static inline void load_pair(const bf16 *p, VF &a, VF &b) {
+    const __m256i *q = reinterpret_cast<const __m256i *>(p);
+    const __m256i upper = _mm256_set1_epi32(int(0xffff0000));
+    __m256i x = _mm256_loadu_si256(q), y = _mm256_loadu_si256(q + 1);
+    a = {_mm256_castsi256_ps(_mm256_slli_epi32(x, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(y, 16))};
+    b = {_mm256_castsi256_ps(_mm256_and_si256(x, upper)), _mm256_castsi256_ps(_mm256_and_si256(y, upper))};
+}
+static inline void load_pair(const fp16 *p, VF &a, VF &b) {
+    const __m128i *q = reinterpret_cast<const __m128i *>(p);
+    a = {_mm256_cvtph_ps(_mm_loadu_si128(q)), _mm256_cvtph_ps(_mm_loadu_si128(q + 1))};
+    b = {_mm256_cvtph_ps(_mm_loadu_si128(q + 2)), _mm256_cvtph_ps(_mm_loadu_si128(q + 3))};
+}
+static inline void load_pair(const float *p, VF &a, VF &b) { a = VF::load(p), b = VF::load(p + 16); }
+
+static inline __m256i rounded_bf16(__m256 x) {  // the result stands in the upper halves
+    __m256i u = _mm256_castps_si256(x);
+    __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
+    __m256 r = _mm256_castsi256_ps(_mm256_add_epi32(u, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))));
+    __m256 nan = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fc00000));
+    return _mm256_castps_si256(_mm256_blendv_ps(r, nan, _mm256_cmp_ps(x, x, _CMP_UNORD_Q)));
+}
+static inline void store_pair(bf16 *p, const VF &a, const VF &b, bool streaming) {
+    __m256i x = _mm256_blend_epi16(_mm256_srli_epi32(rounded_bf16(a.v), 16), rounded_bf16(b.v), 0xaa);
+    __m256i y = _mm256_blend_epi16(_mm256_srli_epi32(rounded_bf16(a.w), 16), rounded_bf16(b.w), 0xaa);
+    put(p, x, streaming), put(p + 16, y, streaming);
+}
+static inline __m256i rounded_fp16(const VF &x) {
+    return _mm256_set_m128i(_mm256_cvtps_ph(x.w, _MM_FROUND_TO_NEAREST_INT), _mm256_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT));
+}
+static inline void store_pair(fp16 *p, const VF &a, const VF &b, bool streaming) {
+    put(p, rounded_fp16(a), streaming), put(p + 16, rounded_fp16(b), streaming);
+}
+static inline void store_pair(float *p, const VF &a, const VF &b, bool streaming) {
+    put(p, _mm256_castps_si256(a.v), streaming), put(p + 8, _mm256_castps_si256(a.w), streaming);
+    put(p + 16, _mm256_castps_si256(b.v), streaming), put(p + 24, _mm256_castps_si256(b.w), streaming);
+}
+
+}  // namespace fm::FM_ISA

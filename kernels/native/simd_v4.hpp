@@ -1,0 +1,91 @@
+// AVX-512: a vector is one register, a mask a mask register.
+#pragma once
+
+namespace fm::FM_ISA {
+
+struct VF {
+    __m512 v;
+    struct Mask {
+        __mmask16 m;
+        uint32_t bits() const { return m; }
+        Mask operator&(Mask o) const { return {__mmask16(m & o.m)}; }
+        static Mask from(uint32_t b) { return {__mmask16(b)}; }
+    };
+    static VF set(float x) { return {_mm512_set1_ps(x)}; }
+    static VF load(const float *p) { return {_mm512_loadu_ps(p)}; }
+    void store(float *p) const { _mm512_storeu_ps(p, v); }
+    VF operator+(VF o) const { return {_mm512_add_ps(v, o.v)}; }
+    VF operator-(VF o) const { return {_mm512_sub_ps(v, o.v)}; }
+    VF operator*(VF o) const { return {_mm512_mul_ps(v, o.v)}; }
+    VF operator/(VF o) const { return {_mm512_div_ps(v, o.v)}; }
+    VF abs() const { return {_mm512_abs_ps(v)}; }
+    Mask operator>(VF o) const { return {_mm512_cmp_ps_mask(v, o.v, _CMP_GT_OQ)}; }
+    static VF select(Mask m, VF a, VF b) { return {_mm512_mask_mov_ps(b.v, m.m, a.v)}; }
+    VF negate_unless(Mask m) const {
+        return {_mm512_mask_xor_ps(v, __mmask16(~m.m), v, _mm512_set1_ps(-0.0f))};
+    }
+};
+
+template <> struct Sums<VF> {
+    __m512d s[4];
+    void clear() { s[0] = s[1] = s[2] = s[3] = _mm512_setzero_pd(); }
+    static __m512d low(VF x) { return _mm512_cvtps_pd(_mm512_castps512_ps256(x.v)); }
+    static __m512d high(VF x) { return _mm512_cvtps_pd(_mm512_extractf32x8_ps(x.v, 1)); }
+    void add(VF a, VF b) {
+        s[0] = _mm512_add_pd(s[0], low(a)), s[1] = _mm512_add_pd(s[1], high(a));
+        s[2] = _mm512_add_pd(s[2], low(b)), s[3] = _mm512_add_pd(s[3], high(b));
+    }
+    void add_stored(const float *p) {  // converting from memory spares the shuffle port
+        for (int i = 0; i < 4; ++i) s[i] = _mm512_add_pd(s[i], _mm512_cvtps_pd(_mm256_loadu_ps(p + 8 * i)));
+    }
+    void add_product(VF a, VF b, VF c, VF d) {
+        s[0] = _mm512_fmadd_pd(low(a), low(c), s[0]), s[1] = _mm512_fmadd_pd(high(a), high(c), s[1]);
+        s[2] = _mm512_fmadd_pd(low(b), low(d), s[2]), s[3] = _mm512_fmadd_pd(high(b), high(d), s[3]);
+    }
+    void store(double *p) const {
+        for (int i = 0; i < 4; ++i) _mm512_storeu_pd(p + 8 * i, s[i]);
+    }
+    void load(const double *p) {
+        for (int i = 0; i < 4; ++i) s[i] = _mm512_loadu_pd(p + 8 * i);
+    }
+};
+
+static inline void prefetch(const void *p) { _mm_prefetch(static_cast<const char *>(p), _MM_HINT_T0); }
+static inline void fence() { _mm_sfence(); }
+
+static inline void put(void *p, __m512i x, bool streaming) {
+    if (streaming) _mm512_stream_si512(static_cast<__m512i *>(p), x);
+    else _mm512_storeu_si512(p, x);
+}
+
+static inline void load_pair(const bf16 *p, VF &a, VF &b) {
+    __m512i x = _mm512_loadu_si512(p);
+    a.v = _mm512_castsi512_ps(_mm512_slli_epi32(x, 16));
+    b.v = _mm512_castsi512_ps(_mm512_and_si512(x, _mm512_set1_epi32(int(0xffff0000))));
+}
+static inline void load_pair(const fp16 *p, VF &a, VF &b) {
+    const __m256i *q = reinterpret_cast<const __m256i *>(p);
+    a.v = _mm512_cvtph_ps(_mm256_loadu_si256(q)), b.v = _mm512_cvtph_ps(_mm256_loadu_si256(q + 1));
+}
+static inline void load_pair(const float *p, VF &a, VF &b) { a = VF::load(p), b = VF::load(p + 16); }
+
+static inline __m512i rounded_bf16(__m512 x) {  // the result stands in the upper halves
+    __m512i u = _mm512_castps_si512(x);
+    __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
+    __m512i r = _mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    return _mm512_mask_mov_epi32(r, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), _mm512_set1_epi32(0x7fc00000));
+}
+static inline void store_pair(bf16 *p, VF a, VF b, bool streaming) {
+    __m512i even = _mm512_srli_epi32(rounded_bf16(a.v), 16);
+    put(p, _mm512_mask_mov_epi16(even, 0xaaaaaaaa, rounded_bf16(b.v)), streaming);
+}
+static inline void store_pair(fp16 *p, VF a, VF b, bool streaming) {
+    __m256i low = _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    __m256i high = _mm512_cvtps_ph(b.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    put(p, _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1), streaming);
+}
+static inline void store_pair(float *p, VF a, VF b, bool streaming) {
+    put(p, _mm512_castps_si512(a.v), streaming), put(p + 16, _mm512_castps_si512(b.v), streaming);
+}
+
+}  // namespace fm::FM_ISA
