@@ -1,0 +1,210 @@
+"""Every implementation of every op, discovered by file name, against the reference: to the bit, sums to 1e-12."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tensors import BF16, DTYPES, F16, F32, F64, assert_same_bits, assert_sums, make, poisoned
+from torch import Tensor
+
+from fastmerge import dispatch, ops
+
+KERNELS = Path(__file__).parents[2] / "kernels"
+SHARED = {"__init__", "module", "numeric", "parallel", "launch"}  # sources that are no op of their own
+MIXTURES = ((BF16, F32), (F32, BF16), (F16, BF16, F32), (BF16, BF16, F64), (F64, F16))
+SIZES = (0, 1, 7, 8, 31, 32, 33, 63, 64, 65, 511, 512, 513, 1009)
+BLOCK_SIZES = (65_535, 65_536, 65_537, 200_003)
+
+
+def implementations() -> list[tuple[str, str]]:
+    """(backend, op) for every source file that is not the reference."""
+    found = [(f.parent.name, f.stem) for f in sorted(KERNELS.glob("*/*")) if f.suffix in (".py", ".cpp")]
+    return [(backend, op) for backend, op in found if op not in SHARED]
+
+
+TESTED = [(backend, op) for backend, op in implementations() if backend != "reference"]
+
+
+def need(backend: str, op: str) -> None:
+    """Skip where this machine lacks what the backend needs, never where the backend is at fault."""
+    if backend == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU here; tests/cuda proves this backend in Triton's interpreter")
+    module = dispatch.load(backend)
+    if isinstance(module, str) and backend == "native" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        pytest.skip(module)
+    assert hasattr(module, op), f"{backend} has a file {op}, but no such function: {module}"
+
+
+def call(op: str, backend: str, inputs: list[Tensor], out: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
+    """The op's elementwise results and its sums. inputs: base (or g, or mask), then models."""
+    base, models = inputs[0], inputs[1:]
+    n, k = base.numel(), len(models)
+    masks, result = poisoned((k, ops.packed_bytes(n)), torch.uint8), poisoned((n,), out)
+    weights = [0.3 + 0.17 * i for i in range(k)]
+
+    def combine(first: Tensor | None, **options: object) -> tuple[Tensor, Tensor]:
+        merged, bad = ops.combine(first, models, weights, out=result.clone(), backend=backend, **options)  # type: ignore[arg-type]
+        return merged, torch.tensor(float(bad)).double()
+
+    if op == "elect":
+        e = ops.elect(base, models, out=(result, masks), backend=backend)
+        return [e.unified, e.masks], [e.magnitude, e.kept]
+    if op == "mask_against":
+        m = ops.mask_against(base, models[1:] or models, models[0], backend=backend)
+        return [m.masks], [m.magnitude, m.kept]
+    if op == "modulate":
+        bits = ops.pack_bits(models[-1].double() > 0, backend="reference")
+        return [ops.modulate(base, models[0], bits, 1.37, out=result, backend=backend)], []
+    if op == "combine":
+        variants = [
+            combine(base),
+            combine(None, normalize=True),
+            combine(base, consensus="max", scale=0.7),
+            combine(base, normalize=True, as_delta=True),
+        ]
+        return [merged for merged, _ in variants], [bad for _, bad in variants]
+    if op == "delta_sum":
+        return [ops.delta_sum(base, models, weights, backend=backend)], []
+    if op == "moments":
+        s = ops.moments(base, models, backend=backend)
+        return [s.peak, s.nonfinite], [s.magnitude, s.total, s.energy]
+    if op == "inner_products":
+        p = ops.inner_products(base, models, backend=backend)
+        return [], [p.dots, p.norms, p.gradient_norm]
+    if op == "pack_bits":
+        return [ops.pack_bits(base > 0, backend=backend)], []
+    assert op == "unpack_bits"
+    return [ops.unpack_bits(ops.pack_bits(base > 0, backend="reference"), (n,), backend=backend)], []
+
+
+def compare(op: str, backend: str, inputs: list[Tensor], out: torch.dtype, what: str) -> None:
+    exact, sums = call(op, backend, inputs, out)
+    expected_exact, expected_sums = call(op, "reference", inputs, out)
+    for i, (a, b) in enumerate(zip(exact, expected_exact, strict=True)):
+        assert_same_bits(a, b, f"{backend} {op} {what} result {i}")
+    for i, (a, b) in enumerate(zip(sums, expected_sums, strict=True)):
+        # Σ τ cancels: what it is right to is the sum of magnitudes.
+        slack = float(expected_sums[0].nan_to_num(0, 0, 0).abs().sum()) if (op, i) == ("moments", 1) else 0.0
+        if slack:
+            finite = b.isfinite()
+            assert ((a - b)[finite].abs() <= 1e-12 * slack).all(), f"{backend} {op} {what} sum {i}"
+        else:
+            dots = (op, i) == ("inner_products", 0)
+            assert_dots(a, b, inputs, what) if dots else assert_sums(a, b, ops.OPS[op].sums_rtol, f"{backend} {op} {what}")
+
+
+def assert_dots(actual: Tensor, expected: Tensor, inputs: list[Tensor], what: str) -> None:
+    """Inner products cancel too: what they are right to is Σ |g·θ|."""
+    for k, model in enumerate(inputs[1:]):
+        bound = (inputs[0].double() * model.double()).abs().sum()
+        if bound.isfinite():
+            assert (actual[k] - expected[k]).abs() <= 1e-12 * bound, f"inner_products {what} dot {k}"
+        else:
+            assert not actual[k].isfinite(), f"inner_products {what} dot {k}"
+
+
+def name(dtypes: tuple[torch.dtype, ...]) -> str:
+    return "+".join(str(d).removeprefix("torch.") for d in dtypes)
+
+
+def test_every_source_is_an_op() -> None:
+    """A file in kernels/ is an op with a record, or named as shared; every op has a reference."""
+    assert {op for _, op in implementations()} == set(ops.OPS)
+    assert {op for backend, op in implementations() if backend == "reference"} == set(ops.OPS)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 5, 8, 13])
+@pytest.mark.parametrize("dtypes", [*((d,) for d in DTYPES), *MIXTURES], ids=name)
+@pytest.mark.parametrize(("backend", "op"), TESTED)
+def test_conforms(backend: str, op: str, dtypes: tuple[torch.dtype, ...], k: int) -> None:
+    """Bits of the reference for every size, special value, odd address, and output dtype."""
+    need(backend, op)
+    for n in SIZES:
+        inputs = [
+            make(n, dtypes[i % len(dtypes)], seed=97 * i + n, special=n > 8, misaligned=(n + i) % 3 == 0)
+            for i in range(k + 1)
+        ]
+        compare(op, backend, inputs, dtypes[0] if n % 2 else dtypes[-1], f"n={n}")
+
+
+@pytest.mark.parametrize("special", [False, True], ids=["finite", "special"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("backend", "op"), TESTED)
+def test_conforms_around_blocks(backend: str, op: str, dtype: torch.dtype, special: bool) -> None:
+    """The same where a tensor is about a block, or several."""
+    need(backend, op)
+    for n in BLOCK_SIZES:
+        inputs = [make(n, dtype, seed=i + n, special=special) for i in range(4)]
+        compare(op, backend, inputs, dtype, f"n={n}")
+
+
+@pytest.mark.parametrize("out", DTYPES, ids=str)
+@pytest.mark.parametrize(("backend", "op"), [(b, o) for b, o in TESTED if o in ("elect", "modulate", "combine")])
+def test_rounds_once(backend: str, op: str, out: torch.dtype) -> None:
+    """float64 inputs near the middle of two 16-bit values, where rounding twice would go wrong."""
+    need(backend, op)
+    generator = torch.Generator().manual_seed(5)
+    middle = make(4096, BF16, 3, special=False).double() * (1 + 2.0**-8)
+    inputs = [middle * (1 + (torch.rand(4096, generator=generator).double() - 0.5) * 2.0**-30) for _ in range(3)]
+    inputs[0] = torch.zeros(4096).double()
+    compare(op, backend, inputs, out, str(out))
+
+
+@pytest.mark.parametrize("k", [32, 64])
+@pytest.mark.parametrize(("backend", "op"), TESTED)
+def test_conforms_with_many_models(backend: str, op: str, k: int) -> None:
+    need(backend, op)
+    compare(op, backend, [make(1009, BF16, seed=i) for i in range(k + 1)], BF16, f"k={k}")
+
+
+@pytest.fixture
+def threads() -> Callable[[int], None]:
+    need("native", "elect")
+    from fastmerge.kernels import native
+
+    before = native.threads()
+    yield native.set_threads
+    native.set_threads(before)
+
+
+@pytest.mark.parametrize("op", [op for backend, op in TESTED if backend == "native"])
+def test_threads_do_not_matter(op: str, threads: Callable[[int], None]) -> None:
+    """One, two and five threads give the same bits, sums included."""
+    inputs = [make(500_009, BF16, seed=i) for i in range(4)]
+    threads(1)
+    expected = call(op, "native", inputs, BF16)
+    for count in (2, 5):
+        threads(count)
+        for a, b in zip(sum(call(op, "native", inputs, BF16), []), sum(expected, []), strict=True):
+            assert_same_bits(a, b, f"{op} on {count} threads")
+
+
+@pytest.mark.parametrize("isa", ["base", "v3", "v4"])
+def test_instruction_sets_conform(isa: str, tmp_path: Path) -> None:
+    """The tests above once more in a process of its own, on every instruction set that this processor has."""
+    need("native", "elect")
+    env = os.environ | {"FASTMERGE_ISA": isa}
+    probe = [sys.executable, "-c", "import fastmerge.dispatch as d; m = d.load('native'); assert m.isa() == '" + isa + "'"]
+    tried = subprocess.run(probe, env=env, cwd=tmp_path, capture_output=True, text=True, check=False)
+    if tried.returncode:
+        assert "does not have it" in tried.stderr, tried.stderr
+        pytest.skip(f"this processor has no {isa}")
+    pytest_program = str(Path(sys.executable).parent / "pytest")
+    chosen = "(conforms or rounds or threads) and native and not instruction"
+    run = subprocess.run(
+        [pytest_program, __file__, "-k", chosen, "-q", "-x", "-n", "0", "-p", "no:cacheprovider", "-c", str(KERNELS.parent / "pyproject.toml")],
+        env=env,
+        cwd=KERNELS.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout[-4000:]
+    assert " passed" in run.stdout
