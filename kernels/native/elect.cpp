@@ -21,11 +21,11 @@ static void elect_strip(const T *const *in, int models, int n, Sink<T> &sink, ui
             s0 = k ? s0 + t0 : t0, s1 = k ? s1 + t1 : t1;
             t0.abs().store(sums.magnitude + k * STRIP + i), t1.abs().store(sums.magnitude + k * STRIP + i + 16);
         }
-        const auto up0 = s0 > zero, up1 = s1 > zero;
+        const auto down0 = s0.not_above(zero), down1 = s1.not_above(zero);
         V m0 = zero, m1 = zero;
         for (int k = 0; k < K; ++k) {  // from here on a task vector is positive where it agrees with the sum
-            V &t0 = tau[k][0] = tau[k][0].negate_unless(up0), &t1 = tau[k][1] = tau[k][1].negate_unless(up1);
-            m0 = V::select(t0 > m0, t0, m0), m1 = V::select(t1 > m1, t1, m1);
+            V &t0 = tau[k][0] = tau[k][0].negate_where(down0), &t1 = tau[k][1] = tau[k][1].negate_where(down1);
+            m0 = m0.or_larger(t0), m1 = m1.or_larger(t1);
         }
         for (int k = 0; k < K; ++k) {
             const auto a = tau[k][0] > zero, b = tau[k][1] > zero;
@@ -33,7 +33,7 @@ static void elect_strip(const T *const *in, int models, int n, Sink<T> &sink, ui
             V::select(a, m0, zero).store(sums.kept + k * STRIP + i);
             V::select(b, m1, zero).store(sums.kept + k * STRIP + i + 16);
         }
-        sink.put(i, V::select(up0, m0, zero - m0), V::select(up1, m1, zero - m1));
+        sink.put(i, V::select(down0, zero - m0, m0), V::select(down1, zero - m1, m1));
     }
 }
 

@@ -11,7 +11,7 @@ static void mask_strip(const T *const *in, int K, int n, uint32_t (*bits)[STRIP 
         V b0, b1, m0, m1;
         load_ahead(in[0] + i, b0, b1);
         load_ahead(in[1] + i, m0, m1);
-        const auto up0 = m0 > zero, up1 = m1 > zero;
+        const auto down0 = m0.not_above(zero), down1 = m1.not_above(zero);
         m0 = m0.abs(), m1 = m1.abs();
         const auto some0 = m0 > zero, some1 = m1 > zero;
         for (int k = 0; k < K; ++k) {
@@ -19,7 +19,7 @@ static void mask_strip(const T *const *in, int K, int n, uint32_t (*bits)[STRIP 
             load_ahead(in[2 + k] + i, x, y);
             x = x - b0, y = y - b1;
             x.abs().store(sums.magnitude + k * STRIP + i), y.abs().store(sums.magnitude + k * STRIP + i + 16);
-            const auto a = (x.negate_unless(up0) > zero) & some0, b = (y.negate_unless(up1) > zero) & some1;
+            const auto a = (x.negate_where(down0) > zero) & some0, b = (y.negate_where(down1) > zero) & some1;
             bits[k][i / PAIR] = pair_bits<T>(a, b);
             V::select(a, m0, zero).store(sums.kept + k * STRIP + i);
             V::select(b, m1, zero).store(sums.kept + k * STRIP + i + 16);

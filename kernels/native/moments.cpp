@@ -32,7 +32,7 @@ int64_t moments(const Args &a, int64_t begin, int64_t n, double *sums, int64_t *
                     x = x - b0, y = y - b1;
                     const V ax = x.abs(), ay = y.abs();
                     magnitude.add(ax, ay), plain.add(x, y), energy.add_product(x, y, x, y);
-                    p0 = V::select(ax > p0, ax, p0), p1 = V::select(ay > p1, ay, p1);
+                    p0 = p0.or_larger(ax), p1 = p1.or_larger(ay);
                     counts[k] += PAIR - std::popcount(pair_bits<T>(infinite > ax, infinite > ay));
                 }
                 magnitude.store(running[k][0]), plain.store(running[k][1]), energy.store(running[k][2]);

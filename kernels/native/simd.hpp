@@ -56,8 +56,14 @@ template <class W> struct Vec {
         for (int i = 0; i < 16; ++i) r.m[i] = v[i] > o.v[i] ? -1 : 0;
         return r;
     }
+    Mask not_above(const Vec &o) const {
+        Mask r;
+        for (int i = 0; i < 16; ++i) r.m[i] = v[i] > o.v[i] ? 0 : -1;
+        return r;
+    }
+    Vec or_larger(const Vec &o) const { FM_EACH(o.v[i] > v[i] ? o.v[i] : v[i]); }
     static Vec select(const Mask &m, const Vec &a, const Vec &b) { FM_EACH(m.m[i] ? a.v[i] : b.v[i]); }
-    Vec negate_unless(const Mask &m) const { FM_EACH(m.m[i] ? v[i] : -v[i]); }
+    Vec negate_where(const Mask &m) const { FM_EACH(m.m[i] ? -v[i] : v[i]); }
 #undef FM_EACH
 };
 
@@ -101,16 +107,22 @@ template <class T, class V, class W> static inline void store_pair_generic(T *p,
     }
 }
 
-static inline uint32_t spread(uint32_t x) {  // 16 bits to the even places of 32
+// 16 bits to the even places of 32, and back.
+#if defined(FM_ISA_v3) || defined(FM_ISA_v4)
+static inline uint32_t spread(uint32_t x) { return _pdep_u32(x, 0x55555555); }
+static inline uint32_t gather(uint32_t x) { return _pext_u32(x, 0x55555555); }
+#else
+static inline uint32_t spread(uint32_t x) {
     x = (x | x << 8) & 0x00ff00ff, x = (x | x << 4) & 0x0f0f0f0f;
     x = (x | x << 2) & 0x33333333;
     return (x | x << 1) & 0x55555555;
 }
-static inline uint32_t gather(uint32_t x) {  // and back
+static inline uint32_t gather(uint32_t x) {
     x &= 0x55555555, x = (x | x >> 1) & 0x33333333;
     x = (x | x >> 2) & 0x0f0f0f0f, x = (x | x >> 4) & 0x00ff00ff;
     return (x | x >> 8) & 0xffff;
 }
+#endif
 
 }  // namespace fm::FM_ISA
 

@@ -29,12 +29,18 @@ struct VF {
     Mask operator>(const VF &o) const {
         return {_mm256_cmp_ps(v, o.v, _CMP_GT_OQ), _mm256_cmp_ps(w, o.w, _CMP_GT_OQ)};
     }
+    Mask not_above(const VF &o) const {
+        return {_mm256_cmp_ps(v, o.v, _CMP_NGT_UQ), _mm256_cmp_ps(w, o.w, _CMP_NGT_UQ)};
+    }
+    VF or_larger(const VF &o) const {  // o > *this ? o : *this, as the instruction is defined
+        return {_mm256_max_ps(o.v, v), _mm256_max_ps(o.w, w)};
+    }
     static VF select(const Mask &m, const VF &a, const VF &b) {
         return {_mm256_blendv_ps(b.v, a.v, m.m), _mm256_blendv_ps(b.w, a.w, m.n)};
     }
-    VF negate_unless(const Mask &m) const {
+    VF negate_where(const Mask &m) const {
         const __m256 sign = _mm256_set1_ps(-0.0f);
-        return {_mm256_xor_ps(v, _mm256_andnot_ps(m.m, sign)), _mm256_xor_ps(w, _mm256_andnot_ps(m.n, sign))};
+        return {_mm256_xor_ps(v, _mm256_and_ps(m.m, sign)), _mm256_xor_ps(w, _mm256_and_ps(m.n, sign))};
     }
 };
 

@@ -20,10 +20,10 @@ struct VF {
     VF operator/(VF o) const { return {_mm512_div_ps(v, o.v)}; }
     VF abs() const { return {_mm512_abs_ps(v)}; }
     Mask operator>(VF o) const { return {_mm512_cmp_ps_mask(v, o.v, _CMP_GT_OQ)}; }
+    Mask not_above(VF o) const { return {_mm512_cmp_ps_mask(v, o.v, _CMP_NGT_UQ)}; }
+    VF or_larger(VF o) const { return {_mm512_max_ps(o.v, v)}; }  // o > *this ? o : *this, as the instruction is defined
     static VF select(Mask m, VF a, VF b) { return {_mm512_mask_mov_ps(b.v, m.m, a.v)}; }
-    VF negate_unless(Mask m) const {
-        return {_mm512_mask_xor_ps(v, __mmask16(~m.m), v, _mm512_set1_ps(-0.0f))};
-    }
+    VF negate_where(Mask m) const { return {_mm512_mask_xor_ps(v, m.m, v, _mm512_set1_ps(-0.0f))}; }
 };
 
 template <> struct Sums<VF> {
