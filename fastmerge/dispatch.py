@@ -1,4 +1,4 @@
-"""Which backend computes an op: by the device of its inputs, or the one asked for. An explicit request never falls back.
+"""Which backend computes an op: by the device of its inputs, or the one asked for, which never falls back.
 
 A backend is a subpackage of fastmerge.kernels that has a function with the op's name.
 """

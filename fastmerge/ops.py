@@ -399,9 +399,7 @@ def _check(op: str, tensors: Mapping[str, Tensor]) -> None:
         raise InputError(problems)
 
 
-def _check_buffer(
-    name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
-) -> None:
+def _check_buffer(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
     if tuple(tensor.shape) != shape or tensor.dtype != dtype or tensor.device != device:
         raise InputError(
             f"{name} must be {dtype} {list(shape)} on {device}, "

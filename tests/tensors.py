@@ -12,7 +12,7 @@ SPECIAL = (0.0, -0.0, 1.0, -1.0, 0.5, 1e-40, -1e-40, 6e-8, 65504.0, -65504.0, 3.
 
 
 def make(n: int, dtype: torch.dtype, seed: int, *, special: bool = True, misaligned: bool = False) -> Tensor:
-    """n values near 1, on a grid coarse enough for ties; with `special` every eighth is zero, −0, subnormal, infinite, …
+    """n values near 1, half on a grid coarse enough for ties; with `special` every eighth is zero, −0, infinite, …
 
     `misaligned` puts them at an odd address.
     """

@@ -119,8 +119,8 @@ def _works(
             works.append((position[info.name], _copy_of(info, place)))
     if last:
         for label, layout in plan.heads.items():
-            for info in plan.alignment.task_specific[label]:
-                works.append((len(position), _copy_of(info, layout.places[info.name])))
+            own = plan.alignment.task_specific[label]
+            works += [(len(position), _copy_of(info, layout.places[info.name])) for info in own]
     return [work for _, work in sorted(works, key=lambda entry: entry[0])]
 
 

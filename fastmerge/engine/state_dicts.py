@@ -142,7 +142,9 @@ def _blame(tensor: TensorPlan, tensors: Sequence[Tensor], labels: Sequence[str])
     bad = [label for label, t in zip(labels, tensors, strict=True) if ops.combine(None, [t]).nonfinite]
     if not bad:
         raise MergeError(f"tensor {tensor.name!r}: the result leaves the range of its dtype")
-    raise MergeError(f"tensor {tensor.name!r}: NaN or infinity in {', '.join(bad)}; pass nonfinite='allow' to let it be")
+    raise MergeError(
+        f"tensor {tensor.name!r}: NaN or infinity in {', '.join(bad)}; pass nonfinite='allow' to let it be"
+    )
 
 
 def _check_equal(tensor: TensorPlan, labels: Sequence[str], tensors: Sequence[Tensor]) -> None:
@@ -151,7 +153,9 @@ def _check_equal(tensor: TensorPlan, labels: Sequence[str], tensors: Sequence[Te
             raise MergeError(f"tensor {tensor.name!r} ({tensor.dtype}) differs between {labels[0]} and {label}")
 
 
-def _restore_aliases(alignment: Alignment, merged: dict[str, Tensor], unified: dict[str, tuple[Tensor, Tensor]]) -> None:
+def _restore_aliases(
+    alignment: Alignment, merged: dict[str, Tensor], unified: dict[str, tuple[Tensor, Tensor]]
+) -> None:
     for tensor in alignment.tensors:
         for alias in tensor.aliases:
             merged[alias] = merged[tensor.name]

@@ -82,7 +82,8 @@ def _check_base(emr: EmrArtefact, base: Checkpoint, own: set[str]) -> None:
     problems = []
     if [entry["header_sha256"] for entry in base.identity()] != [e.get("header_sha256") for e in record.base.files]:
         problems.append(
-            f"{emr.path}: {base.path} is not the base model it was made with ({record.base.source}); pass --base with it"
+            f"{emr.path}: {base.path} is not the base model it was made with ({record.base.source}); "
+            "pass that one with --base"
         )
     for name, info in emr.unified.items():
         stored = base.tensors.get(name)
@@ -100,9 +101,7 @@ def _layout(emr: EmrArtefact, base: Checkpoint, own: dict[str, TensorInfo]) -> L
     return plan_layout([(t.name, t.dtype, t.shape) for t in (kept | own).values()])
 
 
-def _works(
-    emr: EmrArtefact, base: Checkpoint, own: dict[str, TensorInfo], name: str, layout: Layout
-) -> list[Work]:
+def _works(emr: EmrArtefact, base: Checkpoint, own: dict[str, TensorInfo], name: str, layout: Layout) -> list[Work]:
     row = emr.record.tasks.index(name)
     scale = emr.record.rescalers[row]
     aliased = {alias for aliases in emr.record.aliases.values() for alias in aliases}

@@ -12,6 +12,7 @@ import os
 import queue
 import threading
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,10 +84,9 @@ class Writer:
             os.posix_fallocate(fd, 0, file.size)
         else:
             os.ftruncate(fd, file.size)
-        try:
+        # Where the system or file system has no such flag, everything goes through the cache.
+        with suppress(AttributeError, OSError):
             self._direct[file.name] = os.open(path, os.O_WRONLY | os.O_DIRECT)
-        except (AttributeError, OSError):
-            pass  # no such flag on this system or file system: everything goes through the cache
 
     def __enter__(self) -> Writer:
         self._thread.start()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from .safetensors import Header, TensorInfo, read_header
+from .safetensors import Header, TensorInfo, limited, read_header
 
 STEMS = ("model", "diffusion_pytorch_model", "adapter_model")  # names that Hugging Face libraries write
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -39,38 +39,43 @@ def open_checkpoint(path: str | Path, label: str) -> Checkpoint:
 
     Reads headers only. Raises InputError with every problem found; `label` is the name they give the model.
     """
-    root = _locate(str(path), label)
-    files, index, notes = ([root], None, []) if root.is_file() else _files(root, label)
-    headers, problems = [], []
+    try:
+        root = _locate(str(path), label)
+        files, index, notes, problems = ([root], None, [], []) if root.is_file() else _files(root)
+    except OSError as error:  # no permission, or a name longer than the file system takes
+        raise InputError(f"{label}: {path} cannot be read: {error.strerror}") from None
+    headers = []
     for file in files:
         try:
             headers.append(read_header(file))
-        except InputError as error:
-            problems += [f"{label}: {problem}" for problem in error.problems]
+        except InputError as error:  # noqa: PERF203 - the problems of all files are wanted
+            problems += error.problems
     tensors: dict[str, TensorInfo] = {}
+    twice = []
     for header in headers:
-        for tensor in header.tensors.values():
-            if tensor.name in tensors:
-                first = tensors[tensor.name].file.name
-                problems.append(f"{label}: tensor {tensor.name!r} is both in {first} and in {header.file.name}")
-            tensors[tensor.name] = tensor
+        twice += [(info, tensors[name]) for name, info in header.tensors.items() if name in tensors]
+        tensors |= header.tensors
+    problems += limited(
+        twice,
+        lambda t: f"{root}: tensor {t[0].name!r} is both in {t[1].file.name} and in {t[0].file.name}; save it again",
+    )
     if index is not None and not problems:
-        problems += _index_problems(root, label, index, tensors)
+        problems += _index_problems(root, index, tensors)
         unlisted = [name for name in tensors if name not in index]
         if unlisted:
-            notes.append(f"{label}: {len(unlisted)} tensors that the index does not list are ignored ({unlisted[0]}, …)")
+            notes.append(f"{len(unlisted)} tensors that the index does not list are ignored ({unlisted[0]}, …)")
             tensors = {name: tensor for name, tensor in tensors.items() if name in index}
     config: dict[str, Any] = {}
     if root.is_dir() and (root / "config.json").is_file():
         try:
             config = read_json(root / "config.json")
         except InputError as error:
-            problems += [f"{label}: {problem}" for problem in error.problems]
+            problems += error.problems
     if not problems and not tensors:
-        problems.append(f"{label}: {root} holds no tensors")
+        problems.append(f"{root}: holds no tensors; give the folder that save_pretrained() wrote")
     if problems:
-        raise InputError(problems)
-    return Checkpoint(root, label, tensors, config, tuple(headers), tuple(notes))
+        raise InputError(f"{label}: {problem}" for problem in problems)
+    return Checkpoint(root, label, tensors, config, tuple(headers), tuple(f"{label}: {note}" for note in notes))
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -82,20 +87,25 @@ def read_json(file: Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"{file}: cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{file}: not valid JSON ({error})") from None
+        raise InputError(f"{file}: not valid JSON ({error}); download it again") from None
     if not isinstance(content, dict):
         raise InputError(f"{file}: expected a JSON object")
     return content
 
 
 def _locate(path: str, label: str) -> Path:
-    root = Path(path).expanduser()
+    try:
+        root = Path(path).expanduser()
+    except RuntimeError as error:  # ~name of nobody
+        raise InputError(f"{label}: {path}: {error}; give the folder in full") from None
     if root.is_dir() or root.is_file():
         if root.is_file() and root.suffix != ".safetensors":
             raise InputError(f"{label}: {root} is no safetensors file; {_convert(root.suffix)}")
         return root
     if not HUB_NAME.fullmatch(path) or root.parent.is_dir():
-        raise InputError(f"{label}: {path} does not exist; give a folder, a .safetensors file, or a Hub name (org/name)")
+        raise InputError(
+            f"{label}: {path} does not exist; give a folder, a .safetensors file, or a Hub name (org/name)"
+        )
     from huggingface_hub import snapshot_download
 
     try:
@@ -107,56 +117,71 @@ def _locate(path: str, label: str) -> Path:
 
 def _convert(suffix: str) -> str:
     if suffix in PICKLES:
-        return "pickle checkpoints can run code when opened: load it once where you trust it and save_pretrained() it"
+        return (
+            "pickle checkpoints can run code when opened; convert it where you trust it: load it in transformers and "
+            "save_pretrained(folder), or safetensors.torch.save_file() its state dict"
+        )
     return "expected a folder or a .safetensors file"
 
 
-def _files(root: Path, label: str) -> tuple[list[Path], dict[str, str] | None, list[str]]:
-    """The files of a folder, the index's weight map if there is one, and notes."""
+def _files(root: Path) -> tuple[list[Path], dict[str, str] | None, list[str], list[str]]:
+    """The files of a folder, the index's weight map if there is one, notes, and problems.
+
+    Where both a single file and an index are there, the single file counts, as in transformers.
+    """
     present = sorted(root.glob("*.safetensors"))
+    index: dict[str, str] | None
+    problems: list[str]
     for stem in STEMS:
         index_file = root / f"{stem}.safetensors.index.json"
         single = root / f"{stem}.safetensors"
-        if index_file.is_file():
-            index = _read_index(index_file, label)
-            files = [root / name for name in sorted(set(index.values()))]
-        elif single.is_file():
-            index, files = None, [single]
+        if single.is_file():
+            files, index, problems = [single], None, []
+        elif index_file.is_file():
+            files, index, problems = _shards(index_file)
         else:
             continue
         stray = [file.name for file in present if file not in files]
-        notes = [f"{label}: ignored {', '.join(stray)}, which no index lists"] if stray else []
-        return files, index, notes
+        notes = [f"ignored {', '.join(stray)}, which do not belong to {stem}"] if stray else []
+        return files, index, notes, problems
     if len(present) == 1:
-        return present, None, []
+        return present, None, [], []
+    pickles = sorted(file for file in root.iterdir() if file.suffix in PICKLES)
     if present:
         names = ", ".join(file.name for file in present)
-        raise InputError(f"{label}: {root} has several safetensors files ({names}) and no index that says which belong")
-    pickles = sorted(file for file in root.iterdir() if file.suffix in PICKLES)
-    if pickles:
-        raise InputError(f"{label}: {root} holds {pickles[0].name} and no safetensors; {_convert(pickles[0].suffix)}")
-    raise InputError(f"{label}: {root} holds no *.safetensors file")
+        problem = f"{root}: has several safetensors files ({names}) and no index; pass one of them"
+    elif pickles:
+        problem = f"{root}: holds {pickles[0].name} and no safetensors; {_convert(pickles[0].suffix)}"
+    else:
+        problem = f"{root}: holds no *.safetensors file; give the folder that save_pretrained() wrote"
+    return [], None, [], [problem]
 
 
-def _read_index(file: Path, label: str) -> dict[str, str]:
-    weight_map = read_json(file).get("weight_map")
+def _shards(file: Path) -> tuple[list[Path], dict[str, str] | None, list[str]]:
+    """The shards of an index that are there, the shard of every tensor, and problems.
+
+    Shards are plain names in the index's folder: none leaves it, though they may be links, as in the Hub's cache.
+    """
+    try:
+        weight_map = read_json(file).get("weight_map")
+    except InputError as error:
+        return [], None, error.problems
     if not isinstance(weight_map, dict) or not weight_map:
-        raise InputError(f"{label}: {file} has no weight_map; download it again")
-    problems = []
-    for shard in sorted({str(name) for name in weight_map.values()}):
-        if shard != Path(shard).name or shard in ("", ".", "..") or "\\" in shard or not shard.endswith(".safetensors"):
-            problems.append(f"{label}: {file} points to {shard!r}, which is no safetensors file name of its folder")
-        elif not (file.parent / shard).is_file():
-            problems.append(f"{label}: {file} lists {shard}, which is missing; download it")
-    if problems:
-        raise InputError(problems)
-    return {str(name): str(shard) for name, shard in weight_map.items()}
+        return [], None, [f"{file}: has no weight_map; download it again"]
+    names = sorted({str(name) for name in weight_map.values()})
+    foreign = [n for n in names if n != Path(n).name or "\\" in n or not n.endswith(".safetensors")]
+    files = [file.with_name(name) for name in names if name not in foreign]
+    missing = [shard for shard in files if not shard.is_file()]
+    problems = limited(foreign, lambda n: f"{file}: points to {n!r}, which is no safetensors file of its folder")
+    problems += limited(missing, lambda shard: f"{file}: lists {shard.name}, which is missing; download it")
+    index = {name: str(shard) for name, shard in weight_map.items()}
+    return [shard for shard in files if shard not in missing], index, problems
 
 
-def _index_problems(root: Path, label: str, index: dict[str, str], tensors: dict[str, TensorInfo]) -> list[str]:
-    problems = []
-    for name, shard in index.items():
-        if name not in tensors or tensors[name].file.name != shard:
-            where = f"it is in {tensors[name].file.name}" if name in tensors else "it is in no shard"
-            problems.append(f"{label}: the index of {root} says that {name!r} is in {shard}; {where}: download it again")
-    return problems
+def _index_problems(root: Path, index: dict[str, str], tensors: dict[str, TensorInfo]) -> list[str]:
+    def problem(name: str) -> str:
+        where = f"it is in {tensors[name].file.name}" if name in tensors else "it is in no shard"
+        return f"{root}: the index says that {name!r} is in {index[name]}; {where}: download it again"
+
+    wrong = [name for name, shard in index.items() if name not in tensors or tensors[name].file.name != shard]
+    return limited(wrong, problem)

@@ -16,9 +16,10 @@ def copy_side_files(source: Path, folder: Path) -> None:
     if not source.is_dir():
         return
     for file in sorted(source.iterdir()):
-        if file.suffix in SUFFIXES and ".index." not in file.name and file.name != "emr.json" and file.is_file():
-            if file.stat().st_size <= SIZE_LIMIT and not (folder / file.name).exists():
-                (folder / file.name).write_bytes(file.read_bytes())
+        weights = ".index." in file.name or file.name == "emr.json" or file.suffix not in SUFFIXES
+        target = folder / file.name
+        if not weights and file.is_file() and file.stat().st_size <= SIZE_LIMIT and not target.exists():
+            target.write_bytes(file.read_bytes())
 
 
 def write_json(file: Path, content: Any) -> None:

@@ -8,19 +8,23 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import InputError
+
+T = TypeVar("T")
 
 DTYPES = {  # bytes an element
     "BOOL": 1,
     "U8": 1,
     "I8": 1,
     "F8_E4M3": 1,
+    "F8_E4M3FNUZ": 1,
     "F8_E5M2": 1,
+    "F8_E5M2FNUZ": 1,
     "F8_E8M0": 1,
     "U16": 2,
     "I16": 2,
@@ -36,6 +40,8 @@ DTYPES = {  # bytes an element
 }
 FLOATS = frozenset({"BF16", "F16", "F32", "F64"})  # what can be merged
 HEADER_LIMIT = 100_000_000  # bytes, as in the safetensors library
+NUMEL_LIMIT = 1 << 62  # elements of a tensor; far beyond any file, and what a bound on every product keeps cheap
+LISTED = 10  # problems of one kind that are spelled out
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +66,7 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a safetensors file says of itself; tensors in the order of their data, `digest` the SHA-256 of the header."""
+    """What a safetensors file says of itself: tensors in the order of their data, `digest` the header's SHA-256."""
 
     file: Path
     size: int
@@ -76,7 +82,10 @@ def read_header(file: Path) -> Header:
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             if size < 8:
-                raise InputError(f"{file}: {size} bytes are no safetensors file; it is empty or cut off")
+                raise InputError(
+                    f"{file}: has {size} bytes, a safetensors file has at least 8; it is empty or cut off: "
+                    "download it again"
+                )
             if length > min(HEADER_LIMIT, size - 8):
                 raise InputError(
                     f"{file}: its header claims {length} bytes, the file has {size} "
@@ -86,15 +95,17 @@ def read_header(file: Path) -> Header:
     except OSError as error:
         raise InputError(f"{file}: cannot be read: {error.strerror}") from None
     try:
-        content = json.loads(raw, object_pairs_hook=_unique)
+        content = json.loads(raw.decode(), object_pairs_hook=_unique)  # of bytes, json would guess the encoding
     except (ValueError, RecursionError) as error:
         raise InputError(f"{file}: its header is not valid JSON ({error}); download it again") from None
     if not isinstance(content, dict):
         raise InputError(f"{file}: its header is not a JSON object; download it again")
-    metadata = content.pop("__metadata__", {})
+    metadata = content.pop("__metadata__", None) or {}
     problems = []
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         problems.append(f"{file}: __metadata__ must map strings to strings")
+    elif not _encodable((*content, *metadata, *metadata.values())):
+        problems.append(f"{file}: a name in its header is no Unicode text (half of a surrogate pair); save it again")
     tensors = []
     for name, entry in content.items():
         tensor = _tensor(file, name, entry, 8 + length)
@@ -106,7 +117,7 @@ def read_header(file: Path) -> Header:
         tensors.sort(key=lambda t: (t.start, t.stop))
         problems = _layout_problems(file, tensors, 8 + length, size)
     if problems:
-        raise InputError(problems)
+        raise InputError(limited(problems))
     digest = hashlib.sha256(raw).hexdigest()
     return Header(file, size, {t.name: t for t in tensors}, metadata, digest)
 
@@ -121,23 +132,50 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _tensor(file: Path, name: str, entry: Any, data: int) -> TensorInfo | str:
     """The tensor an entry describes, or what is wrong with it; `data` is the offset at which data begins."""
-    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+    if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= set(entry):
         return "its entry must have dtype, shape and data_offsets"
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        return f"unknown dtype {dtype!r}"
+        return f"unknown dtype {_shown(dtype)}; there are {', '.join(DTYPES)}"
     if not _naturals(shape):
-        return f"shape must be a list of non-negative integers, it is {shape!r}"
+        return f"shape must be a list of non-negative integers, it is {_shown(shape)}"
     if not _naturals(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        return f"data_offsets must be two non-negative integers in order, they are {offsets!r}"
-    expected = math.prod(shape) * DTYPES[dtype]
+        return f"data_offsets must be two non-negative integers in order, they are {_shown(offsets)}"
+    numel = 1
+    for extent in shape:
+        numel *= extent
+        if numel > NUMEL_LIMIT:
+            return f"shape {_shown(shape)} has more than 2^62 elements"
+    expected = numel * DTYPES[dtype]
     if offsets[1] - offsets[0] != expected:
-        return f"{dtype} {shape} takes {expected} bytes, its data_offsets {offsets} span {offsets[1] - offsets[0]}"
+        return (
+            f"{dtype} {_shown(shape)} takes {expected} bytes, its data_offsets {offsets} span {offsets[1] - offsets[0]}"
+        )
     return TensorInfo(name, dtype, tuple(shape), file, data + offsets[0], data + offsets[1])
 
 
 def _naturals(value: Any) -> bool:
-    return isinstance(value, list) and all(type(v) is int and 0 <= v < 1 << 62 for v in value)
+    return isinstance(value, list) and all(type(v) is int and 0 <= v <= NUMEL_LIMIT for v in value)
+
+
+def _encodable(texts: Iterable[str]) -> bool:
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}…"
+
+
+def limited(items: Sequence[T], problem: Callable[[T], str] = str) -> list[str]:
+    """The problem of each item; of more than LISTED items only the first ones', and how many more there are."""
+    listed = [problem(item) for item in items[:LISTED]]
+    more = len(items) - len(listed)
+    return [*listed, f"… and {more} more like the last"] if more else listed
 
 
 def _layout_problems(file: Path, tensors: list[TensorInfo], data: int, size: int) -> list[str]:

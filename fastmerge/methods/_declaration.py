@@ -20,7 +20,7 @@ Written = Literal["merged", "unified", "masks"]
 class Block:
     """The same elements of one tensor in base, every model and whatever the pass writes, all 1-D.
 
-    `sums` is float64 [rows, K], the tensor's statistics so far, to be added to; `nonfinite` counts bad elements written.
+    `sums` is float64 [rows, K], the tensor's statistics so far, to be added to; `nonfinite` counts bad results.
     """
 
     models: list[Tensor]
@@ -41,7 +41,7 @@ class Statistics:
     sums: dict[str, list[list[float]]] = field(default_factory=dict)
 
     def total(self, row: int, *, means: bool = False) -> list[float]:
-        """Per model, the sum over tensors; with `means`, the sum of per-tensor means. Non-finite tensors are left out."""
+        """Per model, the sum over tensors (with `means`, of per-tensor means), leaving non-finite tensors out."""
         finite = [
             [value / (self.sizes[name] if means else 1) for value in sums[row]]
             for name, sums in self.sums.items()

@@ -22,7 +22,9 @@ class Linear(NormalizedMethod):
         def merge(block: Block, _: Sequence[Statistics]) -> None:
             from .. import ops
 
-            result = ops.combine(None, block.models, self.weights_of(models), normalize=self.normalize, out=block.merged)
+            result = ops.combine(
+                None, block.models, self.weights_of(models), normalize=self.normalize, out=block.merged
+            )
             block.nonfinite += result.nonfinite
 
         return (Pass(merge, writes=("merged",)),)

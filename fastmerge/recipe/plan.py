@@ -68,7 +68,9 @@ class MergePlan:
     def bytes_read(self) -> int:
         """Bytes that all passes read."""
         merged = sum(info.nbytes for t in self.alignment.tensors for info in inputs(t, self.method))
-        heads = sum(info.nbytes for infos in self.alignment.task_specific.values() for info in infos) if self.heads else 0
+        heads = (
+            sum(info.nbytes for infos in self.alignment.task_specific.values() for info in infos) if self.heads else 0
+        )
         return merged * len(self.passes) + heads
 
     @property
@@ -249,10 +251,11 @@ def _layouts(
         layouts["unified"] = plan_layout(unified, "unified", metadata=stamp)
         masks = [(t.name, "U8", (len(names), -(-t.numel // 8))) for t in merging]
         layouts["masks"] = plan_layout(masks, "masks", metadata=stamp)
-        for label, infos in alignment.task_specific.items():
-            if infos:
-                own = [(t.name, t.dtype, t.shape) for t in infos]
-                heads[label] = plan_layout(own, f"tasks/{label}/model", limit=1 << 62)
+        heads = {
+            label: plan_layout([(t.name, t.dtype, t.shape) for t in infos], f"tasks/{label}/model", limit=1 << 62)
+            for label, infos in alignment.task_specific.items()
+            if infos
+        }
     return layouts, heads
 
 

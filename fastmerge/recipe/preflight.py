@@ -126,9 +126,7 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _tied_groups(
-    lead: Checkpoint, names: Sequence[str], models: Sequence[Checkpoint]
-) -> dict[str, tuple[str, ...]]:
+def _tied_groups(lead: Checkpoint, names: Sequence[str], models: Sequence[Checkpoint]) -> dict[str, tuple[str, ...]]:
     """Each tensor to merge, with the names tied to it.
 
     Tied are the names of TIED with one shape, where the config says so, or says nothing and some checkpoint stores
@@ -182,11 +180,15 @@ def _match(
     prefix = _prefix(missing, extra)
     if prefix is not None:
         old, new = prefix
-        return own, [
-            f"{model.label}: {len(missing)} tensors of {lead.label} are missing, all found under "
-            f"{'the prefix ' + repr(old) if old else 'no prefix where ' + lead.label + ' has ' + repr(new)}; "
-            f"pass --rename {model.label}:{old}={new}"
-        ], notes
+        return (
+            own,
+            [
+                f"{model.label}: {len(missing)} tensors of {lead.label} are missing, all found under "
+                f"{'the prefix ' + repr(old) if old else 'no prefix where ' + lead.label + ' has ' + repr(new)}; "
+                f"pass --rename {model.label}:{old}={new}"
+            ],
+            notes,
+        )
     problems = _limited(
         f"{model.label}: tensor {name!r} of {lead.label} is missing{nearest(name, extra)}" for name in missing
     )
@@ -228,7 +230,9 @@ def _shape_problem(lead: Checkpoint, model: Checkpoint, name: str, info: TensorI
     shape, expected = list(info.shape), list(lead.tensors[name].shape)
     text = f"{model.label}: tensor {name!r} has shape {shape}, {lead.label} has {expected}"
     if len(shape) == 2 == len(expected) and shape[1] == expected[1] and _tie_rank(name) < len(TIED):
-        return f"{text}: its vocabulary was resized; resize it back (resize_token_embeddings({expected[0]})) and save it"
+        return (
+            f"{text}: its vocabulary was resized; resize it back (resize_token_embeddings({expected[0]})) and save it"
+        )
     return f"{text}; if it belongs to the task alone, pass --task-specific '{name.rpartition('.')[0] or name}.*'"
 
 

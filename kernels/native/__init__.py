@@ -13,7 +13,9 @@ from torch import Tensor
 try:
     from . import _native
 except ImportError as error:
-    raise ImportError(f"the C++ extension was not built; install fastmerge where a C++20 compiler is ({error})") from error
+    raise ImportError(
+        f"the C++ extension was not built; install fastmerge where a C++20 compiler is ({error})"
+    ) from error
 
 DTYPES = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2, torch.float64: 3}
 

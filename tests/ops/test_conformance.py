@@ -6,7 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -97,7 +98,9 @@ def compare(op: str, backend: str, inputs: list[Tensor], out: torch.dtype, what:
             assert ((a - b)[finite].abs() <= 1e-12 * slack).all(), f"{backend} {op} {what} sum {i}"
         else:
             dots = (op, i) == ("inner_products", 0)
-            assert_dots(a, b, inputs, what) if dots else assert_sums(a, b, ops.OPS[op].sums_rtol, f"{backend} {op} {what}")
+            assert_dots(a, b, inputs, what) if dots else assert_sums(
+                a, b, ops.OPS[op].sums_rtol, f"{backend} {op} {what}"
+            )
 
 
 def assert_dots(actual: Tensor, expected: Tensor, inputs: list[Tensor], what: str) -> None:
@@ -165,7 +168,7 @@ def test_conforms_with_many_models(backend: str, op: str, k: int) -> None:
 
 
 @pytest.fixture
-def threads() -> Callable[[int], None]:
+def threads() -> Iterator[Callable[[int], None]]:
     need("native", "elect")
     from fastmerge.kernels import native
 
@@ -182,7 +185,7 @@ def test_threads_do_not_matter(op: str, threads: Callable[[int], None]) -> None:
     expected = call(op, "native", inputs, BF16)
     for count in (2, 5):
         threads(count)
-        for a, b in zip(sum(call(op, "native", inputs, BF16), []), sum(expected, []), strict=True):
+        for a, b in zip(chain(*call(op, "native", inputs, BF16)), chain(*expected), strict=True):
             assert_same_bits(a, b, f"{op} on {count} threads")
 
 
@@ -191,7 +194,11 @@ def test_instruction_sets_conform(isa: str, tmp_path: Path) -> None:
     """The tests above once more in a process of its own, on every instruction set that this processor has."""
     need("native", "elect")
     env = os.environ | {"FASTMERGE_ISA": isa}
-    probe = [sys.executable, "-c", "import fastmerge.dispatch as d; m = d.load('native'); assert m.isa() == '" + isa + "'"]
+    probe = [
+        sys.executable,
+        "-c",
+        "import fastmerge.dispatch as d; m = d.load('native'); assert m.isa() == '" + isa + "'",
+    ]
     tried = subprocess.run(probe, env=env, cwd=tmp_path, capture_output=True, text=True, check=False)
     if tried.returncode:
         assert "does not have it" in tried.stderr, tried.stderr
@@ -199,7 +206,20 @@ def test_instruction_sets_conform(isa: str, tmp_path: Path) -> None:
     pytest_program = str(Path(sys.executable).parent / "pytest")
     chosen = "(conforms or rounds or threads) and native and not instruction"
     run = subprocess.run(
-        [pytest_program, __file__, "-k", chosen, "-q", "-x", "-n", "0", "-p", "no:cacheprovider", "-c", str(KERNELS.parent / "pyproject.toml")],
+        [
+            pytest_program,
+            __file__,
+            "-k",
+            chosen,
+            "-q",
+            "-x",
+            "-n",
+            "0",
+            "-p",
+            "no:cacheprovider",
+            "-c",
+            str(KERNELS.parent / "pyproject.toml"),
+        ],
         env=env,
         cwd=KERNELS.parent,
         capture_output=True,
