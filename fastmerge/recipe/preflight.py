@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import glob
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from ..errors import InputError, nearest
 from ..formats.checkpoint import Checkpoint
-from ..formats.safetensors import FLOATS, TensorInfo
+from ..formats.safetensors import FLOATS, TensorInfo, limited
 
 Rename = Sequence[tuple[str, str]]  # (old prefix, new prefix)
 
-LISTED = 10  # problems of one kind that are spelled out
 INTEGERS = frozenset({"BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64"})
 # Endings of names that share one tensor where a config ties the word embeddings; the first that base stores is merged.
 TIED = (
@@ -70,12 +71,14 @@ def align(
     task_specific: patterns (`classifier.*`) of tensors that are not merged; rename: per model label, prefixes to
     replace before matching. Raises InputError with the problems of all models.
     """
-    models = [_renamed(model, (rename or {}).get(model.label, ())) for model in models]
+    problems: list[str] = []
+    models = [_renamed(model, (rename or {}).get(model.label, ()), problems) for model in models]
     lead = base or models[0]
     specific = [name for name in lead.tensors if _matches(name, task_specific)]
-    names = [name for name in lead.tensors if name not in specific]
+    names = [name for name in lead.tensors if not _matches(name, task_specific)]
+    if specific and not names:
+        problems.append(f"--task-specific matches every tensor of {lead.label}: nothing is left to merge")
     groups = _tied_groups(lead, names, models)
-    problems: list[str] = []
     notes: list[str] = [note for c in ([base] if base else []) + models for note in c.notes]
     unused = [p for p in task_specific if not any(fnmatchcase(n, p) for c in (lead, *models) for n in c.tensors)]
     problems += [f"--task-specific {p!r} matches no tensor of any model" for p in unused]
@@ -87,38 +90,37 @@ def align(
         problems += model_problems
         notes += model_notes
         kept[model.label] = tuple(t for t in model.tensors.values() if _matches(t.name, task_specific))
-    plans = []
-    if not problems:
-        for name, aliases in groups.items():
-            info = lead.tensors[name]
-            plan = TensorPlan(
-                name,
-                info.shape,
-                info.dtype,
-                info if base else None,
-                tuple(own[name] for own in found),
-                info.dtype in INTEGERS,
-                aliases,
-            )
-            problems += _dtype_problems(plan, lead, models)
-            plans.append(plan)
+    problems += _dtype_problems(lead, models, groups, found)
     if problems:
         raise InputError(problems)
+    plans = []
+    for name, aliases in groups.items():
+        info = lead.tensors[name]
+        stored = tuple(own[name] for own in found)
+        copy = info.dtype in INTEGERS
+        plans.append(TensorPlan(name, info.shape, info.dtype, info if base else None, stored, copy, aliases))
     own_tensors = tuple(base.tensors[name] for name in specific) if base else ()
     return Alignment(tuple(plans), kept, own_tensors, tuple(notes))
 
 
-def _renamed(model: Checkpoint, rename: Rename) -> Checkpoint:
+def _renamed(model: Checkpoint, rename: Rename, problems: list[str]) -> Checkpoint:
+    """The model under its new names; a renaming without effect, and two tensors of one name, are problems."""
     if not rename:
         return model
-    tensors = {}
+    tensors: dict[str, TensorInfo] = {}
+    used = set()
     for info in model.tensors.values():
-        name = info.name
-        for old, new in rename:
-            if name.startswith(old):
-                name = new + name[len(old) :]
-                break
+        old, new = next((pair for pair in rename if info.name.startswith(pair[0])), ("", ""))
+        used.add((old, new))
+        name = new + info.name[len(old) :]
+        if name in tensors:
+            problems.append(f"{model.label}: --rename gives {name!r} to two tensors; choose another prefix")
         tensors[name] = replace(info, name=name)
+    problems += [
+        f"--rename {model.label}:{old}={new}: no tensor of {model.label} begins with {old!r}"
+        for old, new in rename
+        if (old, new) not in used
+    ]
     return replace(model, tensors=tensors)
 
 
@@ -132,7 +134,7 @@ def _tied_groups(lead: Checkpoint, names: Sequence[str], models: Sequence[Checkp
     Tied are the names of TIED with one shape, where the config says so, or says nothing and some checkpoint stores
     only part of them.
     """
-    groups: dict[str, tuple[str, ...]] = {name: () for name in names}
+    groups: dict[str, tuple[str, ...]] = dict.fromkeys(names, ())
     tied = sorted((name for name in names if _tie_rank(name) < len(TIED)), key=_tie_rank)
     tied = [name for name in tied if lead.tensors[name].shape == lead.tensors[tied[0]].shape]
     if len(tied) < 2 or not _ties(lead, tied, models):
@@ -149,10 +151,20 @@ def _tie_rank(name: str) -> int:
 
 
 def _ties(lead: Checkpoint, tied: Sequence[str], models: Sequence[Checkpoint]) -> bool:
-    said = lead.config.get("tie_word_embeddings", lead.config.get("text_config", {}).get("tie_word_embeddings"))
-    if isinstance(said, bool):
-        return said
-    return any(0 < sum(name in model.tensors for name in tied) < len(tied) for model in models)
+    said = [_says_tied(checkpoint) for checkpoint in (lead, *models)]
+    if False in said:  # somebody's head was trained apart from its embeddings
+        return False
+    return said[0] is True or any(0 < sum(name in model.tensors for name in tied) < len(tied) for model in models)
+
+
+def _says_tied(checkpoint: Checkpoint) -> bool | None:
+    """Whether the config ties head and embeddings; None where it does not say."""
+    if checkpoint.config.get("share_encoder_decoder_embeddings") is False:
+        return False
+    for config in (checkpoint.config, checkpoint.config.get("text_config")):
+        if isinstance(config, dict) and isinstance(config.get("tie_word_embeddings"), bool):
+            return bool(config["tie_word_embeddings"])
+    return None
 
 
 def _match(
@@ -160,94 +172,134 @@ def _match(
 ) -> tuple[dict[str, TensorInfo], list[str], list[str]]:
     """The model's tensor for every name to merge, what is wrong, and notes."""
     own: dict[str, TensorInfo] = {}
-    missing, shapes, notes = [], [], []
+    missing: list[str] = []
+    shapes: list[str] = []
+    notes: list[str] = []
     for name, aliases in groups.items():
-        stored = [n for n in (name, *aliases) if n in model.tensors]
-        if not stored and _tie_rank(name) < len(TIED):  # stored under another of the tied names
-            stored = [n for n in model.tensors if _tie_rank(n) < len(TIED) and n not in lead.tensors]
-        if not stored:
+        stored = next((model.tensors[n] for n in (name, *aliases) if n in model.tensors), None)
+        if stored is None:
             missing.append(name)
-        elif model.tensors[stored[0]].shape != lead.tensors[name].shape:
-            shapes.append((name, model.tensors[stored[0]]))
+        elif stored.shape != lead.tensors[name].shape:
+            shapes.append(name)
         else:
-            own[name] = model.tensors[stored[0]]
-    used = {info.name for info in own.values()} | {info.name for _, info in shapes}
-    known = set(groups) | {alias for aliases in groups.values() for alias in aliases} | used
+            own[name] = stored
+    known = set(groups).union(*groups.values())
     extra = [name for name in model.tensors if name not in known and not _matches(name, task_specific)]
-    for name in [n for n in extra if _is_alias(n, model, own)]:
-        extra.remove(name)
-        notes.append(f"{model.label}: ignored {name}, tied to the embeddings, which {lead.label} stores once")
-    prefix = _prefix(missing, extra)
+    prefix = _prefix(missing, extra, [name for name in model.tensors if name in known])
     if prefix is not None:
-        old, new = prefix
-        return (
-            own,
-            [
-                f"{model.label}: {len(missing)} tensors of {lead.label} are missing, all found under "
-                f"{'the prefix ' + repr(old) if old else 'no prefix where ' + lead.label + ' has ' + repr(new)}; "
-                f"pass --rename {model.label}:{old}={new}"
-            ],
-            notes,
-        )
-    problems = _limited(
-        f"{model.label}: tensor {name!r} of {lead.label} is missing{nearest(name, extra)}" for name in missing
-    )
-    problems += _limited(_shape_problem(lead, model, name, info) for name, info in shapes)
-    problems += _limited(
-        f"{model.label}: tensor {name!r} is not in {lead.label}; if it belongs to the task alone, pass "
-        f"--task-specific '{name.rpartition('.')[0] or name}.*'"
-        for name in extra
-    )
+        return own, [_prefix_problem(lead, model, len(missing), *prefix)], notes
+
+    twins = {name: twin for name in missing if (twin := _twin(lead, model, name)) is not None}
+    own |= twins
+    notes += [f"{model.label}: {twin.name} serves as {name}, which it is tied to" for name, twin in twins.items()]
+    missing = [name for name in missing if name not in twins]
+    used = {info.name for info in own.values()}
+    aliases = tuple(name for name in extra if name not in used and _is_alias(name, model, own))
+    notes += [f"{model.label}: ignored {n}, tied to the embeddings, which {lead.label} stores once" for n in aliases]
+    extra = [name for name in extra if name not in used and name not in aliases]
+
+    wrong = {*missing, *shapes, *extra}
+
+    def alone(name: str) -> str:
+        pattern = shlex.quote(_pattern(name, wrong, [*lead.tensors, *model.tensors]))
+        return f"if it belongs to the task alone, pass --task-specific {pattern}"
+
+    def lacks(name: str) -> str:
+        return f"{model.label}: tensor {name!r} of {lead.label} is missing{nearest(name, extra) or '; ' + alone(name)}"
+
+    problems = limited(missing, lacks)
+    problems += limited(shapes, lambda name: _shape_problem(lead, model, name, groups[name], alone(name)))
+    problems += limited(extra, lambda name: f"{model.label}: tensor {name!r} is not in {lead.label}; {alone(name)}")
     return own, problems, notes
+
+
+def _pattern(name: str, wrong: set[str], names: Sequence[str]) -> str:
+    """The pattern of the module whose tensors are all wrong, `classifier.*`, else of this tensor alone."""
+    module = name.rpartition(".")[0] + "."
+    whole = module != "." and all(n in wrong for n in names if n.startswith(module))
+    return glob.escape(module) + "*" if whole else glob.escape(name)
+
+
+def _twin(lead: Checkpoint, model: Checkpoint, name: str) -> TensorInfo | None:
+    """The tensor that serves as `name`, a tied name that the model does not store."""
+    said = _says_tied(model)
+    ties = _says_tied(lead) if said is None else said
+    if _tie_rank(name) == len(TIED) or ties is False:
+        return None
+    shape = lead.tensors[name].shape
+    names = [n for n in model.tensors if _tie_rank(n) < len(TIED) and (ties or n not in lead.tensors)]
+    return next((model.tensors[n] for n in sorted(names, key=_tie_rank) if model.tensors[n].shape == shape), None)
 
 
 def _is_alias(name: str, model: Checkpoint, own: Mapping[str, TensorInfo]) -> bool:
     """A tied name that base does not store, whose tensor the model stores under the merged name as well."""
-    if _tie_rank(name) == len(TIED) or model.config.get("tie_word_embeddings") is False:
+    if _tie_rank(name) == len(TIED) or _says_tied(model) is False:
         return False
     return any(_tie_rank(n) < len(TIED) and info.shape == model.tensors[name].shape for n, info in own.items())
 
 
-def _prefix(missing: Sequence[str], extra: Sequence[str]) -> tuple[str, str] | None:
-    """(old, new) so that replacing that prefix in every unknown name gives exactly the missing ones."""
+def _prefix(missing: Sequence[str], extra: Sequence[str], right: Sequence[str]) -> tuple[str, str] | None:
+    """(old, new) so that replacing that prefix gives exactly the missing names and touches none that is right."""
     if not missing or len(missing) > len(extra):
         return None
-    wanted = set(missing)
+    wanted, first = set(missing), missing[0]
     for candidate in extra:
-        first = missing[0]
         if candidate.endswith(first):
             old, new = candidate[: -len(first)], ""
         elif first.endswith(candidate):
             old, new = "", first[: -len(candidate)]
         else:
             continue
-        if wanted <= {new + name[len(old) :] for name in extra if name.startswith(old)}:
+        renamed = {new + name[len(old) :] for name in extra if name.startswith(old)}
+        if wanted <= renamed and not any(name.startswith(old) for name in right):
             return old, new
     return None
 
 
-def _shape_problem(lead: Checkpoint, model: Checkpoint, name: str, info: TensorInfo) -> str:
-    shape, expected = list(info.shape), list(lead.tensors[name].shape)
-    text = f"{model.label}: tensor {name!r} has shape {shape}, {lead.label} has {expected}"
+def _prefix_problem(lead: Checkpoint, model: Checkpoint, count: int, old: str, new: str) -> str:
+    where = f"with the prefix {old!r}" if old else f"without the prefix {new!r}"
+    return (
+        f"{model.label}: {count} tensors of {lead.label} are missing, all found {where}; "
+        f"pass --rename {model.label}:{old}={new}"
+    )
+
+
+def _shape_problem(lead: Checkpoint, model: Checkpoint, name: str, aliases: tuple[str, ...], otherwise: str) -> str:
+    stored = next(model.tensors[n] for n in (name, *aliases) if n in model.tensors)
+    shape, expected = list(stored.shape), list(lead.tensors[name].shape)
+    text = f"{model.label}: tensor {stored.name!r} has shape {shape}, {lead.label} has {expected}"
     if len(shape) == 2 == len(expected) and shape[1] == expected[1] and _tie_rank(name) < len(TIED):
         return (
             f"{text}: its vocabulary was resized; resize it back (resize_token_embeddings({expected[0]})) and save it"
         )
-    return f"{text}; if it belongs to the task alone, pass --task-specific '{name.rpartition('.')[0] or name}.*'"
+    return f"{text}; {otherwise}"
 
 
-def _dtype_problems(plan: TensorPlan, lead: Checkpoint, models: Sequence[Checkpoint]) -> list[str]:
+def _dtype_problems(
+    lead: Checkpoint,
+    models: Sequence[Checkpoint],
+    groups: Mapping[str, tuple[str, ...]],
+    found: Sequence[Mapping[str, TensorInfo]],
+) -> list[str]:
+    """Tensors to merge must be floats, tensors to copy of one dtype."""
+
+    def problem(entry: tuple[str, str, TensorInfo]) -> str:
+        label, name, info = entry
+        expected = lead.tensors[name].dtype
+        if expected in INTEGERS:
+            return (
+                f"{label}: tensor {info.name!r} is {info.dtype}, {lead.label} has {expected}; save both with one dtype"
+            )
+        known = ", ".join(sorted(FLOATS))
+        return f"{label}: tensor {info.name!r} is {info.dtype}; {known} can be merged: convert it and save it"
+
+    def wrong(name: str, info: TensorInfo) -> bool:
+        expected = lead.tensors[name].dtype
+        return info.dtype != expected if expected in INTEGERS else info.dtype not in FLOATS
+
+    owners = {lead.label: {name: lead.tensors[name] for name in groups}}
+    owners |= {model.label: dict(own) for model, own in zip(models, found, strict=True)}
     problems = []
-    infos = [(lead.label, lead.tensors[plan.name])] + [(m.label, t) for m, t in zip(models, plan.models, strict=True)]
-    for label, info in dict(infos).items():
-        if plan.copy and info.dtype != plan.dtype:
-            problems.append(f"{label}: tensor {plan.name!r} is {info.dtype}, {lead.label} has {plan.dtype}")
-        elif not plan.copy and info.dtype not in FLOATS:
-            problems.append(f"{label}: tensor {plan.name!r} is {info.dtype}; {', '.join(sorted(FLOATS))} can be merged")
+    for label, own in owners.items():
+        problems += limited([(label, name, info) for name, info in own.items() if wrong(name, info)], problem)
     return problems
-
-
-def _limited(problems: Iterable[str]) -> list[str]:
-    listed = list(problems)
-    more = len(listed) - LISTED
-    return listed if more <= 1 else [*listed[:LISTED], f"… and {more} more like the last"]
