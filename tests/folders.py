@@ -14,7 +14,9 @@ from torch import Tensor
 SHAPES = {"embed.weight": (50, 8), "layers.0.weight": (33, 8), "layers.0.bias": (33,), "norm.weight": (8,)}
 
 
-def state(seed: int, dtype: torch.dtype = torch.bfloat16, shapes: Mapping[str, tuple[int, ...]] = SHAPES) -> dict[str, Tensor]:
+def state(
+    seed: int, dtype: torch.dtype = torch.bfloat16, shapes: Mapping[str, tuple[int, ...]] = SHAPES
+) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return {name: torch.randn(shape, generator=generator).to(dtype) for name, shape in shapes.items()}
 

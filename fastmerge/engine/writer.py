@@ -79,7 +79,7 @@ class Writer:
     def _create(self, path: Path, file: FilePlan) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._cached[file.name] = fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
-        os.pwrite(fd, file.header, 0)
+        _pwrite(fd, memoryview(file.header), 0)
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(fd, 0, file.size)
         else:

@@ -180,7 +180,7 @@ def _shards(file: Path) -> tuple[list[Path], dict[str, str] | None, list[str]]:
 
 def _index_problems(root: Path, index: dict[str, str], tensors: dict[str, TensorInfo]) -> list[str]:
     def problem(name: str) -> str:
-        where = f"it is in {tensors[name].file.name}" if name in tensors else "it is in no shard"
+        where = f"it is in {tensors[name].file.name}" if name in tensors else "it is in none that it lists"
         return f"{root}: the index says that {name!r} is in {index[name]}; {where}: download it again"
 
     wrong = [name for name, shard in index.items() if name not in tensors or tensors[name].file.name != shard]

@@ -242,8 +242,8 @@ def _layouts(
     if "merged" in written:
         entries = {t.name: (t.name, t.dtype, t.shape) for t in alignment.base_specific}
         for tensor in alignment.tensors:
-            for name in (tensor.name, *tensor.aliases):
-                entries[name] = (name, tensor.dtype if tensor.copy else dtype or tensor.dtype, tensor.shape)
+            stored = tensor.dtype if tensor.copy else dtype or tensor.dtype
+            entries |= {name: (name, stored, tensor.shape) for name in (tensor.name, *tensor.aliases)}
         layouts["merged"] = plan_layout([entries[n] for n in lead.tensors if n in entries], "model", metadata=stamp)
     if "unified" in written:
         stamp |= {"fastmerge.format": "emr", "fastmerge.format_version": "1"}

@@ -34,8 +34,11 @@ static int64_t combine_strip(const T *const *in, const Args &a, int n, int padde
             if (BASE) x = x - b0, y = y - b1;
             const V w = V::set(W(a.weights[k]));
             x = w * x, y = w * y;
-            if (MAX) d0 = V::select(x.abs() > d0.abs(), x, d0), d1 = V::select(y.abs() > d1.abs(), y, d1);
-            else d0 = k ? d0 + x : x, d1 = k ? d1 + y : y;
+            if (MAX) {
+                d0 = V::select((x.abs() > d0.abs()) | x.is_nan(), x, d0);
+                d1 = V::select((y.abs() > d1.abs()) | y.is_nan(), y, d1);
+            }
+            if (!MAX) d0 = k ? d0 + x : x, d1 = k ? d1 + y : y;
         }
         if (a.divisor != 1) d0 = d0 / divisor, d1 = d1 / divisor;
         if (a.scale != 1) d0 = scale * d0, d1 = scale * d1;

@@ -31,6 +31,11 @@ template <class W> struct Vec {
             for (int i = 0; i < 16; ++i) r.m[i] = m[i] & o.m[i];
             return r;
         }
+        Mask operator|(const Mask &o) const {
+            Mask r;
+            for (int i = 0; i < 16; ++i) r.m[i] = m[i] | o.m[i];
+            return r;
+        }
         static Mask from(uint32_t b) {
             Mask r;
             for (int i = 0; i < 16; ++i) r.m[i] = -int(b >> i & 1);
@@ -54,6 +59,11 @@ template <class W> struct Vec {
     Mask operator>(const Vec &o) const {
         Mask r;
         for (int i = 0; i < 16; ++i) r.m[i] = v[i] > o.v[i] ? -1 : 0;
+        return r;
+    }
+    Mask is_nan() const {
+        Mask r;
+        for (int i = 0; i < 16; ++i) r.m[i] = v[i] == v[i] ? 0 : -1;
         return r;
     }
     Mask not_above(const Vec &o) const {

@@ -9,6 +9,7 @@ struct VF {
         __m256 m, n;
         uint32_t bits() const { return uint32_t(_mm256_movemask_ps(m)) | uint32_t(_mm256_movemask_ps(n)) << 8; }
         Mask operator&(const Mask &o) const { return {_mm256_and_ps(m, o.m), _mm256_and_ps(n, o.n)}; }
+        Mask operator|(const Mask &o) const { return {_mm256_or_ps(m, o.m), _mm256_or_ps(n, o.n)}; }
         static __m256 lanes(uint32_t b) {
             const __m256i place = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
             return _mm256_castsi256_ps(_mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(int(b)), place), place));
@@ -29,6 +30,7 @@ struct VF {
     Mask operator>(const VF &o) const {
         return {_mm256_cmp_ps(v, o.v, _CMP_GT_OQ), _mm256_cmp_ps(w, o.w, _CMP_GT_OQ)};
     }
+    Mask is_nan() const { return {_mm256_cmp_ps(v, v, _CMP_UNORD_Q), _mm256_cmp_ps(w, w, _CMP_UNORD_Q)}; }
     Mask not_above(const VF &o) const {
         return {_mm256_cmp_ps(v, o.v, _CMP_NGT_UQ), _mm256_cmp_ps(w, o.w, _CMP_NGT_UQ)};
     }

@@ -9,6 +9,7 @@ struct VF {
         __mmask16 m;
         uint32_t bits() const { return m; }
         Mask operator&(Mask o) const { return {__mmask16(m & o.m)}; }
+        Mask operator|(Mask o) const { return {__mmask16(m | o.m)}; }
         static Mask from(uint32_t b) { return {__mmask16(b)}; }
     };
     static VF set(float x) { return {_mm512_set1_ps(x)}; }
@@ -20,6 +21,7 @@ struct VF {
     VF operator/(VF o) const { return {_mm512_div_ps(v, o.v)}; }
     VF abs() const { return {_mm512_abs_ps(v)}; }
     Mask operator>(VF o) const { return {_mm512_cmp_ps_mask(v, o.v, _CMP_GT_OQ)}; }
+    Mask is_nan() const { return {_mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q)}; }
     Mask not_above(VF o) const { return {_mm512_cmp_ps_mask(v, o.v, _CMP_NGT_UQ)}; }
     VF or_larger(VF o) const { return {_mm512_max_ps(o.v, v)}; }  // o > *this ? o : *this, as the instruction is defined
     static VF select(Mask m, VF a, VF b) { return {_mm512_mask_mov_ps(b.v, m.m, a.v)}; }

@@ -22,8 +22,8 @@ def combine(
 ) -> int:
     """out = base + scale · d / divisor, where d is the consensus of w_k · τ_k; returns out's non-finite elements.
 
-    consensus "sum": Σ_k w_k · τ_k, in the order of k; "max": the term of largest magnitude, the first of equals
-    (MagMax, Marczak et al. 2024). Without a base τ_k is θ_k. as_delta: out is the delta, base is not added.
+    consensus "sum": Σ_k w_k · τ_k, in the order of k; "max": the term of largest magnitude, the first of equals, NaN
+    above all (MagMax, Marczak et al. 2024). Without a base τ_k is θ_k. as_delta: out is the delta, base is not added.
     """
     terms = [torch.tensor(w, dtype=tau.dtype) * tau for w, tau in zip(weights, task_vectors(base, models), strict=True)]
     if consensus == "sum":
@@ -33,7 +33,7 @@ def combine(
     else:
         delta = torch.zeros_like(terms[0])
         for term in terms:
-            delta = torch.where(term.abs() > delta.abs(), term, delta)
+            delta = torch.where((term.abs() > delta.abs()) | term.isnan(), term, delta)
     if divisor != 1:
         delta = delta / torch.tensor(divisor, dtype=delta.dtype)
     if scale != 1:

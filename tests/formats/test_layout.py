@@ -6,10 +6,11 @@ import json
 import math
 
 import pytest
-from fastmerge.formats.layout import plan_layout
-from fastmerge.formats.safetensors import DTYPES, read_header
 from hypothesis import given
 from hypothesis import strategies as st
+
+from fastmerge.formats.layout import plan_layout
+from fastmerge.formats.safetensors import DTYPES, read_header
 
 TENSORS = st.lists(
     st.tuples(st.sampled_from(["F32", "BF16", "U8"]), st.lists(st.integers(0, 6), max_size=2).map(tuple)), max_size=8
@@ -34,6 +35,7 @@ def test_files_hold_all_tensors_in_order_within_the_limit(tmp_path_factory, tens
             assert (place.file, place.start, place.stop) == (file.name, t.start, t.stop)
         found += [(t.name, t.dtype, t.shape) for t in stored]
     assert sorted(found) == sorted(tensors)
+    assert [t for t in found if nbytes(t)] == [t for t in tensors if nbytes(t)]
     assert list(layout.places) == [name for name, _, _ in tensors]
     assert layout.total_bytes == sum((folder / file.name).stat().st_size for file in layout.files)
 
@@ -55,9 +57,10 @@ def test_an_index_is_written_exactly_where_there_are_shards(tensors, limit: int)
         ([10], ["model.safetensors"]),
         ([5, 5], ["model.safetensors"]),
         ([5, 6], ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]),
+        ([5, 6, 4], ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]),
         ([1, 50, 1], [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]),
     ],
-    ids=["none", "one", "just full", "one byte more", "one greater than the limit"],
+    ids=["none", "one", "just full", "one byte more", "second just full", "one greater than the limit"],
 )
 def test_shards_are_named_and_filled_as_hugging_face_does(sizes: list[int], names: list[str]) -> None:
     layout = plan_layout([(f"t{i}", "U8", (n,)) for i, n in enumerate(sizes)], limit=10)
@@ -66,7 +69,9 @@ def test_shards_are_named_and_filled_as_hugging_face_does(sizes: list[int], name
 
 
 def test_every_file_carries_the_metadata_and_format(tmp_path) -> None:
-    layout = plan_layout([("a", "U8", (9,)), ("b", "U8", (9,))], stem="x", limit=10, metadata={"fastmerge.method": "emr"})
+    layout = plan_layout(
+        [("a", "U8", (9,)), ("b", "U8", (9,))], stem="x", limit=10, metadata={"fastmerge.method": "emr"}
+    )
     assert len(layout.files) == 2
     for file in layout.files:
         (tmp_path / file.name).write_bytes(file.header + bytes(file.size - len(file.header)))

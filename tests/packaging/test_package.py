@@ -19,7 +19,7 @@ FASTMERGE = str(Path(sys.executable).with_name("fastmerge"))
 # What a module may import: its own room, and those further down.
 ROOMS = {
     "cli": 0,
-    "__main__": 0,
+    "__main__": -1,
     "bindings": 0,
     "doctor": 1,
     "runtime": 1,
@@ -51,7 +51,9 @@ def imports(file: Path) -> set[str]:
             start = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
             module = ".".join(part for part in (start, node.module) if part)
             names = [f"{module}.{alias.name}" for alias in node.names]
-        found |= {parts[1] for parts in (name.split(".") for name in names) if parts[0] == "fastmerge" and len(parts) > 1}
+        found |= {
+            parts[1] for parts in (name.split(".") for name in names) if parts[0] == "fastmerge" and len(parts) > 1
+        }
     return {name for name in found if name in ROOMS}
 
 
@@ -96,7 +98,11 @@ def test_starts_without_torch(tmp_path: Path) -> None:
 
 
 def test_help_and_version(tmp_path: Path) -> None:
-    for arguments, expected in ((["--help"], "doctor"), (["--version"], fastmerge.__version__), (["merge", "--help"], "--base")):
+    for arguments, expected in (
+        (["--help"], "doctor"),
+        (["--version"], fastmerge.__version__),
+        (["merge", "--help"], "--base"),
+    ):
         done = subprocess.run([FASTMERGE, *arguments], cwd=tmp_path, capture_output=True, text=True, check=True)
         assert expected in done.stdout
 
@@ -106,7 +112,8 @@ def test_doctor_says_why_native_is_missing(tmp_path: Path) -> None:
     copy = tmp_path / "fastmerge"
     shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns("_native*.so"))
     code = (
-        "from fastmerge.doctor import examine; from fastmerge import ops; import torch; print(examine()['backends']['native']); "
+        "from fastmerge.doctor import examine; from fastmerge import ops; import torch; "
+        "print(examine()['backends']['native']); "
         "t = torch.ones(3); print(ops.combine(t, [t]).merged.tolist())"
     )
     said = in_a_process(code, tmp_path)

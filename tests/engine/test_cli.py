@@ -1,0 +1,241 @@
+"""The command line: exit codes, one clear error each for bad input, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from folders import family, near, read, state, write
+from typer.testing import CliRunner
+
+from fastmerge.cli import app
+from fastmerge.recipe import plan as planning
+
+Change = Callable[[Path], list[str]]
+
+
+def run(*arguments: str | Path) -> tuple[int, str, str]:
+    done = CliRunner().invoke(app, [str(a) for a in arguments])
+    return done.exit_code, done.stdout, done.stderr
+
+
+def models(root: Path) -> list[str]:
+    return ["--base", str(root / "base"), "--model", f"a={root / 'm0'}", "--model", f"b={root / 'm1'}"]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    family(tmp_path, 2)
+    return tmp_path
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:
+    tensors = change(read(folder))
+    shutil.rmtree(folder)
+    write(folder, tensors)
+
+
+def missing(root: Path) -> list[str]:
+    rewrite(root / "m1", lambda t: {n: x for n, x in t.items() if n != "norm.weight"})
+    return ["b", "'norm.weight'", "missing"]
+
+
+def longer_vocabulary(root: Path) -> list[str]:
+    grown = {n.replace("embed", "embed_tokens"): x for n, x in state(0).items()}
+    rewrite(root / "base", lambda _: grown)
+    rewrite(root / "m0", lambda _: near(grown, 1))
+    rewrite(root / "m1", lambda _: near(grown, 2) | {"embed_tokens.weight": torch.zeros(51, 8).bfloat16()})
+    return ["b", "'embed_tokens.weight'", "[51, 8]", "[50, 8]", "vocabulary"]
+
+
+def prefixed(root: Path) -> list[str]:
+    rewrite(root / "m1", lambda t: {f"_orig_mod.{n}": x for n, x in t.items()})
+    return ["b", "--rename b:_orig_mod.="]
+
+
+def truncated(root: Path) -> list[str]:
+    file = root / "m1" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    return ["b", "model.safetensors", "cut off"]
+
+
+def absurd_header(root: Path) -> list[str]:
+    file = root / "m1" / "model.safetensors"
+    file.write_bytes((1 << 60).to_bytes(8, "little") + file.read_bytes()[8:])
+    return ["b", "model.safetensors", "header"]
+
+
+def raw(root: Path, offsets: list[list[int]]) -> None:
+    entries = {f"t{i}": {"dtype": "U8", "shape": [b - a], "data_offsets": [a, b]} for i, (a, b) in enumerate(offsets)}
+    text = json.dumps(entries).encode()
+    (root / "m1" / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(16))
+
+
+def overlapping(root: Path) -> list[str]:
+    raw(root, [[0, 10], [6, 16]])
+    return ["b", "'t1'", "overlaps"]
+
+
+def out_of_file(root: Path) -> list[str]:
+    raw(root, [[0, 10], [10, 99]])
+    return ["b", "model.safetensors", "cut off"]
+
+
+def escaping_index(root: Path) -> list[str]:
+    (root / "m1" / "model.safetensors").rename(root / "elsewhere.safetensors")
+    index = {"weight_map": dict.fromkeys(state(0), "../elsewhere.safetensors")}
+    (root / "m1" / "model.safetensors.index.json").write_text(json.dumps(index))
+    return ["b", "../elsewhere.safetensors", "folder"]
+
+
+def pickled(root: Path) -> list[str]:
+    (root / "m1" / "model.safetensors").unlink()
+    torch.save({}, root / "m1" / "pytorch_model.bin")
+    return ["b", "pytorch_model.bin", "save_pretrained"]
+
+
+def unmatched_head(root: Path) -> list[str]:
+    rewrite(root / "m1", lambda t: t | {"classifier.weight": torch.zeros(2, 8)})
+    return ["b", "'classifier.weight'", "--task-specific"]
+
+
+def eight_bits(root: Path) -> list[str]:
+    rewrite(root / "m1", lambda t: t | {"norm.weight": t["norm.weight"].to(torch.float8_e4m3fn)})
+    return ["b", "'norm.weight'", "F8_E4M3"]
+
+
+def absent(root: Path) -> list[str]:
+    shutil.rmtree(root / "m1")
+    return ["b", "does not exist"]
+
+
+CHANGES: list[Change] = [
+    missing,
+    longer_vocabulary,
+    prefixed,
+    truncated,
+    absurd_header,
+    overlapping,
+    out_of_file,
+    escaping_index,
+    pickled,
+    unmatched_head,
+    eight_bits,
+    absent,
+]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda c: c.__name__)
+@pytest.mark.parametrize("command", ["plan", "merge"])
+def test_bad_checkpoints(command: str, change: Change, root: Path) -> None:
+    """Exit code 2, one error that names model, file or tensor and what to do, no traceback, nothing written."""
+    expected = change(root)
+    before = sorted(root.rglob("*"))
+    code, _, error = run(command, "emr", *models(root), "--out", root / "out")
+    assert code == 2
+    assert error.count("error:") == 1, error
+    for part in expected:
+        assert part in error
+    assert "Traceback" not in error
+    assert sorted(root.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["emrr"], "did you mean 'emr'"),
+        (["emr", "-p", "rescal=global"], "did you mean 'rescale'"),
+        (["emr", "-p", "rescale"], "expected NAME=VALUE"),
+        (["emr", "--model", "a=again"], "called 'a'"),
+        (["emr", "--model", "../x=again"], "model name '../x'"),
+        (["emr", "--dtype", "bfloat"], "did you mean 'bfloat16'"),
+        (["emr", "--memory", "lots"], "memory 'lots'"),
+        (["emr", "--memory", "10kB"], "needs at least"),
+        (["emr", "--device", "cuda"], "device 'cuda'"),
+        (["emr", "--rename", "c:x=y"], "there is no model 'c'"),
+        (["emr", "--task-specific", "hed.*"], "'hed.*' matches no tensor"),
+    ],
+)
+def test_bad_arguments(arguments: list[str], said: str, root: Path) -> None:
+    code, _, error = run("merge", *arguments, *models(root), "--out", root / "out")
+    assert code == 2
+    assert said in error
+    assert not (root / "out").exists()
+
+
+def test_all_problems_at_once(root: Path) -> None:
+    truncated(root)
+    (root / "out").mkdir()
+    code, _, error = run("merge", "emr", *models(root), "--out", root / "out", "-p", "x=1", "--dtype", "int8")
+    assert code == 2
+    assert error.count("error:") == 3  # the output folder is looked at once the rest is right
+
+
+def test_existing_output(root: Path) -> None:
+    (root / "out").mkdir()
+    code, _, error = run("merge", "emr", *models(root), "--out", root / "out")
+    assert (code, "exists already" in error) == (2, True)
+
+
+def test_too_little_disk(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 99, 1))
+    code, _, error = run("merge", "emr", *models(root), "--out", root / "out")
+    assert (code, "make room" in error) == (2, True)
+
+
+def test_nan_is_exit_code_one(root: Path) -> None:
+    rewrite(root / "m1", lambda t: t | {"norm.weight": t["norm.weight"] * float("nan")})
+    code, _, error = run("merge", "emr", *models(root), "--out", root / "out")
+    assert code == 1
+    assert "'norm.weight'" in error
+    assert "b (8 of 8 values" in error
+    assert sorted(p.name for p in root.iterdir()) == ["base", "m0", "m1"]
+
+
+def test_renamed_prefix(root: Path) -> None:
+    prefixed(root)
+    code, _, error = run("merge", "linear", *models(root), "--rename", "b:_orig_mod.=", "--out", root / "out")
+    assert code == 0, error
+
+
+def test_json(root: Path) -> None:
+    """Plans, reports, descriptions and errors as JSON alone on stdout."""
+    code, out, _ = run("plan", "emr", *models(root), "--json")
+    planned = json.loads(out)
+    code, out, _ = run("merge", "emr", *models(root), "--out", root / "emr", "--json")
+    report = json.loads(out)
+    assert code == 0
+    assert report["bytes_read"] == planned["bytes_read"]
+    written = [root / "emr" / name for name in planned["files"]]
+    assert report["bytes_written"] == sum(f.stat().st_size for f in written)
+    assert json.loads(run("info", root / "emr", "--json")[1])["kind"] == "EMR artefact"
+    assert json.loads(run("task", root / "emr", "a", "--out", root / "t", "--json")[1])["models"] == ["a"]
+    assert json.loads(run("info", root / "t", "--json")[1])["parameters"] == planned["parameters"]
+    assert "reference" in json.loads(run("doctor", "--json")[1])["backends"]
+    code, out, _ = run("merge", "emrr", *models(root), "--out", root / "x", "--json")
+    assert (code, json.loads(out)["error"]) == (2, "InputError")
+
+
+def test_for_people(root: Path) -> None:
+    """A summary on stdout; no bar where no terminal is."""
+    code, out, error = run("merge", "emr", *models(root), "--out", root / "emr")
+    assert (code, error) == (0, "")
+    for part in ("GB/s", "rescalers", "written", "backend"):
+        assert part in out
+    assert "passes" in run("plan", "linear", *models(root))[1]
+
+
+def test_the_program_itself(root: Path) -> None:
+    """As installed, in a process of its own."""
+    program = Path(sys.executable).with_name("fastmerge")
+    done = subprocess.run(
+        [program, "merge", "linear", *models(root), "--out", root / "out"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert set(read(root / "out")) == set(state(0))

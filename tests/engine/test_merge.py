@@ -1,0 +1,276 @@
+"""Checkpoints merged on disk: what is written, what is not, and what does not change it."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from folders import family, near, read, state, write
+from safetensors.torch import load_file
+from tensors import assert_same_bits
+
+import fastmerge as fm
+from fastmerge.engine import writer
+from fastmerge.errors import InputError, MergeError
+from fastmerge.recipe import plan as planning
+
+BIG = {"a.weight": (700, 301), "b.weight": (65_536,), "c.weight": (3, 5), "d.weight": (131_073,)}
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
+
+
+@pytest.fixture
+def big(tmp_path: Path) -> tuple[Path, dict[str, Path]]:
+    base = state(0, torch.bfloat16, BIG)
+    models = {f"m{k}": write(tmp_path / f"m{k}", near(base, k + 1)) for k in range(3)}
+    return write(tmp_path / "base", base), models
+
+
+@pytest.mark.parametrize("method", ["linear", "emr"])
+def test_the_same_bytes_every_time(method: str, big: tuple[Path, dict[str, Path]], tmp_path: Path) -> None:
+    """Twice the same merge, and one in the smallest chunks, write the same files to the byte."""
+    base, models = big
+    for out, memory in (("one", "1GiB"), ("two", "1GiB"), ("small", "8MiB")):
+        (tmp_path / out).mkdir()
+        fm.merge(method, base, models, tmp_path / out / "merged", memory=memory)
+    assert planning.plan(method, base, models, memory="8MiB").chunk < planning.plan(method, base, models).chunk
+    assert content(tmp_path / "one") == content(tmp_path / "two") == content(tmp_path / "small")
+
+
+def test_emr_artefact_and_tasks(big: tuple[Path, dict[str, Path]], tmp_path: Path) -> None:
+    """Task folders equal what is computed in memory; the artefact is a model and a bit per parameter and task."""
+    base, models = big
+    report = fm.merge("emr", base, models, tmp_path / "emr")
+    in_memory = fm.merge_state_dicts("emr", read(base), {n: read(f) for n, f in models.items()})
+    assert report.results["rescalers"] == list(in_memory.stats["rescalers"].values())
+    unified, masks = (load_file(tmp_path / "emr" / f"{n}.safetensors") for n in ("unified", "masks"))
+    for name, tensor in read(base).items():
+        assert unified[name].dtype == torch.bfloat16
+        assert masks[name].shape == (3, -(-tensor.numel() // 8))
+    for row, task in enumerate(models):
+        fm.task(tmp_path / "emr", task, tmp_path / task / "again")
+        for name, tensor in read(tmp_path / task / "again").items():
+            expected = fm.ops.modulate(
+                read(base)[name], unified[name], masks[name][row], report.results["rescalers"][row], backend="reference"
+            )
+            assert_same_bits(tensor, expected, f"{task} {name}")
+
+
+def test_heads_are_kept_per_task(tmp_path: Path) -> None:
+    """A head of each task's own shape goes into the artefact and comes back with the task; base's stays in a merge."""
+    base = state(0)
+    folders, heads = {}, {}
+    for k in range(2):
+        heads[f"m{k}"] = {"head.weight": torch.full((k + 2, 8), float(k)), "head.bias": torch.full((k + 2,), 0.5)}
+        folders[f"m{k}"] = write(tmp_path / f"m{k}", near(base, k + 1) | heads[f"m{k}"], {"num_labels": k + 2})
+    own = {"head.weight": torch.ones(1, 8), "head.bias": torch.ones(1)}
+    write(tmp_path / "base", base | own, {"num_labels": 1})
+    fm.merge("emr", tmp_path / "base", folders, tmp_path / "emr", task_specific=["head.*"])
+    for name, head in heads.items():
+        fm.task(tmp_path / "emr", name, tmp_path / f"{name}-again")
+        again = read(tmp_path / f"{name}-again")
+        assert set(again) == set(base) | set(head)
+        for tensor in head:
+            assert_same_bits(again[tensor], head[tensor], tensor)
+        assert json.loads((tmp_path / f"{name}-again" / "config.json").read_text())["num_labels"] == len(
+            head["head.bias"]
+        )
+    fm.merge("linear", tmp_path / "base", folders, tmp_path / "avg", task_specific=["head.*"])
+    assert_same_bits(read(tmp_path / "avg")["head.weight"], own["head.weight"], "base's head")
+
+
+@pytest.mark.parametrize("method", ["linear", "emr"])
+def test_tied_tensors_are_merged_once(method: str, tmp_path: Path) -> None:
+    """Base stores embeddings and head, one model only the embeddings: written as base wrote them, and equal."""
+    config = {"tie_word_embeddings": True}
+    table = state(0, shapes={"model.embed_tokens.weight": (20, 4), "model.norm.weight": (4,)})
+    write(tmp_path / "base", table | {"lm_head.weight": table["model.embed_tokens.weight"].clone()}, config)
+    one, two = near(table, 1), near(table, 2)
+    write(tmp_path / "one", one | {"lm_head.weight": one["model.embed_tokens.weight"].clone()}, config)
+    write(tmp_path / "two", two, config)
+    out = tmp_path / "out"
+    fm.merge(method, tmp_path / "base", {"one": tmp_path / "one", "two": tmp_path / "two"}, out)
+    if method == "emr":
+        assert set(load_file(out / "unified.safetensors")) == set(table)
+        fm.task(out, "one", tmp_path / "task")
+        out = tmp_path / "task"
+    result = read(out)
+    assert list(result) == list(read(tmp_path / "base"))
+    assert_same_bits(result["lm_head.weight"], result["model.embed_tokens.weight"], "tied")
+
+
+@pytest.mark.parametrize("method", ["linear", "emr"])
+def test_integers_are_copied(method: str, tmp_path: Path) -> None:
+    base = state(0)
+    ids = {"position_ids": torch.arange(7), "flag": torch.tensor([True, False])}
+    write(tmp_path / "base", base | ids)
+    models = {f"m{k}": write(tmp_path / f"m{k}", near(base, k + 1) | ids) for k in range(2)}
+    fm.merge(method, tmp_path / "base", models, tmp_path / "out")
+    if method == "emr":
+        fm.task(tmp_path / "out", "m0", tmp_path / "task")
+    result = read(tmp_path / ("task" if method == "emr" else "out"))
+    for name, tensor in ids.items():
+        assert torch.equal(result[name], tensor)
+
+
+def test_different_integers_are_an_error(tmp_path: Path) -> None:
+    base = state(0)
+    write(tmp_path / "base", base | {"ids": torch.arange(7)})
+    models = {"m0": write(tmp_path / "m0", near(base, 1) | {"ids": torch.arange(1, 8)})}
+    with pytest.raises(MergeError, match=r"'ids'.*differs between base and m0"):
+        fm.merge("emr", tmp_path / "base", models, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("method", ["linear", "task_arithmetic", "magmax", "emr"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_non_finite_weight_is_named(method: str, bad: float, tmp_path: Path) -> None:
+    """The error names tensor, model and file, and leaves no output; nonfinite=allow lets it through."""
+    base, models = family(tmp_path)
+    broken = read(models["m1"])
+    broken["layers.0.weight"][3, 2] = bad
+    write(tmp_path / "broken", broken)
+    models["m1"] = tmp_path / "broken"
+    before = sorted(p.name for p in tmp_path.iterdir())
+    with pytest.raises(MergeError, match=r"'layers\.0\.weight'.*m1 \(1 of 264 values, model\.safetensors\)") as caught:
+        fm.merge(method, base, models, tmp_path / "out")
+    assert "m0" not in str(caught.value)
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
+    fm.merge(method, base, models, tmp_path / "out", {"nonfinite": "allow"})
+
+
+def test_a_result_out_of_range_is_told_apart(tmp_path: Path) -> None:
+    base, models = family(tmp_path, 2, torch.float16)
+    with pytest.raises(MergeError, match="leaves the range"):
+        fm.merge("task_arithmetic", base, models, tmp_path / "out", {"scale": 1e8})
+
+
+def test_a_full_disk_leaves_nothing(
+    big: tuple[Path, dict[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk fills up in the middle of writing: one error, and no output, hidden or not."""
+    base, models = big
+    before = sorted(p.name for p in tmp_path.iterdir())
+    written = 0
+
+    def pwrite(fd: int, data: memoryview, offset: int) -> int:
+        nonlocal written
+        written += len(data)
+        if written > 500_000:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return os.pwrite(fd, data, offset)
+
+    monkeypatch.setattr(writer, "os", _Patched(os, pwrite=pwrite))
+    with pytest.raises(MergeError, match="disk is full"):
+        fm.merge("linear", base, models, tmp_path / "out")
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+class _Patched:
+    """A module with some of its functions replaced."""
+
+    def __init__(self, module: object, **replaced: object) -> None:
+        self._module, self._replaced = module, replaced
+
+    def __getattr__(self, name: str) -> object:
+        return self._replaced.get(name) or getattr(self._module, name)
+
+
+def test_short_writes_and_no_direct_io(
+    big: tuple[Path, dict[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file system without O_DIRECT that writes less than asked gives the same bytes."""
+    base, models = big
+    (tmp_path / "x").mkdir()
+    (tmp_path / "y").mkdir()
+    fm.merge("emr", base, models, tmp_path / "x" / "out")
+    opened = os.open
+
+    def plain(path: Path, flags: int, mode: int = 0o777) -> int:
+        if flags & os.O_DIRECT:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return opened(path, flags, mode)
+
+    short = _Patched(os, open=plain, pwrite=lambda fd, data, offset: os.pwrite(fd, data[:4000], offset))
+    monkeypatch.setattr(writer, "os", short)
+    fm.merge("emr", base, models, tmp_path / "y" / "out")
+    assert content(tmp_path / "x" / "out") == content(tmp_path / "y" / "out")
+
+
+def test_output_folders(tmp_path: Path) -> None:
+    """An existing folder is not touched without `overwrite`, is replaced whole with it, and inputs never are."""
+    base, models = family(tmp_path)
+    out = tmp_path / "deep" / "out"
+    fm.merge("linear", base, models, out)
+    (out / "mine.txt").write_text("kept?")
+    with pytest.raises(InputError, match="exists already"):
+        fm.merge("linear", base, models, out)
+    assert (out / "mine.txt").exists()
+    fm.merge("linear", base, models, out, overwrite=True)
+    assert not (out / "mine.txt").exists()
+    assert [p.name for p in out.parent.iterdir()] == ["out"]
+    for bad in (base, tmp_path):
+        with pytest.raises(InputError, match="would overwrite the input"):
+            fm.merge("linear", base, models, bad, overwrite=True)
+
+
+def test_sharded_output(big: tuple[Path, dict[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files beyond the limit are sharded with an index, and are read again as one checkpoint."""
+    base, models = big
+    layout = planning.plan_layout
+    monkeypatch.setattr(planning, "plan_layout", lambda *a, **k: layout(*a, **{**k, "limit": 300_000}))
+    fm.merge("linear", base, models, tmp_path / "out")
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    assert len(set(index["weight_map"].values())) > 1
+    assert index["metadata"]["total_size"] == sum(t.nbytes for t in read(tmp_path / "out").values())
+    expected = fm.merge_state_dicts("linear", read(base), {n: read(f) for n, f in models.items()}).state_dict
+    fm.merge("linear", tmp_path / "out", {"a": tmp_path / "out"}, tmp_path / "again")
+    for name, tensor in read(tmp_path / "again").items():
+        assert_same_bits(tensor, expected[name], name)
+
+
+def test_dtype_of_the_result(tmp_path: Path) -> None:
+    base, models = family(tmp_path)
+    fm.merge("task_arithmetic", base, models, tmp_path / "out", dtype="float32")
+    assert {t.dtype for t in read(tmp_path / "out").values()} == {torch.float32}
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["torch_dtype"] == "float32"
+
+
+def test_linear_without_a_base(tmp_path: Path) -> None:
+    _, models = family(tmp_path)
+    fm.merge("linear", None, models, tmp_path / "out")
+    assert set(read(tmp_path / "out")) == set(state(0))
+
+
+def test_task_needs_the_base_it_was_made_with(tmp_path: Path) -> None:
+    """A base that moved is given anew; another one is refused, and so is a task that is not there."""
+    base, models = family(tmp_path)
+    fm.merge("emr", base, models, tmp_path / "emr")
+    base.rename(tmp_path / "moved")
+    with pytest.raises(InputError, match="base"):
+        fm.task(tmp_path / "emr", "m0", tmp_path / "task")
+    fm.task(tmp_path / "emr", "m0", tmp_path / "task", base=tmp_path / "moved")
+    other = write(tmp_path / "other", {name: t.float() for name, t in state(0).items()})
+    with pytest.raises(InputError, match="not the base model"):
+        fm.task(tmp_path / "emr", "m0", tmp_path / "task2", base=other)
+    with pytest.raises(InputError, match="did you mean 'm2'"):
+        fm.task(tmp_path / "emr", "m22", tmp_path / "task2", base=tmp_path / "moved")
+
+
+def test_side_files_and_card(tmp_path: Path) -> None:
+    """Configuration and tokenizer come from base; the card names method and inputs; weights of other kinds stay."""
+    base, models = family(tmp_path)
+    (base / "tokenizer.json").write_text("{}")
+    (base / "pytorch_model.bin").write_bytes(b"old")
+    fm.merge("linear", base, models, tmp_path / "out")
+    names = {f.name for f in (tmp_path / "out").iterdir()}
+    assert names == {"model.safetensors", "config.json", "tokenizer.json", "README.md"}
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "linear" in card
+    assert "header_sha256" in card
