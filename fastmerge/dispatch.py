@@ -57,7 +57,7 @@ def choose(op: str, device: str, backend: str | None = None) -> Callable[..., An
     if backend is not None and backend not in backends():
         known = ", ".join(backends())
         raise BackendError(f"unknown backend {backend!r}{nearest(backend, backends())}; there are {known}")
-    rejected = []
+    rejected: list[str] = []
     for name in (backend,) if backend else PREFERENCE.get(device, ("reference",)):
         reason = why_not(op, name, device)
         if reason is None:

@@ -23,7 +23,7 @@ def pretrain(task: Task, folder: Path, epochs: int = 20) -> str:
     return line
 
 
-def finetune(base: Path, task: Task, folder: Path, epochs: int = 5) -> str:
+def finetune(base: Path, task: Task, folder: Path, epochs: int = 4) -> str:
     """Fine-tune all of the base with a new head for one task, and save both."""
     torch.manual_seed(1)
     model = VisionTransformer(task.classes)
@@ -49,10 +49,10 @@ def _fit(model: VisionTransformer, train: tuple[Tensor, Tensor], epochs: int, ra
     heads = [p for n, p in model.named_parameters() if is_head(n)]
     trunk = [p for n, p in model.named_parameters() if not is_head(n)]
     optimizer = torch.optim.AdamW(
-        [{"params": trunk, "lr": rate}, {"params": heads, "lr": 20 * rate}], weight_decay=0.01
+        [{"params": trunk, "lr": rate}, {"params": heads, "lr": 30 * rate}], weight_decay=0.01
     )
     steps = epochs * -(-len(labels) // BATCH)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, [rate, 20 * rate], total_steps=steps, pct_start=0.2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, [rate, 30 * rate], total_steps=steps, pct_start=0.2)
     loss_of = nn.CrossEntropyLoss(label_smoothing=0.05)
     loss = torch.zeros(())
     for _ in range(epochs):

@@ -107,7 +107,8 @@ def _works(emr: EmrArtefact, base: Checkpoint, own: dict[str, TensorInfo], name:
     aliased = {alias for aliases in emr.record.aliases.values() for alias in aliases}
 
     def modulate(sources: list[Tensor], targets: list[Tensor]) -> None:
-        ops.modulate(*sources, scale, out=targets[0])
+        stored, unified, mask = sources
+        ops.modulate(stored, unified, mask, scale, out=targets[0])
 
     def copy(sources: list[Tensor], targets: list[Tensor]) -> None:
         targets[0].copy_(sources[0])

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from ..errors import InputError, nearest
 from ..formats.checkpoint import Checkpoint, open_checkpoint
 from ..formats.layout import Layout, plan_layout
-from ..formats.safetensors import DTYPES
+from ..formats.safetensors import DTYPES, TensorInfo
 from ..methods import build
 from ..methods._declaration import Method, Pass, Written
 from .preflight import Alignment, Rename, TensorPlan, align
@@ -97,7 +97,7 @@ class MergePlan:
         }
 
 
-def inputs(tensor: TensorPlan, method: Method) -> list[Any]:
+def inputs(tensor: TensorPlan, method: Method) -> list[TensorInfo]:
     """The stored tensors that are read to merge this one: base first, if the method or a comparison needs it."""
     return ([tensor.base] if tensor.base and (method.uses_base or tensor.copy) else []) + list(tensor.models)
 

@@ -42,5 +42,5 @@ def narrow(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 def add_block_sums(total: Tensor, terms: Tensor) -> None:
     """total (0-d float64) += Σ terms: each block summed on its own, block sums added in block order."""
-    for block in terms.to(torch.float64).split(BLOCK):
+    for block in torch.split(terms.to(torch.float64), BLOCK):
         total += block.sum()

@@ -71,7 +71,14 @@ def test_vit_with_a_task_head(tmp_path: Path) -> None:
 
 def test_t5_with_shared_embeddings(tmp_path: Path) -> None:
     config = transformers.T5Config(
-        vocab_size=64, d_model=16, d_kv=8, d_ff=24, num_layers=1, num_decoder_layers=1, num_heads=2, decoder_start_token_id=0
+        vocab_size=64,
+        d_model=16,
+        d_kv=8,
+        d_ff=24,
+        num_layers=1,
+        num_decoder_layers=1,
+        num_heads=2,
+        decoder_start_token_id=0,
     )
     base, models = save_family(tmp_path, lambda _: transformers.T5ForConditionalGeneration(config))
     fm.merge("linear", base, models, tmp_path / "out")

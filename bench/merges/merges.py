@@ -1,0 +1,134 @@
+"""Whole merges by the command line, from the page cache, against the floor of moving their bytes once.
+
+The floor reads every input byte (two threads, preadv into one buffer each) and writes every output byte past the page
+cache; merge and floor alternate, and starting Python with torch is taken off the merge. Memory is what the process holds
+beyond the mapped files.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from family import write
+
+BUFFER = 4 << 20
+JOBS = [("linear", 3), ("task_arithmetic", 3), ("emr", 3), ("emr", 12)]
+PROGRAM = str(Path(sys.executable).with_name("fastmerge"))
+
+
+def read_all(files: list[Path]) -> None:
+    jobs = [(file, start) for file in files for start in range(0, file.stat().st_size, 64 * BUFFER)]
+    lock = threading.Lock()
+
+    def work() -> None:
+        buffer = bytearray(BUFFER)
+        while True:
+            with lock:
+                if not jobs:
+                    return
+                file, start = jobs.pop()
+            fd = os.open(file, os.O_RDONLY)
+            for offset in range(start, start + 64 * BUFFER, BUFFER):
+                if not os.preadv(fd, [buffer], offset):
+                    break
+            os.close(fd)
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def floor(files: list[Path], out_bytes: int, scratch: Path) -> float:
+    block = mmap.mmap(-1, BUFFER)
+    block.write(os.urandom(BUFFER))
+    begin = time.perf_counter()
+    read_all(files)
+    fd = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_DIRECT", 0))
+    for _ in range(-(-out_bytes // BUFFER)):
+        os.write(fd, block)
+    os.close(fd)
+    took = time.perf_counter() - begin
+    scratch.unlink()
+    return took
+
+
+def startup() -> float:
+    begin = time.perf_counter()
+    subprocess.run([sys.executable, "-c", "import torch"], check=True)
+    return time.perf_counter() - begin
+
+
+def merge(arguments: list[str]) -> tuple[float, dict[str, Any], float]:
+    """Seconds, the report, and the peak of memory that is no file's (MiB)."""
+    begin = time.perf_counter()
+    process = subprocess.Popen([PROGRAM, "merge", *arguments, "--json"], stdout=subprocess.PIPE, text=True)
+    peak = 0.0
+    status = Path(f"/proc/{process.pid}/status")
+    while process.poll() is None:
+        try:
+            lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+            peak = max(peak, (int(lines["RssAnon"].split()[0]) + int(lines["RssShmem"].split()[0])) / 1024)
+        except (OSError, KeyError, ValueError):
+            pass
+        time.sleep(0.02)
+    took = time.perf_counter() - begin
+    assert process.stdout is not None
+    if process.returncode:
+        raise SystemExit(process.returncode)
+    return took, json.loads(process.stdout.read()), peak
+
+
+def job(method: str, folders: list[Path], scratch: Path, rounds: int = 5) -> dict[str, Any]:
+    """One method on a base and models, alternating with its floor."""
+    base, *models = folders
+    named = [part for model in models for part in ("--model", f"{model.name}={model}")]
+    arguments = [method, "--base", str(base), *named, "--out", str(scratch / "out"), "--overwrite"]
+    read = models if method == "linear" else folders
+    files = [file for folder in read for file in sorted(folder.glob("*.safetensors"))]
+    _, report, peak = merge(arguments)
+    floors, starts, merges = [], [], []
+    for _ in range(rounds):
+        floors.append(floor(files, report["bytes_written"], scratch / "floor"))
+        starts.append(startup())
+        took, report, now = merge(arguments)
+        merges.append(took)
+        peak = max(peak, now)
+    start = statistics.median(starts)
+    shutil.rmtree(scratch / "out")
+    return {
+        "method": method,
+        "k": len(models),
+        "gigabytes": (report["bytes_read"] + report["bytes_written"]) / 1e9,
+        "seconds": statistics.median(merges),
+        "startup_seconds": start,
+        "floor_seconds": statistics.median(floors),
+        "of_floor": statistics.median((m - start) / f for m, f in zip(merges, floors, strict=True)),
+        "memory_mib": peak,
+        "backend": report["backend"],
+        "threads": len(os.sched_getaffinity(0)),
+    }
+
+
+def run(folder: Path | None = None) -> list[dict[str, Any]]:
+    """All jobs. K = 12 uses shorter models, so that the family fits where three do."""
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        root = Path(scratch)
+        rows = []
+        for layers, wanted in ((22, 3), (5, 12)):
+            folders = write(root / f"family{layers}", wanted, layers)
+            rows += [job(method, folders, root) for method, k in JOBS if k == wanted]
+            shutil.rmtree(root / f"family{layers}")
+    return rows
