@@ -293,9 +293,7 @@ def moments(
 
     _check("moments", {"base": base, **_numbered(models)})
     sums = _accumulator(sums, (4, len(models)), base)
-    if nonfinite is None:
-        nonfinite = base.new_zeros(len(models), dtype=torch.int64)
-    _check_buffer("nonfinite", nonfinite, (len(models),), torch.int64, base.device)
+    nonfinite = _accumulator(nonfinite, (len(models),), base, torch.int64, "nonfinite")
     dispatch.choose("moments", base.device.type, backend)(_flat(base), _flat_all(models), sums, nonfinite)
     return Moments(sums[0], sums[1], sums[2], sums[3], nonfinite)
 
@@ -373,15 +371,23 @@ def _empty(like: Tensor, dtype: torch.dtype | None) -> Tensor:
     return like.new_empty(like.shape, dtype=dtype or like.dtype)
 
 
-def _accumulator(sums: Tensor | None, shape: tuple[int, ...], like: Tensor) -> Tensor:
+def _accumulator(
+    given: Tensor | None,
+    shape: tuple[int, ...],
+    like: Tensor,
+    dtype: torch.dtype | None = None,
+    name: str = "sums",
+) -> Tensor:
+    """What a backend adds to: the tensor given, float64 unless said, or zeros."""
     import torch
 
-    if sums is None:
-        return like.new_zeros(shape, dtype=torch.float64)
-    _check_buffer("sums", sums, shape, torch.float64, like.device)
-    if not sums.is_contiguous():
-        raise InputError("sums must be contiguous")
-    return sums
+    dtype = dtype or torch.float64
+    if given is None:
+        return like.new_zeros(shape, dtype=dtype)
+    _check_buffer(name, given, shape, dtype, like.device)
+    if not given.is_contiguous():
+        raise InputError(f"{name} must be contiguous")
+    return given
 
 
 def _check(op: str, tensors: Mapping[str, Tensor]) -> None:

@@ -100,7 +100,9 @@ def read_header(file: Path) -> Header:
         raise InputError(f"{file}: its header is not valid JSON ({error}); download it again") from None
     if not isinstance(content, dict):
         raise InputError(f"{file}: its header is not a JSON object; download it again")
-    metadata = content.pop("__metadata__", None) or {}
+    metadata = content.pop("__metadata__", None)
+    if metadata is None:  # the library takes null for none
+        metadata = {}
     problems = []
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         problems.append(f"{file}: __metadata__ must map strings to strings")

@@ -185,11 +185,12 @@ def parse_bytes(text: str | int) -> int:
 
 def output_problems(out: Path, total: int, overwrite: bool, inputs: Sequence[Path]) -> list[str]:
     """What keeps `total` bytes from being written to the folder `out`."""
-    problems = []
     resolved = out.resolve()
-    for path in (p.resolve() for p in inputs):
-        if path == resolved or resolved in path.parents:
-            problems.append(f"{out}: would overwrite the input {path}; choose another output folder")
+    problems = [
+        f"{out}: would overwrite the input {path}; choose another output folder"
+        for path in (p.resolve() for p in inputs)
+        if path == resolved or resolved in path.parents
+    ]
     if out.exists() or out.is_symlink():
         if not overwrite:
             problems.append(f"{out}: exists already; choose another output folder, or pass --overwrite")

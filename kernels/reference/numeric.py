@@ -43,4 +43,6 @@ def narrow(x: Tensor, dtype: torch.dtype) -> Tensor:
 def add_block_sums(total: Tensor, terms: Tensor) -> None:
     """total (0-d float64) += Σ terms: each block summed on its own, block sums added in block order."""
     for block in torch.split(terms.to(torch.float64), BLOCK):
-        total += block.sum()
+        # Row by row: the sum of a whole block torch would divide among its threads, however many there are.
+        rows = torch.nn.functional.pad(block, (0, -block.numel() % 256)).view(-1, 256)
+        total += rows.sum(1).sum()

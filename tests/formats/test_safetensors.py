@@ -84,6 +84,10 @@ BAD = {
     "twice": (b'{"a":1,"a":2}', 0, "'a' occurs twice"),
     "half a surrogate": (json.dumps({"\ud800": A}).encode(), 4, "no Unicode text"),
     "metadata": ({"__metadata__": {"format": 1}, "a": A}, 4, "strings to strings"),
+    **{
+        f"metadata {value!r}": ({"__metadata__": value, "a": A}, 4, "strings to strings")
+        for value in ([], 0, "", False)
+    },
     "no dtype": ({"a": {"shape": [1], "data_offsets": [0, 4]}}, 4, "must have dtype"),
     "dtype": ({"a": A | {"dtype": "F33"}}, 4, "unknown dtype 'F33'"),
     "dtype type": ({"a": A | {"dtype": ["F32"]}}, 4, "unknown dtype"),
