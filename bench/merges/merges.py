@@ -1,8 +1,8 @@
 """Whole merges by the command line, from the page cache, against the floor of moving their bytes once.
 
 The floor reads every input byte (two threads, preadv into one buffer each) and writes every output byte past the page
-cache; merge and floor alternate, and starting Python with torch is taken off the merge. Memory is what the process holds
-beyond the mapped files.
+cache; merge and floor alternate, and starting Python with torch is taken off the merge. Memory is what the process
+holds beyond the mapped files.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Every op × dtype × K: bandwidth against a copy of the same bytes, and time against PyTorch's fastest way.
 
-Each round times the copy, PyTorch and the op one after the other in this process, so that a change of the machine's mood
-meets all of them; medians of the rounds' ratios are reported.
+Each round times the copy, PyTorch and the op one after the other in this process, so that a change of the machine's
+mood meets all of them; medians of the rounds' ratios are reported.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ def _unrolled(
     total = load(models[0], offsets, n, FULL, WORKING) - theta
     for k in tl.static_range(K):
         tau = load(models[k], offsets, n, FULL, WORKING) - theta
-        taus = taus + (tau,)  # noqa: RUF005 - Triton knows no unpacking
+        taus = taus + (tau,)
         if k > 0:
             total = total + tau
     up = total > 0

@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from fastmerge.kernels import cuda, reference
 from tensors import BF16, DTYPES, F16, F32, F64, assert_same_bits, assert_sums, make, poisoned
 
 from fastmerge import ops
-from fastmerge.kernels import cuda, reference
 
 SIZES = {"small": (0, 1, 7, 8, 63, 64, 65, 511, 1023, 1024, 1025, 2053), "mixed": (65, 1031), "block": (66_000,)}
 GROUPS = {

@@ -1,4 +1,4 @@
-"""Machine code of every kernel, compiled without a GPU, held to what makes it fast and exact; and gates that can fail."""
+"""Machine code of every kernel, compiled without a GPU, held to what makes it fast and exact; gates that can fail."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ import pytest
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 import triton.language as tl  # noqa: E402
-from triton.backends.compiler import GPUTarget  # noqa: E402
-from triton.compiler import ASTSource  # noqa: E402
-
 from fastmerge.kernels.cuda import launch  # noqa: E402
 from fastmerge.kernels.cuda.elect import elect_looped, elect_unrolled  # noqa: E402
 from fastmerge.kernels.cuda.modulate import modulate_tile  # noqa: E402
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 RELEASE = tuple(int(part) for part in triton.__version__.split(".")[:2])
@@ -119,7 +118,7 @@ def test_load_gate_can_fail() -> None:
 
 
 @triton.jit
-def fusing(base, unified, out, n, TILE: tl.constexpr):  # noqa: N803
+def fusing(base, unified, out, n, TILE: tl.constexpr):
     offsets = tl.program_id(0) * TILE + tl.arange(0, TILE)
     x = tl.load(base + offsets).to(tl.float32)
     tl.store(out + offsets, tl.fma(x, x, tl.load(unified + offsets).to(tl.float32)).to(tl.bfloat16))
@@ -130,12 +129,12 @@ def test_fusion_gate_can_fail() -> None:
 
 
 @triton.jit
-def spilling(base, unified, out, n, TILE: tl.constexpr):  # noqa: N803
+def spilling(base, unified, out, n, TILE: tl.constexpr):
     """Keeps more values alive than there are registers."""
     offsets = tl.arange(0, TILE)
     values = ()
     for i in tl.static_range(40):
-        values = values + (tl.load(base + offsets + i * TILE),)  # noqa: RUF005
+        values = values + (tl.load(base + offsets + i * TILE),)
     total = tl.load(unified + offsets)
     for i in tl.static_range(40):
         total = total * values[39 - i] + values[i]
