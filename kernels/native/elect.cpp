@@ -4,37 +4,47 @@
 namespace fm::FM_ISA {
 
 // KN models known when compiling keep their task vectors in registers; KN = 0 takes any number.
-template <class T, int KN>
-static void elect_strip(const T *const *in, int models, int n, Sink<T> &sink, uint32_t (*bits)[STRIP / PAIR],
-                        PairedSums<T> &sums) {
+template <class T, int KN, bool QUICK>
+[[gnu::noinline]] static void elect_strip(const T *const *in, int models, int n, Sink<T> &sink,
+                                          uint32_t (*bits)[STRIP / PAIR], PairedSums<T> &sums) {
     using V = typename Working<T>::V;
     constexpr int MOST = KN ? KN : MAX_MODELS;
-    const int K = KN ? KN : models;
     const V zero = V::set(0);
+    V lanes[QUICK ? MOST : 1][4];
+    if constexpr (QUICK)
+        each<KN>(models, [&](auto k) { lanes[k][0] = lanes[k][1] = lanes[k][2] = lanes[k][3] = zero; });
     for (int i = 0; i < n; i += PAIR) {
-        V b0, b1, s0 = zero, s1 = zero, tau[MOST][2];
-        load_ahead(in[0] + i, b0, b1);
-        for (int k = 0; k < K; ++k) {
-            V x, y;
-            load_ahead(in[1 + k] + i, x, y);
-            V &t0 = tau[k][0] = x - b0, &t1 = tau[k][1] = y - b1;
-            s0 = k ? s0 + t0 : t0, s1 = k ? s1 + t1 : t1;
-            t0.abs().store(sums.magnitude + k * STRIP + i), t1.abs().store(sums.magnitude + k * STRIP + i + 16);
-        }
-        const auto down0 = s0.not_above(zero), down1 = s1.not_above(zero);
-        V m0 = zero, m1 = zero;
-        for (int k = 0; k < K; ++k) {  // from here on a task vector is positive where it agrees with the sum
-            V &t0 = tau[k][0] = tau[k][0].negate_where(down0), &t1 = tau[k][1] = tau[k][1].negate_where(down1);
-            m0 = m0.or_larger(t0), m1 = m1.or_larger(t1);
-        }
-        for (int k = 0; k < K; ++k) {
-            const auto a = tau[k][0] > zero, b = tau[k][1] > zero;
-            bits[k][i / PAIR] = pair_bits<T>(a, b);
-            V::select(a, m0, zero).store(sums.kept + k * STRIP + i);
-            V::select(b, m1, zero).store(sums.kept + k * STRIP + i + 16);
-        }
-        sink.put(i, V::select(down0, zero - m0, m0), V::select(down1, zero - m1, m1));
+        V unified[2];
+        typename V::Mask masks[MOST][2];
+        each<2>(2, [&](auto h) {  // half a pair at a time, for the sake of instruction sets with few registers
+            V sum = zero, most = zero, base[2], tau[MOST];
+            load_ahead(in[0] + i, base[0], base[1]);
+            each<KN>(models, [&](auto k) {
+                V model[2];
+                load_ahead(in[1 + k] + i, model[0], model[1]);
+                tau[k] = model[h] - base[h];
+                sum = k ? sum + tau[k] : tau[k];
+            });
+            const auto down = sum.not_above(zero);
+            each<KN>(models, [&](auto k) {  // from here on a task vector is positive where it agrees with the sum
+                tau[k] = tau[k].negate_where(down);
+                most = most.or_larger(tau[k]);
+            });
+            each<KN>(models, [&](auto k) {
+                masks[k][h] = tau[k] > zero;
+                if constexpr (QUICK) {
+                    lanes[k][h] = lanes[k][h] + tau[k].abs();
+                    lanes[k][2 + h] = lanes[k][2 + h].plus_where(masks[k][h], most);
+                } else {
+                    sums.put_term(k, i + 16 * h, tau[k].abs(), V::select(masks[k][h], most, zero));
+                }
+            });
+            unified[h] = V::select(down, zero - most, most);
+        });
+        each<KN>(models, [&](auto k) { bits[k][i / PAIR] = pair_bits<T>(masks[k][0], masks[k][1]); });
+        sink.put(i, unified[0], unified[1]);
     }
+    if constexpr (QUICK) each<KN>(models, [&](auto k) { sums.put_lanes(k, lanes[k]); });
 }
 
 int64_t elect(const Args &a, int64_t begin, int64_t n, double *sums, int64_t *) {
@@ -42,22 +52,23 @@ int64_t elect(const Args &a, int64_t begin, int64_t n, double *sums, int64_t *) 
     return by_type(inputs, a.wide, [&]<class T>(T, bool direct) -> int64_t {
         Reader<T> reader(inputs, direct);
         Sink<T> sink(a);
-        PairedSums<T> terms(a.models_count);
+        PairedSums<T> terms(a, inputs);
         const T *in[MAX_INPUTS];
         uint32_t bits[MAX_MODELS][STRIP / PAIR];
         for (int64_t at = 0; at < n; at += STRIP) {
             const int m = int(n - at < STRIP ? n - at : STRIP), padded = reader.at(begin + at, m, in);
             sink.at(begin + at, m);
-            switch (a.models_count) {
-                case 1: elect_strip<T, 1>(in, 1, padded, sink, bits, terms); break;
-                case 2: elect_strip<T, 2>(in, 2, padded, sink, bits, terms); break;
-                case 3: elect_strip<T, 3>(in, 3, padded, sink, bits, terms); break;
-                case 4: elect_strip<T, 4>(in, 4, padded, sink, bits, terms); break;
-                default: elect_strip<T, 0>(in, a.models_count, padded, sink, bits, terms);
-            }
+            terms.over(padded, [&]<bool QUICK>(std::bool_constant<QUICK>) {
+                switch (a.models_count) {
+                    case 1: return elect_strip<T, 1, QUICK>(in, 1, padded, sink, bits, terms);
+                    case 2: return elect_strip<T, 2, QUICK>(in, 2, padded, sink, bits, terms);
+                    case 3: return elect_strip<T, 3, QUICK>(in, 3, padded, sink, bits, terms);
+                    case 4: return elect_strip<T, 4, QUICK>(in, 4, padded, sink, bits, terms);
+                    default: return elect_strip<T, 0, QUICK>(in, a.models_count, padded, sink, bits, terms);
+                }
+            });
             sink.flush();
             for (int k = 0; k < a.models_count; ++k) store_bits(a, k, begin + at, m, bits[k]);
-            terms.add(padded);
         }
         terms.total_into(sums);
         fence();

@@ -3,14 +3,36 @@
 // Work goes in pairs of vectors, 32 elements. bfloat16 is split into even and odd elements (a shift and a mask widen a
 // whole register, no shuffle), other types into the first and second sixteen; a pair's mask bits and sums know which.
 #pragma once
+#include <utility>
+
 #include "numeric.hpp"
-#if defined(FM_ISA_v3) || defined(FM_ISA_v4)
+#if defined(__SSE__)
 #include <immintrin.h>
+#else
+#include <cfenv>
 #endif
 
 namespace fm::FM_ISA {
 
 constexpr int PAIR = 32;
+
+// f(k) for every model; KN of them are unrolled, so that what is indexed by k stays in registers.
+template <int KN, class F> static inline void each(int models, F f) {
+    if constexpr (KN == 0)
+        for (int k = 0; k < models; ++k) f(k);
+    else
+        [&]<int... K>(std::integer_sequence<int, K...>) { (f(std::integral_constant<int, K>()), ...); }(std::make_integer_sequence<int, KN>());
+}
+
+// Whether an operation of this thread rounded since the flag was cleared. Compilers do not know of the flag: what is
+// between the two calls must be a function that is not inlined.
+#if defined(__SSE__)
+static inline void clear_inexact() { _mm_setcsr(_mm_getcsr() & ~unsigned(_MM_EXCEPT_INEXACT)); }
+static inline bool inexact() { return _mm_getcsr() & _MM_EXCEPT_INEXACT; }
+#else
+static inline void clear_inexact() { std::feclearexcept(FE_INEXACT); }
+static inline bool inexact() { return std::fetestexcept(FE_INEXACT); }
+#endif
 
 template <class W> struct Lanes;  // of mask words
 template <> struct Lanes<float> { using type = int32_t; };
@@ -73,6 +95,7 @@ template <class W> struct Vec {
     }
     Vec or_larger(const Vec &o) const { FM_EACH(o.v[i] > v[i] ? o.v[i] : v[i]); }
     static Vec select(const Mask &m, const Vec &a, const Vec &b) { FM_EACH(m.m[i] ? a.v[i] : b.v[i]); }
+    Vec plus_where(const Mask &m, const Vec &o) const { FM_EACH(m.m[i] ? v[i] + o.v[i] : v[i]); }
     Vec negate_where(const Mask &m) const { FM_EACH(m.m[i] ? -v[i] : v[i]); }
 #undef FM_EACH
 };
@@ -143,6 +166,7 @@ static inline uint32_t gather(uint32_t x) {
 #else
 namespace fm::FM_ISA {
 using VF = Vec<float>;
+constexpr bool QUIET_FP16 = false;
 static inline void prefetch(const void *p) { __builtin_prefetch(p); }
 static inline void fence() {}
 template <class T> static inline void load_pair(const T *p, VF &a, VF &b) { load_pair_generic<T, VF, float>(p, a, b); }

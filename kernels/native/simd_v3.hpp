@@ -40,6 +40,9 @@ struct VF {
     static VF select(const Mask &m, const VF &a, const VF &b) {
         return {_mm256_blendv_ps(b.v, a.v, m.m), _mm256_blendv_ps(b.w, a.w, m.n)};
     }
+    VF plus_where(const Mask &m, const VF &o) const {  // adds +0 elsewhere, which changes no sum that began with +0
+        return {_mm256_add_ps(v, _mm256_and_ps(m.m, o.v)), _mm256_add_ps(w, _mm256_and_ps(m.n, o.w))};
+    }
     VF negate_where(const Mask &m) const {
         const __m256 sign = _mm256_set1_ps(-0.0f);
         return {_mm256_xor_ps(v, _mm256_and_ps(m.m, sign)), _mm256_xor_ps(w, _mm256_and_ps(m.n, sign))};
@@ -112,6 +115,7 @@ static inline void store_pair(bf16 *p, const VF &a, const VF &b, bool streaming)
     __m256i y = _mm256_blend_epi16(_mm256_srli_epi32(rounded_bf16(a.w), 16), rounded_bf16(b.w), 0xaa);
     put(p, x, streaming), put(p + 16, y, streaming);
 }
+constexpr bool QUIET_FP16 = false;
 static inline __m256i rounded_fp16(const VF &x) {
     return _mm256_set_m128i(_mm256_cvtps_ph(x.w, _MM_FROUND_TO_NEAREST_INT), _mm256_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT));
 }

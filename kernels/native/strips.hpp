@@ -1,6 +1,8 @@
 // Blocks are worked through in strips that stay in the first-level cache. A strip is read in place where all inputs have
 // one dtype, and else widened into a buffer; the last, odd one is padded with zeros to whole pairs.
 #pragma once
+#include <type_traits>
+
 #include "simd.hpp"
 
 namespace fm::FM_ISA {
@@ -106,35 +108,65 @@ static inline void store_bits(const Args &a, int k, int64_t at, int n, const uin
     memcpy(a.masks + k * a.mask_stride + at / 8, bits, (n + 7) / 8);
 }
 
-// Per model two strips of terms, Σ|τ_k| and Σ mask_k·|merged|, added to the block's sums.
+// Per model Σ|τ_k| and Σ mask_k·|merged| in float64: the lanes of every strip, added to those of the block.
+//
+// Widening each term costs more than all the rest of the op. Differences of 16-bit weights are multiples of the last place
+// of the smallest weight, so that a strip's sums are nearly always exact in float32, and then they are the float64 sums.
+// The processor itself says whether it rounded; where it did, the strip is done again with wide sums.
 template <class T> class PairedSums {
     using V = typename Working<T>::V;
     using W = typename Working<T>::W;
 
   public:
-    alignas(64) W magnitude[MAX_MODELS * STRIP];
-    alignas(64) W kept[MAX_MODELS * STRIP];
-
-    explicit PairedSums(int models) : models_(models) { memset(sums_, 0, sizeof(double) * 2 * models * PAIR); }
-    void add(int n) {
-        for (int k = 0; k < models_; ++k) {
-            Sums<V> s, t;
-            s.load(sums_ + 2 * k * PAIR), t.load(sums_ + (2 * k + 1) * PAIR);
-            for (int i = 0; i < n; i += PAIR) s.add_stored(magnitude + k * STRIP + i), t.add_stored(kept + k * STRIP + i);
-            s.store(sums_ + 2 * k * PAIR), t.store(sums_ + (2 * k + 1) * PAIR);
-        }
+    PairedSums(const Args &a, const Inputs &inputs) : models_(a.models_count) {
+        memset(total_, 0, sizeof total_[0] * models_);
+        quick_ = sizeof(T) == 2 && (dtype_of<T> == BF16 || QUIET_FP16 || !a.out.data);
+        // An output in the place of an input would leave nothing to do a strip again from.
+        for (int j = 0; j < inputs.count; ++j) quick_ &= inputs.in[j].data != a.out.data;
     }
-    void total_into(double *sums) {
-        for (int k = 0; k < models_; ++k) {
-            Sums<V> s, t;
-            s.load(sums_ + 2 * k * PAIR), t.load(sums_ + (2 * k + 1) * PAIR);
-            sums[k] = total<T>(s), sums[models_ + k] = total<T>(t);
+    // Calls strip(quick), a function of its own that goes over n elements: when quick it hands over the sums of each
+    // model's lanes (put_lanes), else every term (put_term).
+    template <class Strip> void over(int n, Strip strip) {
+        if constexpr (sizeof(T) == 2) {
+            if (quick_) {
+                clear_inexact();
+                strip(std::true_type());
+                if (!inexact()) return add(PAIR);
+            }
         }
+        strip(std::false_type());
+        add(n);
+    }
+    void put_term(int k, int i, const V &magnitude, const V &kept) {
+        magnitude.store(terms_[k][0] + i), kept.store(terms_[k][1] + i);
+    }
+    void put_lanes(int k, const V (&sums)[4]) { put_term(k, 0, sums[0], sums[2]), put_term(k, 16, sums[1], sums[3]); }
+    void total_into(double *sums) {
+        for (int k = 0; k < models_; ++k)
+            for (int j = 0; j < 2; ++j) {
+                Sums<V> s;
+                s.load(total_[k][j]);
+                sums[j * models_ + k] = total<T>(s);
+            }
     }
 
   private:
+    void add(int n) {
+        for (int k = 0; k < models_; ++k)
+            for (int j = 0; j < 2; ++j) {
+                Sums<V> s;
+                s.clear();
+                for (int i = 0; i < n; i += PAIR) s.add_stored(terms_[k][j] + i);
+                double lanes[PAIR];
+                s.store(lanes);
+                for (int i = 0; i < PAIR; ++i) total_[k][j][i] += lanes[i];
+            }
+    }
+
     int models_;
-    alignas(64) double sums_[2 * MAX_MODELS * PAIR];
+    bool quick_;
+    alignas(64) W terms_[MAX_MODELS][2][STRIP];
+    alignas(64) double total_[MAX_MODELS][2][PAIR];
 };
 
 }  // namespace fm::FM_ISA
