@@ -3,27 +3,35 @@
 
 namespace fm::FM_ISA {
 
-template <class T, int KN>
+// TOGETHER models at a time: with 3, AVX-512 keeps the 14 pairs of sums in registers and has just four left.
+template <class T, int TOGETHER>
 static void products_strip(const T *const *in, int models, int n, double (*running)[PAIR]) {
     using V = typename Working<T>::V;
-    constexpr int MOST = KN ? KN : 1;
-    // Models are taken MOST at a time, so that sums stay in registers: 2·MOST + 1 of them.
-    for (int first = 0; first < models; first += MOST) {
-        Sums<V> own, dot[MOST], norm[MOST];
-        own.load(running[2 * models]);
-        for (int k = 0; k < MOST; ++k) dot[k].load(running[first + k]), norm[k].load(running[models + first + k]);
-        for (int i = 0; i < n; i += PAIR) {
-            V g0, g1;
-            load_ahead(in[0] + i, g0, g1);
-            if (first == 0) own.add_product(g0, g1, g0, g1);
-            for (int k = 0; k < MOST; ++k) {
-                V x, y;
-                load_ahead(in[1 + first + k] + i, x, y);
-                dot[k].add_product(g0, g1, x, y), norm[k].add_product(x, y, x, y);
-            }
-        }
-        own.store(running[2 * models]);
-        for (int k = 0; k < MOST; ++k) dot[k].store(running[first + k]), norm[k].store(running[models + first + k]);
+    for (int first = 0; first < models; first += TOGETHER) {
+        Sums<V> own[2], dot[TOGETHER][2], norm[TOGETHER][2];
+        const auto each_sum = [&](auto body) {
+            each<2>(2, [&](auto half) {
+                body(own[half], running[2 * models] + 16 * half);
+                each<TOGETHER>(models, [&](auto k) {
+                    body(dot[k][half], running[first + k] + 16 * half);
+                    body(norm[k][half], running[models + first + k] + 16 * half);
+                });
+            });
+        };
+        each_sum([](Sums<V> &sum, const double *from) { sum.load(from); });
+        for (int i = 0; i < n; i += PAIR)
+            each<2>(2, [&](auto half) {
+                V g[2], x[2];
+                if (half == 0) prefetch_ahead(in[0] + i);
+                load_pair(in[0] + i, g[0], g[1]);
+                if (first == 0) own[half].add_product(g[half], g[half]);
+                each<TOGETHER>(models, [&](auto k) {
+                    if (half == 0) prefetch_ahead(in[1 + first + k] + i);
+                    load_pair(in[1 + first + k] + i, x[0], x[1]);
+                    dot[k][half].add_product(g[half], x[half]), norm[k][half].add_product(x[half], x[half]);
+                });
+            });
+        each_sum([](const Sums<V> &sum, double *to) { sum.store(to); });
     }
 }
 
@@ -41,11 +49,7 @@ int64_t inner_products(const Args &a, int64_t begin, int64_t n, double *sums, in
             else if (K % 2 == 0) products_strip<T, 2>(in, K, padded, running);
             else products_strip<T, 1>(in, K, padded, running);
         }
-        for (int j = 0; j < 2 * K + 1; ++j) {
-            Sums<typename Working<T>::V> s;
-            s.load(running[j]);
-            sums[j] = total<T>(s);
-        }
+        for (int j = 0; j < 2 * K + 1; ++j) sums[j] = total<T>(running[j]);
         return 0;
     });
 }

@@ -21,27 +21,28 @@ int64_t moments(const Args &a, int64_t begin, int64_t n, double *sums, int64_t *
         const V infinite = V::set(std::numeric_limits<W>::infinity());
         for (int64_t at = 0; at < n; at += STRIP) {
             const int m = int(n - at < STRIP ? n - at : STRIP), padded = reader.at(begin + at, m, in);
-            for (int k = 0; k < K; ++k) {
-                Sums<V> magnitude, plain, energy;
-                magnitude.load(running[k][0]), plain.load(running[k][1]), energy.load(running[k][2]);
-                V p0 = V::load(peaks[k]), p1 = V::load(peaks[k] + 16);
-                for (int i = 0; i < padded; i += PAIR) {
-                    V b0, b1, x, y;
-                    load_ahead(in[0] + i, b0, b1);
-                    load_ahead(in[1 + k] + i, x, y);
-                    x = x - b0, y = y - b1;
-                    const V ax = x.abs(), ay = y.abs();
-                    magnitude.add(ax, ay), plain.add(x, y), energy.add_product(x, y, x, y);
-                    p0 = p0.or_larger(ax), p1 = p1.or_larger(ay);
-                    counts[k] += PAIR - std::popcount(pair_bits<T>(infinite > ax, infinite > ay));
+            for (int k = 0; k < K; ++k)
+                for (int half = 0; half < 2; ++half) {
+                    Sums<V> magnitude, plain, energy;
+                    double(*run)[PAIR] = running[k];
+                    const int lane = 16 * half;
+                    magnitude.load(run[0] + lane), plain.load(run[1] + lane), energy.load(run[2] + lane);
+                    V peak = V::load(peaks[k] + lane);
+                    for (int i = 0; i < padded; i += PAIR) {
+                        V base[2], model[2];
+                        load_ahead(in[0] + i, base[0], base[1]);
+                        load_ahead(in[1 + k] + i, model[0], model[1]);
+                        const V tau = half ? model[1] - base[1] : model[0] - base[0], size = tau.abs();
+                        magnitude.add(size), plain.add(tau), energy.add_product(tau, tau);
+                        peak = peak.or_larger(size);
+                        counts[k] += 16 - std::popcount((infinite > size).bits());
+                    }
+                    magnitude.store(run[0] + lane), plain.store(run[1] + lane), energy.store(run[2] + lane);
+                    peak.store(peaks[k] + lane);
                 }
-                magnitude.store(running[k][0]), plain.store(running[k][1]), energy.store(running[k][2]);
-                p0.store(peaks[k]), p1.store(peaks[k] + 16);
-            }
         }
         for (int k = 0; k < K; ++k) {
-            Sums<V> s;
-            for (int row = 0; row < 3; ++row) s.load(running[k][row]), sums[row * K + k] = total<T>(s);
+            for (int row = 0; row < 3; ++row) sums[row * K + k] = total<T>(running[k][row]);
             sums[3 * K + k] = 0;
             for (W peak : peaks[k])
                 if (peak > sums[3 * K + k]) sums[3 * K + k] = peak;

@@ -100,21 +100,18 @@ template <class W> struct Vec {
 #undef FM_EACH
 };
 
-// Thirty-two float64 sums, one a place of the pair: the lane order that every instruction set shares.
+// Sixteen float64 sums, one a lane.
 template <class V> struct Sums {
-    double s[PAIR];
-    void clear() {
-        for (double &x : s) x = 0;
-    }
-    void add(const V &a, const V &b) {
-        for (int i = 0; i < 16; ++i) s[i] += a.v[i], s[16 + i] += b.v[i];
+    double s[16] = {};
+    void add(const V &a) {
+        for (int i = 0; i < 16; ++i) s[i] += a.v[i];
     }
     template <class W> void add_stored(const W *p) {
-        for (int i = 0; i < PAIR; ++i) s[i] += p[i];
+        for (int i = 0; i < 16; ++i) s[i] += p[i];
     }
-    // a·c and b·d in float64; exact for float32, so that fused or not makes no difference there
-    void add_product(const V &a, const V &b, const V &c, const V &d) {
-        for (int i = 0; i < 16; ++i) s[i] += double(a.v[i]) * c.v[i], s[16 + i] += double(b.v[i]) * d.v[i];
+    // a·b in float64; exact for float32, so that fused or not makes no difference there
+    void add_product(const V &a, const V &b) {
+        for (int i = 0; i < 16; ++i) s[i] += double(a.v[i]) * b.v[i];
     }
     void store(double *p) const { memcpy(p, s, sizeof s); }
     void load(const double *p) { memcpy(s, p, sizeof s); }
@@ -193,11 +190,10 @@ template <class T, class M> static inline void split_bits(uint32_t x, M &a, M &b
     else a = M::from(x & 0xffff), b = M::from(x >> 16);
 }
 
-// A block's total: the sums in element order, added as a tree.
-template <class T, class S> static inline double total(const S &sums) {
-    double raw[PAIR], s[PAIR];
-    sums.store(raw);
-    for (int i = 0; i < PAIR; ++i) s[i] = dtype_of<T> == BF16 ? raw[(i & 1) * 16 + i / 2] : raw[i];
+// A block's total: the sums of a pair's lanes in element order, added as a tree.
+template <class T> static inline double total(const double *lanes) {
+    double s[PAIR];
+    for (int i = 0; i < PAIR; ++i) s[i] = dtype_of<T> == BF16 ? lanes[(i & 1) * 16 + i / 2] : lanes[i];
     for (int width = PAIR / 2; width; width /= 2)
         for (int i = 0; i < width; ++i) s[i] += s[i + width];
     return s[0];

@@ -50,34 +50,25 @@ struct VF {
 };
 
 template <> struct Sums<VF> {
-    __m256d s[8];
-    void clear() {
-        for (__m256d &x : s) x = _mm256_setzero_pd();
-    }
+    __m256d s[4] = {_mm256_setzero_pd(), _mm256_setzero_pd(), _mm256_setzero_pd(), _mm256_setzero_pd()};
     static __m256d part(const VF &x, int i) {
         __m256 half = i < 2 ? x.v : x.w;
         return _mm256_cvtps_pd(i & 1 ? _mm256_extractf128_ps(half, 1) : _mm256_castps256_ps128(half));
     }
-    void add(const VF &a, const VF &b) {
-        for (int i = 0; i < 4; ++i) {
-            s[i] = _mm256_add_pd(s[i], part(a, i));
-            s[4 + i] = _mm256_add_pd(s[4 + i], part(b, i));
-        }
+    void add(const VF &a) {
+        for (int i = 0; i < 4; ++i) s[i] = _mm256_add_pd(s[i], part(a, i));
     }
     void add_stored(const float *p) {
-        for (int i = 0; i < 8; ++i) s[i] = _mm256_add_pd(s[i], _mm256_cvtps_pd(_mm_loadu_ps(p + 4 * i)));
+        for (int i = 0; i < 4; ++i) s[i] = _mm256_add_pd(s[i], _mm256_cvtps_pd(_mm_loadu_ps(p + 4 * i)));
     }
-    void add_product(const VF &a, const VF &b, const VF &c, const VF &d) {
-        for (int i = 0; i < 4; ++i) {
-            s[i] = _mm256_fmadd_pd(part(a, i), part(c, i), s[i]);
-            s[4 + i] = _mm256_fmadd_pd(part(b, i), part(d, i), s[4 + i]);
-        }
+    void add_product(const VF &a, const VF &b) {
+        for (int i = 0; i < 4; ++i) s[i] = _mm256_fmadd_pd(part(a, i), part(b, i), s[i]);
     }
     void store(double *p) const {
-        for (int i = 0; i < 8; ++i) _mm256_storeu_pd(p + 4 * i, s[i]);
+        for (int i = 0; i < 4; ++i) _mm256_storeu_pd(p + 4 * i, s[i]);
     }
     void load(const double *p) {
-        for (int i = 0; i < 8; ++i) s[i] = _mm256_loadu_pd(p + 4 * i);
+        for (int i = 0; i < 4; ++i) s[i] = _mm256_loadu_pd(p + 4 * i);
     }
 };
 

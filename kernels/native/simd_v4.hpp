@@ -30,27 +30,18 @@ struct VF {
 };
 
 template <> struct Sums<VF> {
-    __m512d s[4];
-    void clear() { s[0] = s[1] = s[2] = s[3] = _mm512_setzero_pd(); }
+    __m512d s[2] = {_mm512_setzero_pd(), _mm512_setzero_pd()};
     static __m512d low(VF x) { return _mm512_cvtps_pd(_mm512_castps512_ps256(x.v)); }
     static __m512d high(VF x) { return _mm512_cvtps_pd(_mm512_extractf32x8_ps(x.v, 1)); }
-    void add(VF a, VF b) {
-        s[0] = _mm512_add_pd(s[0], low(a)), s[1] = _mm512_add_pd(s[1], high(a));
-        s[2] = _mm512_add_pd(s[2], low(b)), s[3] = _mm512_add_pd(s[3], high(b));
-    }
+    void add(VF a) { s[0] = _mm512_add_pd(s[0], low(a)), s[1] = _mm512_add_pd(s[1], high(a)); }
     void add_stored(const float *p) {  // converting from memory spares the shuffle port
-        for (int i = 0; i < 4; ++i) s[i] = _mm512_add_pd(s[i], _mm512_cvtps_pd(_mm256_loadu_ps(p + 8 * i)));
+        for (int i = 0; i < 2; ++i) s[i] = _mm512_add_pd(s[i], _mm512_cvtps_pd(_mm256_loadu_ps(p + 8 * i)));
     }
-    void add_product(VF a, VF b, VF c, VF d) {
-        s[0] = _mm512_fmadd_pd(low(a), low(c), s[0]), s[1] = _mm512_fmadd_pd(high(a), high(c), s[1]);
-        s[2] = _mm512_fmadd_pd(low(b), low(d), s[2]), s[3] = _mm512_fmadd_pd(high(b), high(d), s[3]);
+    void add_product(VF a, VF b) {
+        s[0] = _mm512_fmadd_pd(low(a), low(b), s[0]), s[1] = _mm512_fmadd_pd(high(a), high(b), s[1]);
     }
-    void store(double *p) const {
-        for (int i = 0; i < 4; ++i) _mm512_storeu_pd(p + 8 * i, s[i]);
-    }
-    void load(const double *p) {
-        for (int i = 0; i < 4; ++i) s[i] = _mm512_loadu_pd(p + 8 * i);
-    }
+    void store(double *p) const { _mm512_storeu_pd(p, s[0]), _mm512_storeu_pd(p + 8, s[1]); }
+    void load(const double *p) { s[0] = _mm512_loadu_pd(p), s[1] = _mm512_loadu_pd(p + 8); }
 };
 
 static inline void prefetch(const void *p) { _mm_prefetch(static_cast<const char *>(p), _MM_HINT_T0); }

@@ -97,9 +97,12 @@ template <class T> class Sink {
     alignas(64) W strip_[STRIP];
 };
 
-template <class T> static inline void load_ahead(const T *p, typename Working<T>::V &a, typename Working<T>::V &b) {
+template <class T> static inline void prefetch_ahead(const T *p) {
     const char *next = reinterpret_cast<const char *>(p) + AHEAD;
     for (unsigned i = 0; i < PAIR * sizeof(T); i += 64) prefetch(next + i);
+}
+template <class T> static inline void load_ahead(const T *p, typename Working<T>::V &a, typename Working<T>::V &b) {
+    prefetch_ahead(p);
     load_pair(p, a, b);
 }
 
@@ -143,24 +146,20 @@ template <class T> class PairedSums {
     void put_lanes(int k, const V (&sums)[4]) { put_term(k, 0, sums[0], sums[2]), put_term(k, 16, sums[1], sums[3]); }
     void total_into(double *sums) {
         for (int k = 0; k < models_; ++k)
-            for (int j = 0; j < 2; ++j) {
-                Sums<V> s;
-                s.load(total_[k][j]);
-                sums[j * models_ + k] = total<T>(s);
-            }
+            for (int j = 0; j < 2; ++j) sums[j * models_ + k] = total<T>(total_[k][j]);
     }
 
   private:
     void add(int n) {
         for (int k = 0; k < models_; ++k)
-            for (int j = 0; j < 2; ++j) {
-                Sums<V> s;
-                s.clear();
-                for (int i = 0; i < n; i += PAIR) s.add_stored(terms_[k][j] + i);
-                double lanes[PAIR];
-                s.store(lanes);
-                for (int i = 0; i < PAIR; ++i) total_[k][j][i] += lanes[i];
-            }
+            for (int j = 0; j < 2; ++j)
+                for (int half = 0; half < PAIR; half += 16) {
+                    Sums<V> s;
+                    double lanes[16];
+                    for (int i = half; i < n; i += PAIR) s.add_stored(terms_[k][j] + i);
+                    s.store(lanes);
+                    for (int i = 0; i < 16; ++i) total_[k][j][half + i] += lanes[i];
+                }
     }
 
     int models_;
