@@ -59,13 +59,12 @@ int64_t elect(const Args &a, int64_t begin, int64_t n, double *sums, int64_t *) 
             const int m = int(n - at < STRIP ? n - at : STRIP), padded = reader.at(begin + at, m, in);
             sink.at(begin + at, m);
             terms.over(padded, [&]<bool QUICK>(std::bool_constant<QUICK>) {
-                switch (a.models_count) {
-                    case 1: return elect_strip<T, 1, QUICK>(in, 1, padded, sink, bits, terms);
-                    case 2: return elect_strip<T, 2, QUICK>(in, 2, padded, sink, bits, terms);
-                    case 3: return elect_strip<T, 3, QUICK>(in, 3, padded, sink, bits, terms);
-                    case 4: return elect_strip<T, 4, QUICK>(in, 4, padded, sink, bits, terms);
-                    default: return elect_strip<T, 0, QUICK>(in, a.models_count, padded, sink, bits, terms);
-                }
+                const auto unrolled = [&]<int... I>(std::integer_sequence<int, I...>) {
+                    return ((a.models_count == I + 1 &&
+                             (elect_strip<T, I + 1, QUICK>(in, I + 1, padded, sink, bits, terms), true)) || ...);
+                };
+                if (!unrolled(std::make_integer_sequence<int, QUICK ? 12 : 4>()))
+                    elect_strip<T, 0, QUICK>(in, a.models_count, padded, sink, bits, terms);
             });
             sink.flush();
             for (int k = 0; k < a.models_count; ++k) store_bits(a, k, begin + at, m, bits[k]);
