@@ -354,7 +354,7 @@ class _Flat:
 
 
 def _flat(tensor: Tensor) -> Tensor:
-    return tensor.detach().reshape(-1)
+    return tensor.detach().contiguous().view(-1)
 
 
 def _flat_all(tensors: Sequence[Tensor]) -> list[Tensor]:
