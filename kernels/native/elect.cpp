@@ -51,7 +51,7 @@ int64_t elect(const Args &a, int64_t begin, int64_t n, double *sums, int64_t *) 
     const Inputs inputs(a);
     return by_type(inputs, a.wide, [&]<class T>(T, bool direct) -> int64_t {
         Reader<T> reader(inputs, direct);
-        Sink<T> sink(a);
+        Sink<T> sink(a, dtype_of<T> == F16);  // rounding to float16 sets the inexact flag
         PairedSums<T> terms(a, inputs);
         const T *in[MAX_INPUTS];
         uint32_t bits[MAX_MODELS][STRIP / PAIR];

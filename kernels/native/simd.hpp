@@ -163,7 +163,6 @@ static inline uint32_t gather(uint32_t x) {
 #else
 namespace fm::FM_ISA {
 using VF = Vec<float>;
-constexpr bool QUIET_FP16 = false;
 static inline void prefetch(const void *p) { __builtin_prefetch(p); }
 static inline void fence() {}
 template <class T> static inline void load_pair(const T *p, VF &a, VF &b) { load_pair_generic<T, VF, float>(p, a, b); }

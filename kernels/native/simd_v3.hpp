@@ -106,7 +106,6 @@ static inline void store_pair(bf16 *p, const VF &a, const VF &b, bool streaming)
     __m256i y = _mm256_blend_epi16(_mm256_srli_epi32(rounded_bf16(a.w), 16), rounded_bf16(b.w), 0xaa);
     put(p, x, streaming), put(p + 16, y, streaming);
 }
-constexpr bool QUIET_FP16 = false;
 static inline __m256i rounded_fp16(const VF &x) {
     return _mm256_set_m128i(_mm256_cvtps_ph(x.w, _MM_FROUND_TO_NEAREST_INT), _mm256_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT));
 }

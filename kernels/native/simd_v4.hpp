@@ -73,10 +73,9 @@ static inline void store_pair(bf16 *p, VF a, VF b, bool streaming) {
     __m512i even = _mm512_srli_epi32(rounded_bf16(a.v), 16);
     put(p, _mm512_mask_mov_epi16(even, 0xaaaaaaaa, rounded_bf16(b.v)), streaming);
 }
-constexpr bool QUIET_FP16 = true;  // rounding to float16 leaves the inexact flag as it is
 static inline void store_pair(fp16 *p, VF a, VF b, bool streaming) {
-    __m256i low = _mm512_cvt_roundps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    __m256i high = _mm512_cvt_roundps_ph(b.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    __m256i low = _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    __m256i high = _mm512_cvtps_ph(b.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     put(p, _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1), streaming);
 }
 static inline void store_pair(float *p, VF a, VF b, bool streaming) {

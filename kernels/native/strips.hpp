@@ -62,20 +62,20 @@ template <class T> class Reader {
     alignas(64) T buffer_[MAX_INPUTS * STRIP];
 };
 
-// Takes a strip's results pair by pair; rounds them into the output at once, or by way of the working type.
+// Takes a strip's results pair by pair; rounds them into the output at once or, where types differ or `late`, when flushed.
 template <class T> class Sink {
     using V = typename Working<T>::V;
     using W = typename Working<T>::W;
 
   public:
-    explicit Sink(const Args &a) : out_(a.out), streaming_(a.streaming) {}
+    explicit Sink(const Args &a, bool late = false) : out_(a.out), streaming_(a.streaming), late_(late) {}
     void at(int64_t begin, int n) {
         begin_ = begin, n_ = n;
         direct_ = out_.dtype == dtype_of<T> && n % PAIR == 0;
         to_ = static_cast<T *>(out_.data) + begin;
     }
     void put(int i, const V &a, const V &b) {
-        if (direct_) return store_pair(to_ + i, a, b, streaming_);
+        if (direct_ && !late_) return store_pair(to_ + i, a, b, streaming_);
         if constexpr (dtype_of<T> == BF16) {
             W x[PAIR];
             a.store(x), b.store(x + 16);
@@ -86,11 +86,13 @@ template <class T> class Sink {
     }
     void flush() {
         if (!direct_) narrow_strip(strip_, out_, begin_, n_);
+        else if (late_)
+            for (int i = 0; i < n_; i += PAIR) store_pair(to_ + i, V::load(strip_ + i), V::load(strip_ + i + 16), streaming_);
     }
 
   private:
     const Out &out_;
-    bool streaming_, direct_ = false;
+    bool streaming_, late_, direct_ = false;
     int64_t begin_ = 0;
     int n_ = 0;
     T *to_ = nullptr;
@@ -123,7 +125,7 @@ template <class T> class PairedSums {
   public:
     PairedSums(const Args &a, const Inputs &inputs) : models_(a.models_count) {
         memset(total_, 0, sizeof total_[0] * models_);
-        quick_ = sizeof(T) == 2 && (dtype_of<T> == BF16 || QUIET_FP16 || !a.out.data);
+        quick_ = sizeof(T) == 2;
         // An output in the place of an input would leave nothing to do a strip again from.
         for (int j = 0; j < inputs.count; ++j) quick_ &= inputs.in[j].data != a.out.data;
     }
