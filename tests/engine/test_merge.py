@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -274,3 +277,50 @@ def test_side_files_and_card(tmp_path: Path) -> None:
     card = (tmp_path / "out" / "README.md").read_text()
     assert "linear" in card
     assert "header_sha256" in card
+
+
+MEASURED = """
+import json, sys, threading, time
+import torch
+import fastmerge as fm
+
+def held():  # KiB that are no file's
+    lines = dict(line.split(":", 1) for line in open("/proc/self/status"))
+    return int(lines["RssAnon"].split()[0]) + int(lines["RssShmem"].split()[0])
+
+def watch():
+    global peak
+    while not done.wait(0.001):
+        peak = max(peak, held())
+
+method, base, models, out = json.loads(sys.argv[1])
+fm.ops.elect(torch.zeros(1), [torch.zeros(1)])
+done, peak = threading.Event(), 0
+start = held()
+thread = threading.Thread(target=watch)
+thread.start()
+fm.merge(method, base, models, out, memory="16MiB")
+done.set()
+thread.join()
+print(max(peak, held()) - start)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from Linux's /proc")
+@pytest.mark.parametrize("method", ["task_arithmetic", "emr"])
+def test_memory_does_not_grow_with_models_or_size(method: str, tmp_path: Path) -> None:
+    """Beyond the mapped files a merge holds its budget: of 3 or 12 models, and of a model three times as large."""
+
+    def peak(k: int, layers: int) -> int:
+        folder = tmp_path / f"{k}-{layers}"
+        base = {f"layers.{i}.weight": torch.zeros(2048, 1024, dtype=torch.bfloat16) for i in range(layers)}
+        models = {f"m{i}": str(write(folder / f"m{i}", base)) for i in range(k)}
+        job = json.dumps([method, str(write(folder / "base", base)), models, str(folder / "out")])
+        done = subprocess.run(
+            [sys.executable, "-c", MEASURED, job], cwd=tmp_path, capture_output=True, text=True, check=True
+        )
+        shutil.rmtree(folder)
+        return int(done.stdout) >> 10
+
+    measured = {"K = 3": peak(3, 8), "K = 12": peak(12, 8), "three times as large": peak(3, 24)}
+    assert all(mib < 64 for mib in measured.values()), f"MiB beyond the files: {measured}"
