@@ -6,6 +6,7 @@ FASTMERGE_ISA=base|v3|v4 chooses another, FASTMERGE_THREADS the number of thread
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -13,9 +14,9 @@ from torch import Tensor
 try:
     from . import _native
 except ImportError as error:
-    raise ImportError(
-        f"the C++ extension was not built; install fastmerge where a C++20 compiler is ({error})"
-    ) from error
+    if list(Path(__file__).parent.glob("_native.*.so")):
+        raise ImportError(f"the C++ extension does not load: {error}") from error
+    raise ImportError("the C++ extension was not built; install fastmerge where a C++20 compiler is") from error
 
 DTYPES = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2, torch.float64: 3}
 
