@@ -53,7 +53,7 @@ static int64_t combine_strip(const T *const *in, const Args &a, int n, int padde
 
 template <class T, bool BASE, bool MAX>
 static int64_t combine_strip(const T *const *in, const Args &a, int n, int padded, Sink<T> &sink) {
-    switch (a.models_count) {
+    switch (in_registers<typename Working<T>::V> ? a.models_count : 0) {
         case 2: return combine_strip<T, 2, BASE, MAX>(in, a, n, padded, sink);
         case 3: return combine_strip<T, 3, BASE, MAX>(in, a, n, padded, sink);
         case 4: return combine_strip<T, 4, BASE, MAX>(in, a, n, padded, sink);

@@ -63,7 +63,8 @@ int64_t elect(const Args &a, int64_t begin, int64_t n, double *sums, int64_t *) 
                     return ((a.models_count == I + 1 &&
                              (elect_strip<T, I + 1, QUICK>(in, I + 1, padded, sink, bits, terms), true)) || ...);
                 };
-                if (!unrolled(std::make_integer_sequence<int, QUICK ? 12 : 4>()))
+                constexpr int most = !in_registers<typename Working<T>::V> ? 0 : QUICK ? 12 : 4;
+                if (!unrolled(std::make_integer_sequence<int, most>()))
                     elect_strip<T, 0, QUICK>(in, a.models_count, padded, sink, bits, terms);
             });
             sink.flush();

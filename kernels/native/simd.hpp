@@ -100,6 +100,10 @@ template <class W> struct Vec {
 #undef FM_EACH
 };
 
+// Whether a vector is registers, so that unrolling over models pays: of arrays it makes nothing faster and compiles for minutes.
+template <class V> constexpr bool in_registers = true;
+template <class W> constexpr bool in_registers<Vec<W>> = false;
+
 // Sixteen float64 sums, one a lane.
 template <class V> struct Sums {
     double s[16] = {};
