@@ -104,6 +104,13 @@ class Masked(NamedTuple):
     kept: Tensor
 
 
+class Cut(NamedTuple):
+    """Divides the magnitudes of a tensor: above are the greater ones, and of those equal the ones before `index`."""
+
+    magnitude: float
+    index: int  # type: ignore[assignment]
+
+
 class Combined(NamedTuple):
     """merged has the models' shape; nonfinite counts its NaN and infinite elements."""
 

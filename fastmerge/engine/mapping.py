@@ -73,9 +73,12 @@ class Inputs:
 
 
 class ReadAhead:
-    """A thread that populates the spans of chunks in order, at most AHEAD before the one in use."""
+    """A thread that populates the spans of chunks in order, at most AHEAD before the one in use.
 
-    def __init__(self, inputs: Inputs, chunks: Sequence[Sequence[Span]]) -> None:
+    Chunks come with whether their pages are of no more use once they are behind.
+    """
+
+    def __init__(self, inputs: Inputs, chunks: Sequence[tuple[Sequence[Span], bool]]) -> None:
         self._inputs = inputs
         self._chunks = chunks
         self._room = threading.Semaphore(AHEAD)
@@ -102,12 +105,12 @@ class ReadAhead:
 
     def _run(self) -> None:
         mapped: deque[Sequence[Span]] = deque()
-        for spans in self._chunks:
+        for spans, release in self._chunks:
             self._room.acquire()
             if self._stop:
                 return
             if len(mapped) == AHEAD:
                 self._inputs.release(mapped.popleft())
             self._inputs.populate(spans)
-            mapped.append(spans)
+            mapped.append(spans if release else ())
             self._ready.release()

@@ -64,43 +64,74 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One tensor: `run` gets the sources' chunk and the targets' memory, `done` is called after the last chunk."""
+    """One tensor. `prepare` gets the sources whole; `run` the index of a chunk's first element, the sources' chunk and
+    the targets' memory; `done` is called after the last chunk. A chunk has `least_chunk` elements at least."""
 
     numel: int
     sources: tuple[Source, ...]
     targets: tuple[Target, ...]
-    run: Callable[[list[Tensor], list[Tensor]], None]
+    run: Callable[[int, list[Tensor], list[Tensor]], None]
     done: Callable[[], None] = lambda: None
+    prepare: Callable[[list[Tensor]], None] | None = None
+    least_chunk: int = 0
 
-    def chunks(self, chunk: int) -> Iterator[tuple[int, int]]:
-        for a in range(0, self.numel, chunk):
-            yield a, min(a + chunk, self.numel)
+    def pieces(self, chunk: int) -> Iterator[Piece]:
+        """The whole tensor, where it is prepared, then its chunks."""
+        if self.prepare is not None:
+            yield Piece(self, 0, self.numel, whole=True)
+        step = max(chunk, self.least_chunk)
+        for start in range(0, self.numel, step):
+            yield Piece(self, start, min(start + step, self.numel))
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Elements `start` to `stop` of a work: a chunk, or the `whole` of it to be prepared."""
+
+    work: Work
+    start: int
+    stop: int
+    whole: bool = False
+
+    @property
+    def spans(self) -> list[Span]:
+        return [source.span(self.start, self.stop) for source in self.work.sources]
 
 
 def slot_bytes(works: Sequence[Work], chunk: int) -> int:
     """Memory that a slot needs for any chunk of these works."""
-    return max((sum(t.chunk_bytes(min(chunk, w.numel)) for t in w.targets) for w in works), default=0) + PAGE
+    sizes = (sum(t.chunk_bytes(min(max(chunk, w.least_chunk), w.numel)) for t in w.targets) for w in works)
+    return max(sizes, default=0) + PAGE
 
 
 def stream(
     works: Sequence[Work], inputs: Inputs, writer: Writer, chunk: int, progress: Callable[[int], None] | None = None
 ) -> None:
     """Run the works in order, `chunk` elements at a time. `progress` is told the bytes read."""
-    pieces = [(work, a, b) for work in works for a, b in work.chunks(chunk)]
-    spans = [[source.span(a, b) for source in work.sources] for work, a, b in pieces]
-    finished = {id(work) for work, _, b in pieces if b == work.numel}
-    with ReadAhead(inputs, spans) as ahead:
-        for (work, a, b), piece in zip(pieces, spans, strict=True):
-            slot = writer.slot()
-            ahead.wait()
-            sources = [inputs.tensor(span, source.dtype) for span, source in zip(piece, work.sources, strict=True)]
-            work.run(sources, [target.take(slot, a, b, work.numel) for target in work.targets])
-            ahead.done()
-            writer.put(slot)
-            if b == work.numel:
-                work.done()
-            if progress:
-                progress(sum(stop - start for _, start, stop in piece))
+    pieces = [piece for work in works for piece in work.pieces(chunk)]
+    finished = {id(piece.work) for piece in pieces if not piece.whole and piece.stop == piece.work.numel}
+    with ReadAhead(inputs, [(piece.spans, not piece.whole) for piece in pieces]) as ahead:
+        for piece in pieces:
+            _run(piece, inputs, writer, ahead)
+            if progress and not piece.whole:
+                progress(sum(stop - start for _, start, stop in piece.spans))
     for work in works:
         if id(work) not in finished:  # empty tensors
             work.done()
+
+
+def _run(piece: Piece, inputs: Inputs, writer: Writer, ahead: ReadAhead) -> None:
+    work = piece.work
+    slot = None if piece.whole else writer.slot()
+    ahead.wait()
+    sources = [inputs.tensor(span, source.dtype) for span, source in zip(piece.spans, work.sources, strict=True)]
+    if slot is None:
+        assert work.prepare is not None
+        work.prepare(sources)
+        ahead.done()
+        return
+    work.run(piece.start, sources, [t.take(slot, piece.start, piece.stop, work.numel) for t in work.targets])
+    ahead.done()
+    writer.put(slot)
+    if piece.stop == work.numel:
+        work.done()

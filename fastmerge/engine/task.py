@@ -106,11 +106,11 @@ def _works(emr: EmrArtefact, base: Checkpoint, own: dict[str, TensorInfo], name:
     scale = emr.record.rescalers[row]
     aliased = {alias for aliases in emr.record.aliases.values() for alias in aliases}
 
-    def modulate(sources: list[Tensor], targets: list[Tensor]) -> None:
+    def modulate(_: int, sources: list[Tensor], targets: list[Tensor]) -> None:
         stored, unified, mask = sources
         ops.modulate(stored, unified, mask, scale, out=targets[0])
 
-    def copy(sources: list[Tensor], targets: list[Tensor]) -> None:
+    def copy(_: int, sources: list[Tensor], targets: list[Tensor]) -> None:
         targets[0].copy_(sources[0])
 
     works = []

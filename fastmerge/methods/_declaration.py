@@ -12,19 +12,45 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..ops import Cut
+
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Written = Literal["merged", "unified", "masks"]
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """The tensor that is merged."""
+
+    name: str
+    shape: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def columns(self) -> int:
+        """Elements a row has: what one index of the first dimension selects; of a vector, all of it."""
+        return self.numel // self.shape[0] if len(self.shape) > 1 and self.shape[0] else self.numel
 
 
 @dataclass(slots=True)
 class Block:
     """The same elements of one tensor in base, every model and whatever the pass writes, all 1-D.
 
-    `sums` is float64 [rows, K], the tensor's statistics so far, to be added to; `nonfinite` counts bad results.
+    `start` is the index of the first of them in the tensor. `whole` are base and models whole, where the pass asked for
+    them; `cuts` per model the cut of every rank it asked for; `prepared` what its `prepare` returned. `sums` is float64
+    [rows, K], the tensor's statistics so far, to be added to; `nonfinite` counts bad results.
     """
 
+    subject: Subject
     models: list[Tensor]
     base: Tensor | None = None
+    start: int = 0
+    whole: tuple[Tensor | None, list[Tensor]] | None = None
+    cuts: list[dict[int, Cut]] = field(default_factory=list)
+    prepared: Any = None
     merged: Tensor | None = None
     unified: Tensor | None = None
     masks: Tensor | None = None
@@ -34,29 +60,43 @@ class Block:
 
 @dataclass(slots=True)
 class Statistics:
-    """What a pass has summed up over K models: for every tensor its size and `sums` as rows of K numbers."""
+    """What a pass has summed up over K models: for every tensor its size and `sums`, float64 [rows, K]."""
 
     models: int
     sizes: dict[str, int] = field(default_factory=dict)
-    sums: dict[str, list[list[float]]] = field(default_factory=dict)
+    sums: dict[str, Tensor] = field(default_factory=dict)
 
     def total(self, row: int, *, means: bool = False) -> list[float]:
         """Per model, the sum over tensors (with `means`, of per-tensor means), leaving non-finite tensors out."""
         finite = [
-            [value / (self.sizes[name] if means else 1) for value in sums[row]]
+            [value / (self.sizes[name] if means else 1) for value in sums[row].tolist()]
             for name, sums in self.sums.items()
-            if self.sizes[name] and all(math.isfinite(value) for line in sums for value in line)
+            if self.sizes[name] and sums.isfinite().all()
         ]
         return [math.fsum(sums[k] for sums in finite) for k in range(self.models)]
 
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """One reading of the checkpoints: `run` works on a block, knowing the statistics of the passes before."""
+    """One reading of the checkpoints: `run` works on a block, knowing the statistics of the passes before.
+
+    Where given, `ranks` names per model the ranks whose cuts the pass needs (ops.kth_magnitude), and `prepare` works on
+    the whole tensor before its first block; what it returns is `Block.prepared`. `rows_whole`: no row may be cut.
+    `statistic` names sums that depend on the inputs alone, so that another run may use them.
+    """
 
     run: Callable[[Block, Sequence[Statistics]], None]
     writes: tuple[Written, ...] = ()
     rows: int = 0  # rows of Block.sums
+    ranks: Callable[[Subject, Sequence[Statistics]], list[list[int]]] | None = None
+    prepare: Callable[[Block, Sequence[Statistics]], Any] | None = None
+    rows_whole: bool = False
+    statistic: str | None = None
+
+    @property
+    def needs_whole(self) -> bool:
+        """Whether the whole tensor is looked at before, or beside, its blocks."""
+        return self.ranks is not None or self.prepare is not None or self.rows_whole
 
 
 def _parse_weights(value: Any) -> Any:
@@ -80,6 +120,7 @@ class Method(BaseModel):
     name: ClassVar[str]
     source: ClassVar[str]  # paper and equation
     uses_base: ClassVar[bool] = True
+    per_tensor: ClassVar[frozenset[str]] = frozenset()  # parameters that may differ from tensor to tensor
 
     nonfinite: Literal["error", "allow"] = Field("error", description="stop at NaN and infinity, or let them through")
 
@@ -87,8 +128,8 @@ class Method(BaseModel):
         """What is wrong with the parameters for these models (names, in order)."""
         return []
 
-    def passes(self, models: Sequence[str]) -> tuple[Pass, ...]:
-        """The readings that make up the method, for these models."""
+    def passes(self, models: Sequence[str], wide: bool = False) -> tuple[Pass, ...]:
+        """The readings that make up the method, for these models; `wide`: some tensor is merged in float64."""
         raise NotImplementedError
 
     def results(self, statistics: Sequence[Statistics]) -> dict[str, list[float]]:
@@ -98,6 +139,8 @@ class Method(BaseModel):
 
 class WeightedMethod(Method):
     """A method with a weight per model."""
+
+    per_tensor = frozenset({"weights"})
 
     weights: Weights = Field(None, description="one number a model, in order or by name; all ones by default")
 

@@ -41,7 +41,7 @@ class TaskVectorMethod(WeightedMethod, Modulated):
         """ops.combine with this method's arguments, to be called with (base, models, …)."""
         raise NotImplementedError
 
-    def passes(self, models: Sequence[str]) -> tuple[Pass, ...]:
+    def passes(self, models: Sequence[str], wide: bool = False) -> tuple[Pass, ...]:
         def merge(block: Block, _: Sequence[Statistics]) -> None:
             block.nonfinite += self.merger(models)(block.base, block.models, out=block.merged).nonfinite
 

@@ -18,6 +18,8 @@ class MagMax(TaskVectorMethod):
     name = "magmax"
     source = "Marczak et al. 2024, arXiv 2407.06322"
 
+    per_tensor = frozenset({"weights", "scale"})
+
     scale: Finite = Field(1.0, description="λ, the factor of the merged task vector")
 
     def merger(self, models: Sequence[str]) -> Callable[..., Any]:

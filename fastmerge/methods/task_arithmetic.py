@@ -18,6 +18,8 @@ class TaskArithmetic(TaskVectorMethod, NormalizedMethod):
     name = "task_arithmetic"
     source = "Ilharco et al. 2023, arXiv 2212.04089"
 
+    per_tensor = frozenset({"weights", "scale"})
+
     scale: Finite = Field(1.0, description="λ, the factor of the merged task vector")
 
     def merger(self, models: Sequence[str]) -> Callable[..., Any]:

@@ -87,7 +87,8 @@ def test_modulators_by_hand() -> None:
 
 
 def test_rescalers_leave_non_finite_tensors_out() -> None:
-    sums = Statistics(2, {"a": 1, "b": 1}, {"a": [[2.0, 4.0], [1.0, 1.0]], "b": [[float("nan"), 1.0], [1.0, 1.0]]})
+    found = {"a": torch.tensor([[2.0, 4.0], [1.0, 1.0]]), "b": torch.tensor([[float("nan"), 1.0], [1.0, 1.0]])}
+    sums = Statistics(2, {"a": 1, "b": 1}, found)
     assert rescalers(sums, "global") == [2.0, 4.0]
 
 
@@ -182,7 +183,7 @@ class TwoPasses(Method):
     name = "two_passes"
     source = "this test"
 
-    def passes(self, models: Sequence[str]) -> tuple[Pass, ...]:
+    def passes(self, models: Sequence[str], wide: bool = False) -> tuple[Pass, ...]:
         def measure(block: Block, _: Sequence[Statistics]) -> None:
             assert block.base is not None
             assert block.sums is not None

@@ -1,0 +1,114 @@
+"""A pass over one tensor, for every output that the same reading makes. Streamed and in-memory merges share it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from ..methods._declaration import Block, Pass, Statistics, Subject, Written
+from .statistics import Kept
+
+Whole = tuple[Tensor | None, list[Tensor]]
+
+
+@dataclass(slots=True)
+class Share:
+    """One output's part in the reading of a tensor: its pass, what passes before found, and what this one finds."""
+
+    one: Pass
+    earlier: Sequence[Statistics]
+    sums: Tensor
+    nonfinite: int = 0
+    prepared: Any = None
+
+
+@dataclass(slots=True)
+class TensorPass:
+    """The pass of every output over one tensor. Call `prepare` if `needs_whole`, `run` for its blocks in order, then
+    look at `finite` and call `gather`."""
+
+    subject: Subject
+    models: int
+    shares: list[Share]
+    kept: Kept
+    whole: Whole | None = None
+    cuts: list[dict[int, ops.Cut]] = field(default_factory=list)
+
+    @classmethod
+    def of(
+        cls,
+        subject: Subject,
+        models: int,
+        passes: Sequence[Pass],
+        earlier: Sequence[Sequence[Statistics]],
+        kept: Kept,
+        device: torch.device | None = None,
+    ) -> TensorPass:
+        """`passes` and `earlier` are each output's."""
+        shares = [
+            Share(one, before, torch.zeros(one.rows, models, dtype=torch.float64, device=device))
+            for one, before in zip(passes, earlier, strict=True)
+        ]
+        return cls(subject, models, shares, kept)
+
+    @property
+    def needs_whole(self) -> bool:
+        return any(share.one.needs_whole for share in self.shares)
+
+    def prepare(self, base: Tensor | None, models: list[Tensor]) -> None:
+        """Look at the whole tensor, 1-D: the cuts that any output needs, found together, then what each prepares."""
+        self.whole = base, models
+        asked = [share.one.ranks(self.subject, share.earlier) for share in self.shares if share.one.ranks is not None]
+        wanted = [sorted({rank for own in asked for rank in own[k]}) for k in range(self.models)]
+        if any(wanted):
+            assert base is not None
+            self.cuts = self.kept.cuts(self.subject.name, base, models, wanted)
+        for share in self.shares:
+            if share.one.prepare is not None:
+                block = self._block(share, 0, base, models)
+                share.prepared = share.one.prepare(block, share.earlier)
+                share.nonfinite += block.nonfinite
+
+    def run(
+        self,
+        start: int,
+        base: Tensor | None,
+        models: list[Tensor],
+        targets: Sequence[Mapping[Written, Tensor]],
+    ) -> None:
+        """Work on the elements from `start` on; `targets` are each output's memory for what its pass writes."""
+        for share, memory in zip(self.shares, targets, strict=True):
+            block = self._block(share, start, base, models)
+            for kind, tensor in memory.items():
+                setattr(block, kind, tensor)
+            share.one.run(block, share.earlier)
+            share.nonfinite += block.nonfinite
+
+    @property
+    def finite(self) -> bool:
+        """Whether no output has met NaN or infinity."""
+        return all(not share.nonfinite and bool(share.sums.isfinite().all()) for share in self.shares)
+
+    def gather(self, statistics: Sequence[Statistics]) -> None:
+        """Add what was found to each output's statistics of the pass."""
+        for share, gathered in zip(self.shares, statistics, strict=True):
+            gathered.sizes[self.subject.name] = self.subject.numel
+            gathered.sums[self.subject.name] = share.sums.cpu()
+        self.whole = None
+
+    def _block(self, share: Share, start: int, base: Tensor | None, models: list[Tensor]) -> Block:
+        return Block(
+            self.subject,
+            models,
+            base,
+            start=start,
+            whole=self.whole,
+            cuts=self.cuts,
+            prepared=share.prepared,
+            sums=share.sums,
+        )

@@ -1,0 +1,55 @@
+"""Statistics that depend on the inputs alone, kept so that another density or scale does not gather them again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .. import ops
+
+HISTOGRAM = "magnitude_histogram"
+CUTS = "cuts"  # float64 [4, M]: model, rank, magnitude, index
+
+
+@dataclass(slots=True)
+class Kept:
+    """Tensors by (statistic, tensor name). `changed` tells whether anything was added."""
+
+    found: dict[tuple[str, str], Tensor] = field(default_factory=dict)
+    changed: bool = False
+
+    def get(self, statistic: str, tensor: str) -> Tensor | None:
+        return self.found.get((statistic, tensor))
+
+    def put(self, statistic: str, tensor: str, value: Tensor) -> None:
+        self.found[statistic, tensor] = value
+        self.changed = True
+
+    def cuts(
+        self, tensor: str, base: Tensor, models: Sequence[Tensor], ranks: Sequence[Sequence[int]]
+    ) -> list[dict[int, ops.Cut]]:
+        """Per model the cut of every rank, found in one look at the tensor, or two where its histogram is not known."""
+        known = self._known_cuts(tensor, len(models))
+        missing = [[rank for rank in own if rank not in known[k]] for k, own in enumerate(ranks)]
+        if any(missing):
+            histogram = self.get(HISTOGRAM, tensor)
+            if histogram is None:
+                histogram = ops.magnitude_histogram(base, models)
+                self.put(HISTOGRAM, tensor, histogram)
+            most = max(map(len, missing))
+            padded = [own + [0] * (most - len(own)) for own in missing]
+            for k, cuts in enumerate(ops.kth_magnitude(base, models, padded, histogram=histogram)):
+                known[k] |= dict(zip(padded[k], cuts, strict=True))
+            rows = [(k, rank, *cut) for k, own in enumerate(known) for rank, cut in own.items()]
+            self.put(CUTS, tensor, torch.tensor(rows, dtype=torch.float64).T.contiguous())
+        return known
+
+    def _known_cuts(self, tensor: str, models: int) -> list[dict[int, ops.Cut]]:
+        known: list[dict[int, ops.Cut]] = [{} for _ in range(models)]
+        stored = self.get(CUTS, tensor)
+        for k, rank, magnitude, index in [] if stored is None else stored.T.tolist():
+            known[int(k)][int(rank)] = ops.Cut(magnitude, int(index))
+        return known
