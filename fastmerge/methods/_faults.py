@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 Path = tuple[str | int, ...]
 WORDS = (
-    ("^Input should", "it should"),
+    ("^(Input|List|Dictionary) should", "it should"),
     (r"valid dictionary( or instance of \w+)?", "mapping"),
     ("valid tuple", "list"),
 )

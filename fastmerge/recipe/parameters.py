@@ -128,7 +128,7 @@ def value_faults(
 ) -> list[Fault]:
     """What is wrong with a value of a parameter, and with every point of a gradient; the faults call it by its path.
     `single`: it is one model's."""
-    if single and isinstance(value, (Mapping, list)) and not is_gradient(value):
+    if single and (value is None or isinstance(value, (Mapping, list))) and not is_gradient(value):
         return [Fault(path, "wrong", f"is {value!r}; it should be one number")]
     if is_gradient(value) and parameter in declared.model_fields:
         text = wrong_gradient(value)

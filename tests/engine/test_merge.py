@@ -293,13 +293,13 @@ def watch():
     while not done.wait(0.001):
         peak = max(peak, held())
 
-method, base, models, out = json.loads(sys.argv[1])
+method, base, models, out, outputs = json.loads(sys.argv[1])
 fm.ops.elect(torch.zeros(1), [torch.zeros(1)])
 done, peak = threading.Event(), 0
 start = held()
 thread = threading.Thread(target=watch)
 thread.start()
-fm.merge(method, base, models, out, memory="16MiB")
+fm.merge(method, base, models, out, outputs=outputs, memory="16MiB")
 done.set()
 thread.join()
 print(max(peak, held()) - start)
@@ -309,13 +309,15 @@ print(max(peak, held()) - start)
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from Linux's /proc")
 @pytest.mark.parametrize("method", ["task_arithmetic", "emr"])
 def test_memory_does_not_grow_with_models_or_size(method: str, tmp_path: Path) -> None:
-    """Beyond the mapped files a merge holds its budget: of 3 or 12 models, and of a model three times as large."""
+    """Beyond the mapped files a merge holds its budget: of 3 or 12 models, of a model three times as large, and of six
+    outputs."""
 
-    def peak(k: int, layers: int) -> int:
+    def peak(k: int, layers: int, outputs: int = 0) -> int:
         folder = tmp_path / f"{k}-{layers}"
         base = {f"layers.{i}.weight": torch.zeros(2048, 1024, dtype=torch.bfloat16) for i in range(layers)}
         models = {f"m{i}": str(write(folder / f"m{i}", base)) for i in range(k)}
-        job = json.dumps([method, str(write(folder / "base", base)), models, str(folder / "out")])
+        several = {f"o{i}": {} for i in range(outputs)}
+        job = json.dumps([method, str(write(folder / "base", base)), models, str(folder / "out"), several])
         done = subprocess.run(
             [sys.executable, "-c", MEASURED, job], cwd=tmp_path, capture_output=True, text=True, check=True
         )
@@ -323,4 +325,5 @@ def test_memory_does_not_grow_with_models_or_size(method: str, tmp_path: Path) -
         return int(done.stdout) >> 10
 
     measured = {"K = 3": peak(3, 8), "K = 12": peak(12, 8), "three times as large": peak(3, 24)}
+    measured["six outputs"] = peak(3, 8, 6)
     assert all(mib < 64 for mib in measured.values()), f"MiB beyond the files: {measured}"
