@@ -43,6 +43,7 @@ RenameOption = Annotated[
 ]
 DtypeOption = Annotated[str | None, typer.Option("--dtype", help="of the result; base's by default")]
 MemoryOption = Annotated[str, typer.Option("--memory", help="bound of the buffers")]
+SeedOption = Annotated[int | None, typer.Option("--seed", help="of random methods; short for -p seed=N")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto or cpu")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="replace the output folder")]
 JsonOption = Annotated[bool, typer.Option("--json", help="print JSON, for programs")]
@@ -74,20 +75,69 @@ def merge(
     rename: RenameOption = [],  # noqa: B006
     dtype: DtypeOption = None,
     memory: MemoryOption = "1GiB",
+    seed: SeedOption = None,
     device: DeviceOption = "auto",
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Merge models into one folder."""
+    param = param if seed is None else [*param, f"seed={seed}"]
     with _errors(as_json):
         prepared = _plan(
             method, out_folder, base, model, param, task_specific, rename, dtype, memory, device, overwrite
         )
-        from .engine.merge import execute
+        _execute(prepared, as_json)
 
-        with _progress(f"{method} → {out_folder}", prepared.bytes_read, as_json) as progress:
-            report = execute(prepared, progress)
-        _show(report, as_json)
+
+@app.command()
+def run(
+    recipe: Annotated[Path, typer.Argument(help="a YAML file; README, section Recipes", metavar="RECIPE")],
+    out_folder: Annotated[Path | None, typer.Option("--out", help="folder to write; a folder in it per output")] = None,
+    plan_only: Annotated[bool, typer.Option("--plan", help="check it, and show what it would read and write")] = False,
+    dtype: Annotated[str | None, typer.Option("--dtype", help="of the result; goes before the recipe's")] = None,
+    memory: Annotated[str | None, typer.Option("--memory", help="bound of the buffers; goes before it too")] = None,
+    device: DeviceOption = "auto",
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Merge what a recipe says."""
+    with _errors(as_json):
+        from .recipe.schema import Recipe
+
+        content = Recipe.read(recipe)
+        if out_folder is None and not plan_only:
+            raise InputError("say where the result goes (--out DIR), or pass --plan")
+        prepared = content.plan(out_folder, dtype=dtype, memory=memory, device=device, overwrite=overwrite)
+        if plan_only:
+            _show_plan(prepared, as_json)
+        else:
+            _execute(prepared, as_json)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of recipes, for editors."""
+    from .recipe.json_schema import recipe_schema
+
+    typer.echo(json.dumps(recipe_schema(), indent=2, ensure_ascii=False))
+
+
+@app.command()
+def methods(as_json: JsonOption = False) -> None:
+    """All methods: what they do, their parameters, defaults and sources."""
+    from .recipe.json_schema import method_table
+
+    content = method_table()
+    if as_json:
+        typer.echo(json.dumps(content, indent=2, ensure_ascii=False))
+        return
+    for method in content:
+        out.print(f"[bold]{method['name']}[/]  {escape(method['does'])}\n[dim]{escape(method['source'])}[/]")
+        table = _table()
+        for name, parameter in method["parameters"].items():
+            default = "" if parameter["default"] is None else f", default {parameter['default']}"
+            table.add_row(f"  {name}", escape(f"{parameter['about']} ({parameter['form']}{default})"))
+        out.print(table)
 
 
 @app.command()
@@ -110,22 +160,7 @@ def plan(
         prepared = _plan(
             method, out_folder, base, model, param, task_specific, rename, dtype, memory, device, overwrite
         )
-        summary = prepared.summary()
-        if as_json:
-            typer.echo(json.dumps(summary, indent=2))
-            return
-        table = _table()
-        table.add_row("method", f"{summary['method']} ({prepared.method.source})")
-        table.add_row("models", ", ".join(summary["models"]))
-        table.add_row("tensors", f"{summary['tensors']} ({summary['parameters']:,} parameters)")
-        table.add_row("passes", str(summary["passes"]))
-        table.add_row("reads", _size(summary["bytes_read"]))
-        table.add_row("writes", f"{_size(summary['bytes_written'])} in {len(summary['files'])} files")
-        for name, tensors in summary["task_specific"].items():
-            table.add_row(f"kept for {name}", ", ".join(tensors))
-        for note in summary["notes"]:
-            table.add_row("note", escape(note))
-        out.print(table)
+        _show_plan(prepared, as_json)
 
 
 @app.command()
@@ -286,12 +321,45 @@ def _progress(title: str, total: int, as_json: bool) -> Iterator[Callable[[int],
         yield lambda nbytes: bar.advance(row, nbytes)
 
 
+def _execute(prepared: MergePlan, as_json: bool) -> None:
+    from .engine.merge import execute
+
+    with _progress(f"{prepared.method.name} → {prepared.out}", prepared.bytes_read, as_json) as progress:
+        report = execute(prepared, progress)
+    _show(report, as_json)
+
+
+def _show_plan(prepared: MergePlan, as_json: bool) -> None:
+    summary = prepared.summary()
+    if as_json:
+        typer.echo(json.dumps(summary, indent=2))
+        return
+    table = _table()
+    table.add_row("method", f"{summary['method']} ({prepared.method.source})")
+    table.add_row("models", ", ".join(summary["models"]))
+    table.add_row("tensors", f"{summary['tensors']} ({summary['parameters']:,} parameters)")
+    table.add_row("passes", str(summary["passes"]))
+    table.add_row("reads", _size(summary["bytes_read"]))
+    table.add_row("writes", f"{_size(summary['bytes_written'])} in {len(summary['files'])} files")
+    for name, changes in summary["outputs"].items():
+        table.add_row(
+            f"output {name}", escape(", ".join(f"{key} {json.dumps(value)}" for key, value in changes.items()))
+        )
+    for name, tensors in summary["task_specific"].items():
+        table.add_row(f"kept for {name}", ", ".join(tensors))
+    for note in summary["notes"]:
+        table.add_row("note", escape(note))
+    out.print(table)
+
+
 def _show(report: Report, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(report.to_dict(), indent=2))
         return
     table = _table()
     table.add_row("wrote", escape(report.out))
+    if report.outputs:
+        table.add_row("outputs", ", ".join(report.outputs))
     table.add_row("models", ", ".join(report.models))
     table.add_row("tensors", f"{report.tensors} ({report.parameters:,} parameters)")
     table.add_row("moved", f"{_size(report.bytes_read)} read, {_size(report.bytes_written)} written")

@@ -99,6 +99,7 @@ def execute(plan: MergePlan, progress: Progress | None = None) -> Report:
         bytes_written=plan.bytes_written,
         seconds=time.perf_counter() - begin,
         backend=dispatch.choose("combine", "cpu").__module__.split(".")[2],
+        outputs=[output.name for output in plan.outputs if output.name],
         results={o.folder + key: r[key] for o, r in zip(plan.outputs, results, strict=True) for key in r},
         notes=list(plan.notes),
     )

@@ -31,7 +31,7 @@ class Share:
 @dataclass(slots=True)
 class TensorPass:
     """The pass of every output over one tensor. Call `prepare` if `needs_whole`, `run` for its blocks in order, then
-    look at `finite` and call `gather`."""
+    ask `acceptable` and call `gather`."""
 
     subject: Subject
     models: int
@@ -94,10 +94,10 @@ class TensorPass:
             share.one.run(block, share.earlier)
             share.nonfinite += block.nonfinite
 
-    @property
-    def finite(self) -> bool:
-        """Whether no output has met NaN or infinity."""
-        return all(not share.nonfinite and bool(share.sums.isfinite().all()) for share in self.shares)
+    def acceptable(self, allowed: Sequence[bool]) -> bool:
+        """Whether no output has met NaN or infinity, but those it is `allowed` to."""
+        found = [bool(share.nonfinite) or not bool(share.sums.isfinite().all()) for share in self.shares]
+        return all(not bad or allow for bad, allow in zip(found, allowed, strict=True))
 
     def gather(self, statistics: Sequence[Statistics]) -> None:
         """Add what was found to each output's statistics of the pass."""

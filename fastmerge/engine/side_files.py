@@ -34,7 +34,7 @@ def write_side_files(
     recipe = {
         "fastmerge": __version__,
         "method": output.method.name,
-        "params": output.method.model_dump(mode="json"),
+        **output.parameters.record(),
         "base": None if plan.base is None else _source(plan, plan.base),
         "models": {model.label: _source(plan, model) for model in plan.models},
     }
@@ -59,7 +59,7 @@ def _write_record(
     record = EmrRecord(
         fastmerge=__version__,
         method=output.method.name,
-        params=output.method.model_dump(mode="json"),
+        params=output.parameters.record()["params"],
         tasks=plan.names,
         rescalers=results["rescalers"],
         base=BaseRecord(**_source(plan, plan.base)),

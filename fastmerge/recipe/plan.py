@@ -13,9 +13,8 @@ from ..errors import InputError, nearest
 from ..formats.checkpoint import Checkpoint, open_checkpoint
 from ..formats.layout import Layout, plan_layout
 from ..formats.safetensors import DTYPES, TensorInfo
-from ..methods import build
 from ..methods._declaration import Method, Pass, Written
-from .parameters import Override, Parameters
+from .parameters import Override, Parameters, declare
 from .preflight import Alignment, Rename, TensorPlan, align
 
 T = TypeVar("T")
@@ -110,12 +109,26 @@ class MergePlan:
     def bytes_written(self) -> int:
         return sum(layout.total_bytes for output in self.outputs for layout in output.all_layouts)
 
+    @property
+    def shared_parameters(self) -> dict[str, Any]:
+        """The parameters that all outputs have alike."""
+        first, *others = (output.parameters.record()["params"] for output in self.outputs)
+        return {name: value for name, value in first.items() if all(other[name] == value for other in others)}
+
+    @property
+    def differences(self) -> dict[str, dict[str, Any]]:
+        """By output the parameters that not all have alike; empty for a single output."""
+        shared = self.shared_parameters
+        records = {output.name: output.parameters.record()["params"] for output in self.outputs if output.name}
+        return {label: {n: v for n, v in own.items() if n not in shared} for label, own in records.items()}
+
     def summary(self) -> dict[str, Any]:
         """The plan as JSON."""
         return {
             "method": self.method.name,
-            "params": self.method.model_dump(mode="json"),
-            "outputs": {output.name: output.method.model_dump(mode="json") for output in self.outputs if output.name},
+            **self.outputs[0].parameters.record(),
+            "params": self.shared_parameters,
+            "outputs": self.differences,
             "base": self.sources.get("base"),
             "models": {name: self.sources[name] for name in self.names},
             "out": None if self.out is None else str(self.out),
@@ -165,13 +178,15 @@ def plan(
     pairs = list(models.items() if isinstance(models, Mapping) else models)
     names = [name for name, _ in pairs]
     problems += _name_problems(names, rename or {})
-    declared: list[Parameters] = []
-    for changed in (outputs or {"": {}}).values():
-        built = _try(problems, lambda changed=changed: _declare(method, {**(params or {}), **changed}))
-        declared += [] if built is None else [Parameters(built, tuple(tensors))]
+    declared: dict[str, Parameters] = {}
+    wrong: dict[str, list[str]] = {}  # by output
+    for name, changes in (outputs or {"": {}}).items():
+        wrong[name] = []
+        built = _try(wrong[name], lambda n=name, c=changes: declare(method, params or {}, c, tensors, names, n))
+        declared |= {} if built is None else {name: built}
     problems += _output_name_problems(outputs or {})
-    if declared and declared[0].method.uses_base and base is None:
-        problems.append(f"{declared[0].method.name} needs a base model; pass --base")
+    if base is None and any(one.method.uses_base for one in declared.values()):
+        problems.append(f"{next(iter(declared.values())).method.name} needs a base model; pass --base")
     code = DTYPE_NAMES.get(dtype) if dtype else None
     if dtype and code is None:
         problems.append(f"unknown dtype {dtype!r}{nearest(dtype, DTYPE_NAMES)}; there are {', '.join(DTYPE_NAMES)}")
@@ -184,15 +199,17 @@ def plan(
     complete = [checkpoint for checkpoint in opened if checkpoint is not None]
     if complete and len(complete) == len(opened) and (base is None or lead is not None):
         alignment = _try(problems, lambda: align(lead, complete, task_specific=task_specific, rename=rename))
-    merged = [] if alignment is None else [tensor.name for tensor in alignment.tensors if not tensor.copy]
-    problems += dict.fromkeys(problem for one in declared for problem in one.problems(names, merged))
+    merged = None if alignment is None else [tensor.name for tensor in alignment.tensors if not tensor.copy]
+    for name, one in declared.items():
+        wrong[name] += one.method.problems(names) if merged is None else one.settle(merged)
+    problems += _told_apart(wrong)
     if problems or alignment is None or budget is None:
         raise InputError(problems)
 
     planned = tuple(
-        _output(name, parameters, alignment, lead or complete[0], names, code)
-        for name, parameters in zip(outputs or {"": {}}, declared, strict=True)
+        _output(name, parameters, alignment, lead or complete[0], names, code) for name, parameters in declared.items()
     )
+    problems += _reading_problems(planned, names, alignment)
     chunk = _chunk(planned, alignment, budget, problems)
     destination = None if out is None else Path(out).expanduser()
     if destination is not None:
@@ -267,13 +284,31 @@ def _name_problems(names: Sequence[str], rename: Mapping[str, Rename]) -> list[s
     return problems
 
 
-def _declare(method: str | Method, params: Mapping[str, Any]) -> Method:
-    return method if isinstance(method, Method) else build(method, params)
-
-
 def _output_name_problems(outputs: Mapping[str, Any]) -> list[str]:
     wrong = [name for name in outputs if not MODEL_NAME.fullmatch(name)]
     return [f"output name {name!r}: expected letters, digits, '.', '_' and '-'" for name in wrong]
+
+
+def _told_apart(wrong: Mapping[str, Sequence[str]]) -> list[str]:
+    """What is wrong with outputs: with all of them once, else with the output's name."""
+    common = set.intersection(*map(set, wrong.values()))
+    named = {name: f"outputs.{name}" for name in wrong}
+    return list(
+        dict.fromkeys(
+            text if text in common or text.startswith(named[name]) else f"{named[name]}: {text}"
+            for name, texts in wrong.items()
+            for text in texts
+        )
+    )
+
+
+def _reading_problems(outputs: Sequence[Output], names: Sequence[str], alignment: Alignment) -> list[str]:
+    """All outputs come from the same readings."""
+    counts = {output.name: len(output.method.passes(names, alignment.wide)) for output in outputs}
+    if len(set(counts.values())) == 1:
+        return []
+    readings = ", ".join(f"{name} {count}" for name, count in counts.items())
+    return [f"outputs need different numbers of readings ({readings}); merge them apart"]
 
 
 def _output(

@@ -1,0 +1,32 @@
+"""Merging what a recipe says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..recipe.schema import Recipe
+from .merge import Progress, execute
+from .report import Report
+
+
+def run(
+    recipe: str | Path | Mapping[str, Any] | Recipe,
+    out: str | Path,
+    *,
+    dtype: str | None = None,
+    memory: str | int | None = None,
+    device: str = "auto",
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Report:
+    """Merge what a recipe says into the folder `out`; several outputs are folders in it.
+
+    recipe: a YAML file, its content, or a Recipe. dtype and memory go before the recipe's; the rest is as in `merge`.
+    """
+    if isinstance(recipe, (str, Path)):
+        recipe = Recipe.read(recipe)
+    elif isinstance(recipe, Mapping):
+        recipe = Recipe(**recipe)
+    return execute(recipe.plan(out, dtype=dtype, memory=memory, device=device, overwrite=overwrite), progress)
