@@ -28,6 +28,8 @@ Reach = Literal["element", "row", "tensor"]  # how a tensor may be cut: anywhere
 
 BLOCK = 65_536  # elements summed in float64 on their own
 MAX_MODELS = 64
+TOP_BITS = 11  # of magnitudes, that kth_magnitude starts from
+MAX_BIN_BITS = 13
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,13 @@ OPS: dict[str, Op] = {
         ),
         Op("moments", {"base": "weight", "models": "weight"}, lambda n, k, size: n * size * (k + 1)),
         Op("inner_products", {"g": "gradient", "models": "weight"}, lambda n, k, size: n * size * (k + 1)),
+        Op("magnitude_histogram", {"base": "weight", "models": "weight"}, lambda n, k, size: n * size * (k + 1)),
+        Op(
+            "kth_magnitude",
+            {"base": "weight", "models": "weight"},
+            lambda n, k, size: n * size * (k + 1),
+            reach="tensor",
+        ),
         Op("pack_bits", {"mask": "mask", "out": "mask"}, lambda n, *_: n + packed_bytes(n)),
         Op("unpack_bits", {"packed": "mask", "out": "mask"}, lambda n, *_: n + packed_bytes(n)),
     )
@@ -104,13 +113,6 @@ class Masked(NamedTuple):
     kept: Tensor
 
 
-class Cut(NamedTuple):
-    """Divides the magnitudes of a tensor: above are the greater ones, and of those equal the ones before `index`."""
-
-    magnitude: float
-    index: int  # type: ignore[assignment]
-
-
 class Combined(NamedTuple):
     """merged has the models' shape; nonfinite counts its NaN and infinite elements."""
 
@@ -126,6 +128,13 @@ class Moments(NamedTuple):
     energy: Tensor
     peak: Tensor
     nonfinite: Tensor
+
+
+class Cut(NamedTuple):
+    """Divides a tensor in the order of magnitudes: above it are |τ_i| > magnitude, and equal ones with i < index."""
+
+    magnitude: float
+    index: int  # type: ignore[assignment]  # a cut is never searched as a tuple
 
 
 class InnerProducts(NamedTuple):
@@ -316,6 +325,73 @@ def inner_products(
     return InnerProducts(sums[:k], sums[k : 2 * k], sums[2 * k])
 
 
+def magnitude_histogram(
+    base: Tensor,
+    models: Sequence[Tensor],
+    *,
+    shift: int | None = None,
+    bits: int = TOP_BITS,
+    prefixes: Sequence[int] | None = None,
+    wide: bool = False,
+    counts: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """How many |τ_k| there are by `bits` (1 … 13) bits of them, as integers: int64 [K, 2^bits].
+
+    Magnitudes have 31 bits in float32; in float64, or if `wide`, 63. The highest are counted by unless `shift` says how
+    many stand below those counted by; with `prefixes`, K numbers, only magnitudes whose bits above are these. `counts`
+    is added to: wide histograms of a model's tensors add up to the whole model's, whatever their dtypes.
+    """
+    import torch
+
+    _check("magnitude_histogram", {"base": base, **_numbered(models)})
+    key_bits = _key_bits(base, models, wide)
+    shift = key_bits - bits if shift is None else shift
+    if not 1 <= bits <= MAX_BIN_BITS or not 0 <= shift <= key_bits - bits:
+        raise InputError(
+            f"magnitude_histogram: shift {shift} and bits {bits} must be 1 to {MAX_BIN_BITS} of {key_bits} bits"
+        )
+    if prefixes is not None and len(prefixes) != len(models):
+        raise InputError(f"magnitude_histogram: {len(models)} models need as many prefixes, there are {len(prefixes)}")
+    for prefix in prefixes or ():
+        if not 0 <= prefix < 1 << (key_bits - bits - shift):
+            raise InputError(f"magnitude_histogram: prefix {prefix} has not the {key_bits - bits - shift} bits above")
+    counts = _accumulator(counts, (len(models), 1 << bits), base, torch.int64, "counts")
+    kernel = dispatch.choose("magnitude_histogram", base.device.type, backend)
+    kernel(_flat(base), _flat_all(models), shift, bits, prefixes, wide, counts)
+    return counts
+
+
+def kth_magnitude(
+    base: Tensor,
+    models: Sequence[Tensor],
+    ranks: Sequence[Sequence[int]],
+    *,
+    histogram: Tensor | None = None,
+    backend: str | None = None,
+) -> list[list[Cut]]:
+    """For each model the cuts that have exactly so many elements above them: exact, without sorting.
+
+    ranks: for each model as many, of 0 … N; `histogram`: the models' magnitude_histogram, where it is known already.
+    The cut of rank 0 is (∞, 0). NaN count as larger than infinity, but nothing is above a cut at NaN.
+    """
+    import torch
+
+    _check("kth_magnitude", {"base": base, **_numbered(models)})
+    _check_ranks(ranks, len(models), base.numel())
+    if histogram is None:
+        histogram = magnitude_histogram(base, models, backend=backend)
+    histogram = _accumulator(histogram, (len(models), 1 << TOP_BITS), base, torch.int64, "histogram")
+    if not (histogram.sum(1) == base.numel()).all():
+        raise InputError(f"kth_magnitude: the histogram is not of {base.numel()} elements a model")
+    shape = len(models), len(ranks[0])
+    magnitudes, indices = base.new_empty(shape, dtype=torch.float64), base.new_empty(shape, dtype=torch.int64)
+    kernel = dispatch.choose("kth_magnitude", base.device.type, backend)
+    kernel(_flat(base), _flat_all(models), [list(row) for row in ranks], histogram, magnitudes, indices)
+    rows = zip(magnitudes.tolist(), indices.tolist(), strict=True)
+    return [[Cut(*cut) for cut in zip(*row, strict=True)] for row in rows]
+
+
 def pack_bits(mask: Tensor, *, out: Tensor | None = None, backend: str | None = None) -> Tensor:
     """A bool tensor of N elements as uint8 [ceil(N/8)]: bit i of byte j is element 8j + i, padded with zeros."""
     import torch
@@ -376,6 +452,20 @@ def _numbered(models: Sequence[Tensor]) -> dict[str, Tensor]:
 
 def _empty(like: Tensor, dtype: torch.dtype | None) -> Tensor:
     return like.new_empty(like.shape, dtype=dtype or like.dtype)
+
+
+def _key_bits(base: Tensor, models: Sequence[Tensor], wide: bool = False) -> int:
+    """How many bits a magnitude has."""
+    return 63 if wide or working_dtype([base, *models]).itemsize == 8 else 31
+
+
+def _check_ranks(ranks: Sequence[Sequence[int]], models: int, n: int) -> None:
+    if len(ranks) != models or len({len(row) for row in ranks}) != 1:
+        raise InputError(f"kth_magnitude: ranks must be {models} lists of equal length, one a model, not {ranks}")
+    for k, row in enumerate(ranks):
+        for rank in row:
+            if not 0 <= rank <= n:
+                raise InputError(f"kth_magnitude: rank {rank} of models[{k}] is not one of 0 to {n}, its elements")
 
 
 def _accumulator(

@@ -68,8 +68,28 @@ def inner_products(base: Tensor, models: Sequence[Tensor]) -> tuple[Tensor, ...]
     return tuple(torch.dot(g, m.float()) for m in models) + tuple(torch.dot(m.float(), m.float()) for m in models)
 
 
+def magnitude_histogram(base: Tensor, models: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    wide = base.float()
+    return tuple(torch.bincount((m.float() - wide).abs().view(torch.int32) >> 20, minlength=2048) for m in models)
+
+
+def kthvalue(base: Tensor, models: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    wide = base.float()
+    return tuple(torch.kthvalue((m.float() - wide).abs(), base.numel() * 4 // 5).values for m in models)
+
+
+def sort(base: Tensor, models: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    wide = base.float()
+    return tuple(torch.sort((m.float() - wide).abs()).values for m in models)
+
+
+OF_WHOLE_TENSORS: dict[str, dict[str, Peer]] = {"kth_magnitude": {"kthvalue": kthvalue, "sort": sort}}
+
+
 def ways(op: str) -> dict[str, Peer]:
-    """The op whole, in chunks, and compiled."""
+    """The op whole, in chunks, and compiled; the ways there are of doing what cannot be chunked."""
+    if op in OF_WHOLE_TENSORS:
+        return OF_WHOLE_TENSORS[op]
     whole: Peer = globals()[op]
 
     def chunked(base: Tensor, models: Sequence[Tensor]) -> list[Any]:

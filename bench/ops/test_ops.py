@@ -23,6 +23,7 @@ PEER_ELEMENTS = 1 << 22  # PyTorch works on a part, or it would take an hour; pe
 ROUNDS, PEER_ROUNDS = 7, 2
 CASES = [(torch.bfloat16, 3), (torch.bfloat16, 8), (torch.float16, 3), (torch.float32, 3)]
 OPS = ["elect", "modulate", "mask_against", "combine", "delta_sum", "moments", "inner_products"]
+OPS += ["magnitude_histogram", "kth_magnitude"]
 COPY = Copy()
 
 
@@ -40,6 +41,8 @@ def ours(op: str, base: Tensor, models: list[Tensor]) -> Callable[[], object]:
         "delta_sum": lambda: ops.delta_sum(base, models, weights, out=wide),
         "moments": lambda: ops.moments(base, models),
         "inner_products": lambda: ops.inner_products(base, models),
+        "magnitude_histogram": lambda: ops.magnitude_histogram(base, models),
+        "kth_magnitude": lambda: ops.kth_magnitude(base, models, [[base.numel() // 5]] * len(models)),
     }[op]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import ops
+from ..ops import Cut
 from ..methods._declaration import Block, Pass, Statistics, Subject, Written
 from .statistics import Kept
 
@@ -24,6 +24,7 @@ class Share:
     earlier: Sequence[Statistics]
     sums: Tensor
     nonfinite: int = 0
+    ranks: list[list[int]] = field(default_factory=list)
     prepared: Any = None
 
 
@@ -37,7 +38,7 @@ class TensorPass:
     shares: list[Share]
     kept: Kept
     whole: Whole | None = None
-    cuts: list[dict[int, ops.Cut]] = field(default_factory=list)
+    cuts: list[dict[int, Cut]] = field(default_factory=list)
 
     @classmethod
     def of(
@@ -63,11 +64,15 @@ class TensorPass:
     def prepare(self, base: Tensor | None, models: list[Tensor]) -> None:
         """Look at the whole tensor, 1-D: the cuts that any output needs, found together, then what each prepares."""
         self.whole = base, models
-        asked = [share.one.ranks(self.subject, share.earlier) for share in self.shares if share.one.ranks is not None]
-        wanted = [sorted({rank for own in asked for rank in own[k]}) for k in range(self.models)]
+        trivial, wanted = {0, self.subject.numel}, [set[int]() for _ in range(self.models)]
+        for share in self.shares:
+            if share.one.ranks is not None:
+                share.ranks = share.one.ranks(self.subject, share.earlier)
+                wanted = [all_ranks | {*own} - trivial for all_ranks, own in zip(wanted, share.ranks, strict=True)]
+        self.cuts = [{} for _ in wanted]
         if any(wanted):
             assert base is not None
-            self.cuts = self.kept.cuts(self.subject.name, base, models, wanted)
+            self.cuts = self.kept.cuts(self.subject.name, base, models, [sorted(ranks) for ranks in wanted])
         for share in self.shares:
             if share.one.prepare is not None:
                 block = self._block(share, 0, base, models)
@@ -108,6 +113,7 @@ class TensorPass:
             base,
             start=start,
             whole=self.whole,
+            ranks=share.ranks,
             cuts=self.cuts,
             prepared=share.prepared,
             sums=share.sums,

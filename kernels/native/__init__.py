@@ -122,3 +122,45 @@ def pack_bits(mask: Tensor, out: Tensor) -> None:
 
 def unpack_bits(packed: Tensor, out: Tensor) -> None:
     _native.unpack_bits(out.numel(), packed.data_ptr(), out.data_ptr())
+
+
+def magnitude_histogram(
+    base: Tensor,
+    models: Sequence[Tensor],
+    shift: int,
+    bits: int,
+    prefixes: Sequence[int] | None,
+    wide: bool,
+    counts: Tensor,
+) -> None:
+    _native.magnitude_histogram(
+        base.numel(),
+        base.data_ptr(),
+        DTYPES[base.dtype],
+        *_models(models),
+        shift,
+        bits,
+        list(prefixes or ()),
+        wide,
+        counts.data_ptr(),
+    )
+
+
+def kth_magnitude(
+    base: Tensor,
+    models: Sequence[Tensor],
+    ranks: Sequence[Sequence[int]],
+    histogram: Tensor,
+    magnitudes: Tensor,
+    indices: Tensor,
+) -> None:
+    _native.kth_magnitude(
+        base.numel(),
+        base.data_ptr(),
+        DTYPES[base.dtype],
+        *_models(models),
+        ranks,
+        histogram.data_ptr(),
+        magnitudes.data_ptr(),
+        indices.data_ptr(),
+    )

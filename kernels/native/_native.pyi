@@ -65,6 +65,29 @@ def moments(
 def inner_products(n: int, g: int, g_dtype: int, models: Sequence[int], dtypes: Sequence[int], sums: int) -> None: ...
 def pack_bits(n: int, mask: int, out: int) -> None: ...
 def unpack_bits(n: int, packed: int, out: int) -> None: ...
+def magnitude_histogram(
+    n: int,
+    base: int,
+    base_dtype: int,
+    models: Sequence[int],
+    dtypes: Sequence[int],
+    shift: int,
+    bits: int,
+    prefixes: Sequence[int],
+    wide: bool,
+    counts: int,
+) -> None: ...
+def kth_magnitude(
+    n: int,
+    base: int,
+    base_dtype: int,
+    models: Sequence[int],
+    dtypes: Sequence[int],
+    ranks: Sequence[Sequence[int]],
+    histogram: int,
+    magnitudes: int,
+    indices: int,
+) -> None: ...
 def isa() -> str: ...
 def set_threads(threads: int) -> None: ...
 def threads() -> int: ...

@@ -8,17 +8,20 @@
 #include <string>
 #include <vector>
 
+#include "isa.hpp"
 #include "kernels.hpp"
 #include "parallel.hpp"
 
 namespace nb = nanobind;
 
 namespace fm {
+
+Isa isa = BASE;
+
 namespace {
 
 constexpr int64_t STREAMING_MIN = 1 << 20;  // bytes of output beyond which it would only push inputs out of the cache
 
-enum Isa { BASE, V3, V4 };
 const char *const ISA_NAMES[] = {"base", "v3", "v4"};
 
 bool supported(Isa isa) {
@@ -45,14 +48,6 @@ Isa choose_isa() {
     }
     return supported(V4) ? V4 : supported(V3) ? V3 : BASE;
 }
-
-Isa isa = BASE;
-
-#ifdef FM_HAS_v4
-#define FM_KERNEL(op) (isa == V4 ? v4::op : isa == V3 ? v3::op : base::op)
-#else
-#define FM_KERNEL(op) (base::op)
-#endif
 
 using Tensor = std::pair<uintptr_t, int>;  // address, dtype
 
@@ -197,6 +192,9 @@ void unpack_bits(int64_t n, uintptr_t packed, uintptr_t out) {
 }
 
 }  // namespace
+
+void bind_selection(nb::module_ &m);
+
 }  // namespace fm
 
 NB_MODULE(_native, m) {
@@ -210,6 +208,7 @@ NB_MODULE(_native, m) {
     m.def("inner_products", &fm::inner_products);
     m.def("pack_bits", &fm::pack_bits);
     m.def("unpack_bits", &fm::unpack_bits);
+    fm::bind_selection(m);
     m.def("isa", [] { return std::string(fm::ISA_NAMES[fm::isa]); });
     m.def("set_threads", &fm::set_threads);
     m.def("threads", &fm::threads);

@@ -4,6 +4,8 @@ from .combine import combine
 from .delta_sum import delta_sum
 from .elect import elect
 from .inner_products import inner_products
+from .kth_magnitude import kth_magnitude
+from .magnitude_histogram import magnitude_histogram
 from .mask_against import mask_against
 from .modulate import modulate
 from .moments import moments
@@ -15,6 +17,8 @@ __all__ = [
     "delta_sum",
     "elect",
     "inner_products",
+    "kth_magnitude",
+    "magnitude_histogram",
     "mask_against",
     "modulate",
     "moments",

@@ -11,6 +11,7 @@ from itertools import chain
 from pathlib import Path
 
 import pytest
+import selections
 import torch
 from tensors import BF16, DTYPES, F16, F32, F64, assert_same_bits, assert_sums, make, poisoned
 from torch import Tensor
@@ -18,7 +19,17 @@ from torch import Tensor
 from fastmerge import dispatch, ops
 
 KERNELS = Path(__file__).parents[2] / "kernels"
-SHARED = {"__init__", "module", "numeric", "parallel", "launch"}  # sources that are no op of their own
+SHARED = {
+    "__init__",
+    "module",
+    "numeric",
+    "parallel",
+    "philox",
+    "launch",
+    "magnitude",
+    "cuts",
+    "selection_module",
+}  # sources that are no op of their own
 MIXTURES = ((BF16, F32), (F32, BF16), (F16, BF16, F32), (BF16, BF16, F64), (F64, F16))
 SIZES = (0, 1, 7, 8, 31, 32, 33, 63, 64, 65, 511, 512, 513, 1009)
 BLOCK_SIZES = (65_535, 65_536, 65_537, 200_003)
@@ -54,6 +65,8 @@ def call(op: str, backend: str, inputs: list[Tensor], out: torch.dtype) -> tuple
         merged, bad = ops.combine(first, models, weights, out=result.clone(), backend=backend, **options)  # type: ignore[arg-type]
         return merged, torch.tensor(float(bad)).double()
 
+    if op in selections.CALLS:
+        return selections.CALLS[op](base, models, out, backend), []
     if op == "elect":
         e = ops.elect(base, models, out=(result, masks), backend=backend)
         return [e.unified, e.masks], [e.magnitude, e.kept]

@@ -1,0 +1,47 @@
+// What selection_module.cpp and the ops that select by magnitude agree on. The keys of magnitudes are their bits, of 31 or
+// 63 of them, so that integers compare as the magnitudes do.
+#pragma once
+#include "kernels.hpp"
+
+namespace fm {
+
+constexpr int COUNTERS = 8;        // of every bin, taken in turn, so that one need not wait for its last increment
+constexpr int MAX_BIN_BITS = 13;
+constexpr int TOP_BITS = 11;       // of a key, that kth_magnitude is given a histogram of
+
+// Bits shift … shift + bits of the keys whose bits above are a model's prefix, or of all.
+struct Digit {
+    int shift, bits;
+    const uint64_t *prefixes;  // K of them, or null
+    bool wide;                 // of keys in float64 even where the working type is float32
+};
+
+// The keys of a model's magnitudes that share their bits above `low_bits`; `first` is the lowest of them.
+struct Bucket {
+    int model, low_bits;
+    uint64_t first;
+};
+
+// Those of a block, in any order, but how many equal `first`.
+struct Found {
+    void *keys;  // of 32 bits, or 64 where the working type is float64; has room for the block and ROOM more
+    int64_t size, firsts;
+};
+constexpr int ROOM = 16;
+
+// `begin` is a multiple of BLOCK, `n` at most BLOCK.
+// magnitude_histogram adds to counts [K][2^bits][COUNTERS].
+// kth_magnitude fills in what it finds in each bucket.
+// nth_equal is the offset of the nth element (from 0) with that key.
+#define FM_DECLARE(isa)                                                                                                  \
+    namespace isa {                                                                                                      \
+    void magnitude_histogram(const Args &, const Digit &, int64_t begin, int64_t n, uint32_t *counts);                   \
+    void kth_magnitude(const Args &, const Bucket *, int count, int64_t begin, int64_t n, Found *found);                  \
+    int64_t nth_equal(const Args &, int model, uint64_t key, int64_t nth, int64_t begin, int64_t n);                     \
+    }
+FM_DECLARE(base)
+FM_DECLARE(v3)
+FM_DECLARE(v4)
+#undef FM_DECLARE
+
+}  // namespace fm
