@@ -18,7 +18,7 @@ from torch import Tensor
 from fastmerge import dispatch, ops
 
 KERNELS = Path(__file__).parents[2] / "kernels"
-SHARED = {"__init__", "module", "numeric", "parallel", "launch"}  # sources that are no op of their own
+SHARED = {"__init__", "module", "numeric", "parallel", "philox", "launch"}  # sources that are no op of their own
 MIXTURES = ((BF16, F32), (F32, BF16), (F16, BF16, F32), (BF16, BF16, F64), (F64, F16))
 SIZES = (0, 1, 7, 8, 31, 32, 33, 63, 64, 65, 511, 512, 513, 1009)
 BLOCK_SIZES = (65_535, 65_536, 65_537, 200_003)
