@@ -4,6 +4,7 @@ from .combine import combine
 from .delta_sum import delta_sum
 from .elect import elect
 from .inner_products import inner_products
+from .kept_sums import kept_sums
 from .kth_magnitude import kth_magnitude
 from .magnitude_histogram import magnitude_histogram
 from .mask_against import mask_against
@@ -17,6 +18,7 @@ __all__ = [
     "delta_sum",
     "elect",
     "inner_products",
+    "kept_sums",
     "kth_magnitude",
     "magnitude_histogram",
     "mask_against",
