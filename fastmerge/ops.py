@@ -275,6 +275,7 @@ def combine(
     consensus: Consensus = "sum",
     merge: Literal["sum", "mean", "weighted_mean"] = "sum",
     kept: Kept | None = None,
+    factors: Sequence[float] | None = None,
     offset: int = 0,
     as_delta: bool = False,
     dtype: torch.dtype | None = None,
@@ -284,7 +285,8 @@ def combine(
     """Generalised task arithmetic: base + scale · consensus_k(w_k · τ_k) / divisor (Ilharco et al. 2023).
 
     Without a base, τ_k is θ_k itself. weights: K numbers, ones by default; `kept` says which elements take part, the
-    others count as 0 (trimming, DARE's drop); its cuts and drops count elements from the start of the tensor, of which
+    others count as 0 (trimming, DARE's drop); `factors`, K numbers, rescale what is left of each, and no divisor counts
+    them; its cuts and drops count elements from the start of the tensor, of which
     the first here is number `offset`, a multiple of BLOCK. `as_delta` leaves base off. Without `out` the result has
     `dtype`, or base's (the first model's).
 
@@ -295,6 +297,9 @@ def combine(
     """
     weights = [1.0] * len(models) if weights is None else [float(w) for w in weights]
     divisor = _divisor(weights, len(models), normalize, consensus, merge)
+    if factors is not None and len(factors) != len(models):
+        raise InputError(f"combine: {len(models)} models need as many factors, there are {len(factors)}")
+    rescaled = weights if factors is None else [w * float(f) for w, f in zip(weights, factors, strict=True)]
     _check("combine", {**({} if base is None else {"base": base}), **_numbered(models)})
     first = models[0] if base is None else base
     out = _empty(first, dtype) if out is None else out
@@ -304,7 +309,7 @@ def combine(
     selection = _selection("combine", kept or Kept(), offset, first, len(models))
     with _Flat(out) as flat:
         nonfinite = kernel(
-            flat_base, _flat_all(models), weights, divisor, float(scale), consensus, as_delta, selection, offset, flat
+            flat_base, _flat_all(models), rescaled, divisor, float(scale), consensus, as_delta, selection, offset, flat
         )
     return Combined(out, nonfinite)
 
@@ -482,9 +487,9 @@ def unpack_bits(
     return out
 
 
-def _divisor(weights: list[float], k: int, normalize: bool, consensus: str, merge: str) -> float | str:
-    """What combine divides by: a number, or the "weights" or the "count" of the terms that agree."""
-    divisors = {"sum": 1.0, "mean": "count", "weighted_mean": "weights"}
+def _divisor(weights: list[float], k: int, normalize: bool, consensus: str, merge: str) -> float | list[float]:
+    """What combine divides by: a number, or K of which those of the terms that agree are added up."""
+    divisors: dict[str, float | list[float]] = {"sum": 1.0, "mean": [1.0] * k, "weighted_mean": weights}
     voted = consensus in ("weighted", "unweighted", "count")
     problems = []
     if len(weights) != k:
@@ -503,7 +508,7 @@ def _divisor(weights: list[float], k: int, normalize: bool, consensus: str, merg
         problems.append(f"combine: normalize is for consensus 'sum' and 'max'; with {consensus!r} use merge")
     if problems:
         raise InputError(problems)
-    return sum(weights) if normalize else divisors[merge]
+    return float(sum(weights)) if normalize else divisors[merge]
 
 
 def _selection(

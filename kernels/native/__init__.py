@@ -20,7 +20,6 @@ except ImportError as error:
 
 DTYPES = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2, torch.float64: 3}
 CONSENSUS = {"sum": 0, "max": 1, "weighted": 2, "unweighted": 3, "count": 4}
-DIVISORS = {"weights": 1, "count": 2}  # 0: a number
 
 Window = tuple[float, int, float, int]
 Drop = tuple[int, int]
@@ -84,7 +83,7 @@ def combine(
     base: Tensor | None,
     models: Sequence[Tensor],
     weights: Sequence[float],
-    divisor: float | str,
+    divisor: float | Sequence[float],
     scale: float,
     consensus: str,
     as_delta: bool,
@@ -98,8 +97,8 @@ def combine(
         0 if base is None else DTYPES[base.dtype],
         *_models(models),
         list(weights),
-        1.0 if isinstance(divisor, str) else divisor,
-        DIVISORS[divisor] if isinstance(divisor, str) else 0,
+        [] if isinstance(divisor, float) else list(divisor),
+        divisor if isinstance(divisor, float) else 1.0,
         scale,
         CONSENSUS[consensus],
         as_delta,

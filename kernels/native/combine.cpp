@@ -138,9 +138,9 @@ template <class T, class V = typename Working<T>::V> static inline V elected(con
         const auto agrees = y.negate_where(down) > zero;
         const V x = (a.consensus == UNWEIGHTED ? w * y : y).only(agrees);
         d = k ? d + x : x;
-        if (a.divide_by != NUMBER) share = share + (a.divide_by == BY_WEIGHTS ? w : one).only(agrees);
+        if (a.shares) share = share + V::set(W(a.shares[k])).only(agrees);
     }
-    return a.divide_by == NUMBER ? d : V::select((share.abs() > zero) | share.is_nan(), d / share, d);
+    return a.shares ? V::select((share.abs() > zero) | share.is_nan(), d / share, d) : d;
 }
 
 template <class T, class V = typename Working<T>::V> static inline V consensus(const Args &a, const Terms<T> &terms, int i) {

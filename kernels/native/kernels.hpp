@@ -11,7 +11,6 @@ constexpr int64_t BLOCK = 65536;
 constexpr int MAX_MODELS = 64;
 
 enum Consensus : int { SUM, MAX, WEIGHTED, UNWEIGHTED, COUNT };  // the last three vote on the sign
-enum Divisor : int { NUMBER, BY_WEIGHTS, BY_COUNT };             // of those that agree with the vote
 
 struct In {
     const void *data;
@@ -44,7 +43,7 @@ struct Args {
     const double *weights;
     double divisor, scale;
     Consensus consensus;
-    Divisor divide_by;
+    const double *shares; // K of them: those of the terms that agree are what is divided by; or null
     bool as_delta;
     bool wide;            // working type float64
     bool streaming;       // out is large and aligned: write it past the cache

@@ -156,12 +156,13 @@ void modulate(int64_t n, uintptr_t base, int base_dtype, uintptr_t unified, int 
 }
 
 int64_t combine(int64_t n, uintptr_t base, int base_dtype, const Addresses &models, const Dtypes &dtypes,
-                const std::vector<double> &weights, double divisor, int divide_by, double scale, int consensus,
+                const std::vector<double> &weights, const std::vector<double> &shares, double divisor, double scale, int consensus,
                 bool as_delta, const Kept &kept, int64_t offset, uintptr_t out, int out_dtype) {
     Call call(base, base_dtype, models, dtypes);
     call.args.weights = weights.data();
     call.args.divisor = divisor, call.args.scale = scale;
-    call.args.divide_by = Divisor(divide_by), call.args.consensus = Consensus(consensus);
+    call.args.shares = shares.empty() ? nullptr : shares.data();
+    call.args.consensus = Consensus(consensus);
     call.args.as_delta = as_delta;
     call.select(kept, offset, n);
     call.write(out, out_dtype, n);

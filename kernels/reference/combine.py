@@ -17,7 +17,7 @@ def combine(
     base: Tensor | None,
     models: Sequence[Tensor],
     weights: Sequence[float],
-    divisor: float | str,
+    divisor: float | Sequence[float],
     scale: float,
     consensus: str,
     as_delta: bool,
@@ -45,12 +45,12 @@ def combine(
         delta = reduce(_larger, terms, torch.zeros_like(terms[0]))
     elif consensus == "unweighted":
         votes = [torch.where(o, tau, 0) for o, tau in zip(on, taus, strict=True)]
-        delta = _elected(votes, terms, weights, divisor)
+        delta = _elected(votes, terms, divisor)
     elif consensus == "count":
-        delta = _elected([(x > 0).to(x.dtype) - (x < 0).to(x.dtype) for x in terms], terms, weights, divisor)
+        delta = _elected([(x > 0).to(x.dtype) - (x < 0).to(x.dtype) for x in terms], terms, divisor)
     else:
-        delta = _elected(terms, terms, weights, divisor)
-    if not isinstance(divisor, str) and divisor != 1:
+        delta = _elected(terms, terms, divisor)
+    if isinstance(divisor, float) and divisor != 1:
         delta = delta / _scalar(divisor, delta)
     if scale != 1:
         delta = _scalar(scale, delta) * delta
@@ -60,15 +60,14 @@ def combine(
     return int((bad | ~out.isfinite()).sum())
 
 
-def _elected(votes: list[Tensor], terms: list[Tensor], weights: Sequence[float], divisor: float | str) -> Tensor:
-    """The sum of the terms whose vote has the sign of the sum of votes (zero: +), by their weights or number if asked."""
+def _elected(votes: list[Tensor], terms: list[Tensor], divisor: float | Sequence[float]) -> Tensor:
+    """The sum of the terms whose vote has the sign of the sum of votes (zero: +), by the sum of their shares if given."""
     up = ~(reduce(add, votes) < 0)
     agree = [torch.where(up, vote > 0, vote < 0) for vote in votes]
     delta = reduce(add, [torch.where(a, term, 0) for a, term in zip(agree, terms, strict=True)])
-    if not isinstance(divisor, str):
+    if isinstance(divisor, float):
         return delta
-    shares = weights if divisor == "weights" else [1.0] * len(weights)
-    total = reduce(add, [torch.where(a, _scalar(w, delta), 0) for a, w in zip(agree, shares, strict=True)])
+    total = reduce(add, [torch.where(a, _scalar(share, delta), 0) for a, share in zip(agree, divisor, strict=True)])
     return torch.where(total != 0, delta / total, delta)
 
 
