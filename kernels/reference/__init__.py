@@ -3,6 +3,7 @@
 from .combine import combine
 from .delta_sum import delta_sum
 from .elect import elect
+from .extract_topk import extract_topk
 from .inner_products import inner_products
 from .kth_magnitude import kth_magnitude
 from .magnitude_histogram import magnitude_histogram
@@ -10,12 +11,14 @@ from .mask_against import mask_against
 from .modulate import modulate
 from .moments import moments
 from .pack_bits import pack_bits
+from .scatter_add import scatter_add
 from .unpack_bits import unpack_bits
 
 __all__ = [
     "combine",
     "delta_sum",
     "elect",
+    "extract_topk",
     "inner_products",
     "kth_magnitude",
     "magnitude_histogram",
@@ -23,5 +26,6 @@ __all__ = [
     "modulate",
     "moments",
     "pack_bits",
+    "scatter_add",
     "unpack_bits",
 ]
