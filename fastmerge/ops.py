@@ -91,6 +91,13 @@ OPS: dict[str, Op] = {
             lambda n, k, size: n * size * (k + 1),
             reach="tensor",
         ),
+        Op(
+            "extract_topk",
+            {"base": "weight", "models": "weight", "values": "delta"},
+            lambda n, _, size: 2 * n * size,
+            reach="tensor",
+        ),
+        Op("scatter_add", {"theta": "weight", "values": "delta"}, lambda n, _, size: n * (3 * size + 2)),
         Op("pack_bits", {"mask": "mask", "out": "mask"}, lambda n, *_: n + packed_bytes(n)),
         Op("unpack_bits", {"packed": "mask", "out": "mask"}, lambda n, *_: n + packed_bytes(n)),
     )
@@ -171,6 +178,25 @@ class Moments(NamedTuple):
     nonfinite: Tensor
 
 
+<<<<<<< HEAD
+=======
+class Cut(NamedTuple):
+    """Divides a tensor in the order of magnitudes: above it are |τ_i| > magnitude, and equal ones with i < index."""
+
+    magnitude: float
+    index: int  # type: ignore[assignment]  # a cut is never searched as a tuple
+
+
+class Expert(NamedTuple):
+    """Elements of a task vector, in order: how many each block of 65 536 has (int32 [ceil(N/65 536)]), where in its
+    block each stands (uint16 [k]), and their values ([k])."""
+
+    counts: Tensor
+    offsets: Tensor
+    values: Tensor
+
+
+>>>>>>> select
 class InnerProducts(NamedTuple):
     """All float64: ⟨g, θ_k⟩ [K], ‖θ_k‖² [K] and ‖g‖² (0-d)."""
 
@@ -458,6 +484,51 @@ def kth_magnitude(
     return [[Cut(*cut) for cut in zip(*row, strict=True)] for row in rows]
 
 
+def extract_topk(
+    base: Tensor,
+    model: Tensor,
+    k: int | None = None,
+    *,
+    cut: Cut | None = None,
+    dtype: torch.dtype | None = None,
+    backend: str | None = None,
+) -> Expert:
+    """The k elements of the task vector that are largest in magnitude, of equal ones the first; or those above `cut`.
+
+    Values have `dtype`, or base's (Zheng & Wang 2024, Section 3.3). NaN are never among them, and may make them fewer.
+    """
+    import torch
+
+    if (k is None) == (cut is None):
+        raise InputError("extract_topk: either k or a cut says how much to extract")
+    _check("extract_topk", {"base": base, "model": model})
+    kernel = dispatch.choose("extract_topk", base.device.type, backend)
+    flat_base, flat_model = _flat(base), _flat(model)
+    counts = base.new_empty(-(-base.numel() // BLOCK), dtype=torch.int32)
+
+    def extract(cut: Cut, room: int) -> tuple[int, Tensor, Tensor]:
+        offsets, values = base.new_empty(room, dtype=torch.uint16), base.new_empty(room, dtype=dtype or base.dtype)
+        return kernel(flat_base, flat_model, *cut, counts, offsets, values), offsets, values
+
+    if k is not None:
+        ((cut,),) = kth_magnitude(base, [model], [[k]], backend=backend)
+    assert cut is not None
+    found, offsets, values = extract(cut, k or 0)
+    if found > offsets.numel():
+        found, offsets, values = extract(cut, found)
+    return Expert(counts, offsets[:found], values[:found])
+
+
+def scatter_add(theta: Tensor, expert: Expert, scale: float = 1.0, *, backend: str | None = None) -> None:
+    """theta += scale · expert, in place and only where the expert has elements, each sum rounded once."""
+
+    _check("scatter_add", {"theta": theta})
+    _check_expert(theta, expert)
+    kernel = dispatch.choose("scatter_add", theta.device.type, backend)
+    with _Flat(theta) as flat:
+        kernel(flat, expert.counts.contiguous(), _flat(expert.offsets), _flat(expert.values), float(scale))
+
+
 def pack_bits(mask: Tensor, *, out: Tensor | None = None, backend: str | None = None) -> Tensor:
     """A bool tensor of N elements as uint8 [ceil(N/8)]: bit i of byte j is element 8j + i, padded with zeros."""
     import torch
@@ -588,6 +659,25 @@ def _check_ranks(ranks: Sequence[Sequence[int]], models: int, n: int) -> None:
         for rank in row:
             if not 0 <= rank <= n:
                 raise InputError(f"kth_magnitude: rank {rank} of models[{k}] is not one of 0 to {n}, its elements")
+
+
+def _check_expert(theta: Tensor, expert: Expert) -> None:
+    """The expert is one of a tensor of theta's size: nothing is written elsewhere."""
+    import torch
+
+    n, k, device = theta.numel(), expert.values.numel(), theta.device
+    _check_buffer("the expert's counts", expert.counts, (-(-n // BLOCK),), torch.int32, device)
+    _check_buffer("the expert's offsets", expert.offsets, (k,), torch.uint16, device)
+    _check("scatter_add", {"the expert's values": expert.values})
+    if expert.values.device != device:
+        raise InputError(f"scatter_add: the expert's values are on {expert.values.device}, theta is on {device}")
+    last = n - n // BLOCK * BLOCK or BLOCK
+    if not n:
+        return
+    tail = int(expert.counts[-1])
+    beyond = tail > 0 and k >= tail and int(expert.offsets[k - tail :].to(torch.int64).max()) >= last
+    if int(expert.counts.sum()) != k or int(expert.counts.min()) < 0 or beyond:
+        raise InputError(f"scatter_add: the expert's counts and offsets are not those of {k} of {n} elements")
 
 
 def _accumulator(

@@ -40,7 +40,21 @@ def kth_magnitude(base: Tensor, models: Sequence[Tensor], _: torch.dtype, backen
     return cuts(ops.kth_magnitude(base, models, [ranks_of(base.numel())] * len(models), backend=backend))
 
 
-CALLS: dict[str, Call] = {f.__name__: f for f in (magnitude_histogram, kth_magnitude)}
+def extract_topk(base: Tensor, models: Sequence[Tensor], dtype: torch.dtype, backend: str) -> list[Tensor]:
+    """Of every rank, and above a cut between equal magnitudes."""
+    n = base.numel()
+    experts = [ops.extract_topk(base, models[-1], k, dtype=dtype, backend=backend) for k in ranks_of(n)]
+    experts.append(ops.extract_topk(base, models[0], cut=ops.Cut(0.25, n // 3), dtype=dtype, backend=backend))
+    return [part.view(torch.int16) if part.dtype == torch.uint16 else part for e in experts for part in e]
+
+
+def scatter_add(base: Tensor, models: Sequence[Tensor], dtype: torch.dtype, backend: str) -> list[Tensor]:
+    theta = models[-1].clone()
+    ops.scatter_add(theta, ops.extract_topk(base, models[0], base.numel() // 3, dtype=dtype), -0.7, backend=backend)
+    return [theta]
+
+
+CALLS: dict[str, Call] = {f.__name__: f for f in (magnitude_histogram, kth_magnitude, extract_topk, scatter_add)}
 
 
 def mostly(value: float, share: float, n: int, dtype: torch.dtype, seed: int) -> tuple[Tensor, Tensor]:
@@ -61,5 +75,8 @@ HARD: dict[str, Callable[[int], tuple[Tensor, Tensor]]] = {
     "mostly −0": lambda n: mostly(-0.0, 0.9, n, torch.float64, 1),
     "mostly infinite": lambda n: mostly(torch.inf, 0.6, n, BF16, 1),
     "mostly NaN": lambda n: mostly(torch.nan, 0.6, n, BF16, 1),
-    "float64 in one octave": lambda n: (torch.zeros(n).double(), 1 + make(n, torch.float64, 1).abs() / 128),
+    "float64 in one octave": lambda n: (
+        torch.zeros(n).double(),
+        1 + make(n, torch.float64, 1, special=False).abs() / 128,
+    ),
 }

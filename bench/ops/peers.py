@@ -83,7 +83,22 @@ def sort(base: Tensor, models: Sequence[Tensor]) -> tuple[Tensor, ...]:
     return tuple(torch.sort((m.float() - wide).abs()).values for m in models)
 
 
-OF_WHOLE_TENSORS: dict[str, dict[str, Peer]] = {"kth_magnitude": {"kthvalue": kthvalue, "sort": sort}}
+def topk(base: Tensor, models: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    tau = models[0].float() - base.float()
+    indices = torch.topk(tau.abs(), base.numel() // 100).indices
+    return indices, tau[indices].to(base.dtype)
+
+
+def index_add(base: Tensor, models: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    indices = torch.arange(0, base.numel(), 100)
+    return (models[0].index_add_(0, indices, base[: indices.numel()], alpha=0.5),)
+
+
+OF_WHOLE_TENSORS: dict[str, dict[str, Peer]] = {
+    "kth_magnitude": {"kthvalue": kthvalue, "sort": sort},
+    "extract_topk": {"topk": topk},
+    "scatter_add": {"index_add_": index_add},
+}
 
 
 def ways(op: str) -> dict[str, Peer]:

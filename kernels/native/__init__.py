@@ -191,3 +191,35 @@ def kth_magnitude(
         magnitudes.data_ptr(),
         indices.data_ptr(),
     )
+
+
+def extract_topk(
+    base: Tensor, model: Tensor, magnitude: float, index: int, counts: Tensor, offsets: Tensor, values: Tensor
+) -> int:
+    return _native.extract_topk(
+        base.numel(),
+        base.data_ptr(),
+        DTYPES[base.dtype],
+        model.data_ptr(),
+        DTYPES[model.dtype],
+        magnitude,
+        index,
+        counts.data_ptr(),
+        offsets.data_ptr(),
+        values.data_ptr(),
+        DTYPES[values.dtype],
+        offsets.numel(),
+    )
+
+
+def scatter_add(theta: Tensor, counts: Tensor, offsets: Tensor, values: Tensor, scale: float) -> None:
+    _native.scatter_add(
+        theta.numel(),
+        theta.data_ptr(),
+        DTYPES[theta.dtype],
+        counts.data_ptr(),
+        offsets.data_ptr(),
+        values.data_ptr(),
+        DTYPES[values.dtype],
+        scale,
+    )

@@ -104,6 +104,30 @@ def kth_magnitude(
     magnitudes: int,
     indices: int,
 ) -> None: ...
+def extract_topk(
+    n: int,
+    base: int,
+    base_dtype: int,
+    model: int,
+    dtype: int,
+    magnitude: float,
+    index: int,
+    counts: int,
+    offsets: int,
+    values: int,
+    values_dtype: int,
+    room: int,
+) -> int: ...
+def scatter_add(
+    n: int,
+    theta: int,
+    theta_dtype: int,
+    counts: int,
+    offsets: int,
+    values: int,
+    values_dtype: int,
+    scale: float,
+) -> None: ...
 def isa() -> str: ...
 def set_threads(threads: int) -> None: ...
 def threads() -> int: ...

@@ -21,9 +21,6 @@ namespace {
 
 constexpr int64_t CHUNK = 1 << 15;  // blocks that 32-bit counters hold
 
-int64_t block_size(int64_t block, int64_t n) { return std::min(BLOCK, n - block * BLOCK); }
-int64_t blocks_of(int64_t n) { return (n + BLOCK - 1) / BLOCK; }
-
 // A call's arguments with some of its models only.
 Args only(Args args, int first, int last) {
     args.models += first, args.models_count = last - first + 1;

@@ -33,11 +33,16 @@ constexpr int ROOM = 16;
 // magnitude_histogram adds to counts [K][2^bits][COUNTERS].
 // kth_magnitude fills in what it finds in each bucket.
 // nth_equal is the offset of the nth element (from 0) with that key.
+// extract_topk writes the elements above the cut, offsets from `begin` and values; returns how many.
+// scatter_add: theta is the block, with n offsets; values begin … begin + n are theirs.
 #define FM_DECLARE(isa)                                                                                                  \
     namespace isa {                                                                                                      \
     void magnitude_histogram(const Args &, const Digit &, int64_t begin, int64_t n, uint32_t *counts);                   \
     void kth_magnitude(const Args &, const Bucket *, int count, int64_t begin, int64_t n, Found *found);                  \
     int64_t nth_equal(const Args &, int model, uint64_t key, int64_t nth, int64_t begin, int64_t n);                     \
+    int64_t extract_topk(const Args &, double magnitude, int64_t index, int64_t begin, int64_t n, uint16_t *offsets,     \
+                         const Out &values);                                                                             \
+    void scatter_add(const Out &theta, const uint16_t *offsets, const In &values, int64_t begin, int64_t n, double scale); \
     }
 FM_DECLARE(base)
 FM_DECLARE(v3)

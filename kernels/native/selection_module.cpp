@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "cuts.hpp"
+#include "experts.hpp"
 
 namespace nb = nanobind;
 
@@ -47,11 +48,28 @@ void kth_magnitude(int64_t n, uintptr_t base, int base_dtype, const Addresses &m
     find_cuts(all.args, n, ranks, pointer<const int64_t>(histogram), pointer<double>(magnitudes), pointer<int64_t>(indices));
 }
 
+int64_t extract_topk(int64_t n, uintptr_t base, int base_dtype, uintptr_t model, int dtype, double magnitude, int64_t index,
+                     uintptr_t counts, uintptr_t offsets, uintptr_t values, int values_dtype, int64_t room) {
+    const Models all(base, base_dtype, {model}, {dtype});
+    nb::gil_scoped_release release;
+    return extract(all.args, n, magnitude, index, pointer<int32_t>(counts), pointer<uint16_t>(offsets),
+                   {pointer<void>(values), values_dtype}, room);
+}
+
+void scatter_add(int64_t n, uintptr_t theta, int theta_dtype, uintptr_t counts, uintptr_t offsets, uintptr_t values,
+                 int values_dtype, double scale) {
+    nb::gil_scoped_release release;
+    scatter({pointer<void>(theta), theta_dtype}, n, pointer<const int32_t>(counts), pointer<const uint16_t>(offsets),
+            {pointer<const void>(values), values_dtype}, scale);
+}
+
 }  // namespace
 
 void bind_selection(nb::module_ &m) {
     m.def("magnitude_histogram", &magnitude_histogram);
     m.def("kth_magnitude", &kth_magnitude);
+    m.def("extract_topk", &extract_topk);
+    m.def("scatter_add", &scatter_add);
 }
 
 }  // namespace fm

@@ -3,6 +3,7 @@
 from .combine import combine
 from .delta_sum import delta_sum
 from .elect import elect
+from .extract_topk import extract_topk
 from .inner_products import inner_products
 from .kept_sums import kept_sums
 from .kth_magnitude import kth_magnitude
@@ -11,12 +12,14 @@ from .mask_against import mask_against
 from .modulate import modulate
 from .moments import moments
 from .pack_bits import pack_bits
+from .scatter_add import scatter_add
 from .unpack_bits import unpack_bits
 
 __all__ = [
     "combine",
     "delta_sum",
     "elect",
+    "extract_topk",
     "inner_products",
     "kept_sums",
     "kth_magnitude",
@@ -25,5 +28,6 @@ __all__ = [
     "modulate",
     "moments",
     "pack_bits",
+    "scatter_add",
     "unpack_bits",
 ]

@@ -31,6 +31,7 @@ SHARED = {
     "launch",
     "magnitude",
     "cuts",
+    "experts",
     "selection_module",
 }  # sources that are no op of their own
 MIXTURES = ((BF16, F32), (F32, BF16), (F16, BF16, F32), (BF16, BF16, F64), (F64, F16))

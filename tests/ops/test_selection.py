@@ -66,6 +66,73 @@ def test_a_cut_has_its_rank_above(values: list[float], data: st.DataObject) -> N
         assert size[above].min() >= size[~above].max()
 
 
+def spread(expert: ops.Expert, n: int) -> Tensor:
+    """An expert as a dense tensor of float64, written out in Python."""
+    dense = torch.zeros(n, dtype=torch.float64)
+    block = [b for b, count in enumerate(expert.counts.tolist()) for _ in range(count)]
+    for b, offset, value in zip(block, expert.offsets.tolist(), expert.values.tolist(), strict=True):
+        dense[b * ops.BLOCK + offset] = value
+    return dense
+
+
+@pytest.mark.parametrize("name", [name for name in HARD if "NaN" not in name])
+@pytest.mark.parametrize("backend", CPU)
+def test_an_expert_is_the_task_vector_above_the_cut(backend: str, name: str) -> None:
+    """Its elements are the first k of a stable sort, with their values; adding it to zeros gives just them."""
+    n = 70_001
+    base, model = HARD[name](n)
+    tau = (model.double() - base.double()).to(ops.working_dtype([base, model]))
+    for k in (0, 1, 700, n // 2, n):
+        expert = ops.extract_topk(base, model, k, dtype=tau.dtype, backend=backend)
+        order = np.argsort(-tau.abs().numpy(), kind="stable")[:k]
+        expected = torch.zeros(n, dtype=tau.dtype)
+        expected[order] = tau[order]
+        built = torch.zeros(n, dtype=tau.dtype)
+        ops.scatter_add(built, expert, backend=backend)
+        assert built.equal(expected)
+        assert int(expert.counts.sum()) == expert.offsets.numel() == expert.values.numel() == k
+        if k == 700:
+            assert spread(expert, n).equal(expected.double())
+            assert ops.extract_topk(base, model, cut=ops.Cut(*by_sorting(base, model, [k])[0])).offsets.equal(
+                expert.offsets
+            )
+
+
+def test_an_expert_of_nan_is_smaller() -> None:
+    """NaN take places of the k largest, but are not extracted."""
+    base, model = HARD["mostly NaN"](1000)
+    missing = int((model - base).isnan().sum())
+    assert ops.extract_topk(base, model, missing).values.numel() == 0
+    expert = ops.extract_topk(base, model, missing + 50)
+    assert expert.values.numel() == expert.offsets.numel() == int(expert.counts.sum()) == 50
+
+
+def test_experts_of_any_shape_and_dtype() -> None:
+    base, model = make(60, BF16, 1, special=False).view(6, 10), make(60, BF16, 2, special=False).view(6, 10)
+    flat = ops.extract_topk(base.view(-1), model.view(-1), 20)
+    expert = ops.extract_topk(base, model, 20)
+    assert expert.values.dtype == BF16
+    assert all(a.equal(b) for a, b in zip(expert, flat, strict=True))
+    theta, transposed = torch.zeros(6, 10), torch.zeros(10, 6).t()
+    ops.scatter_add(theta, expert, 0.5)
+    ops.scatter_add(transposed, expert, 0.5)
+    assert transposed.equal(theta)
+    assert theta.view(-1).equal(0.5 * spread(flat, 60).float())
+    assert ops.extract_topk(base, model, 3, dtype=torch.float64).values.dtype == torch.float64
+
+
+@given(st.integers(0, 300), st.integers(0, 300), st.sampled_from(CPU))
+def test_adding_and_taking_away(n: int, k: int, backend: str) -> None:
+    """On numbers whose sums are exact an expert is taken away without a trace."""
+    base, model, theta = grid(n, BF16, 1), grid(n, BF16, 2), grid(n, BF16, 3)
+    expert = ops.extract_topk(base, model, min(k, n), backend=backend)
+    changed = theta.clone()
+    ops.scatter_add(changed, expert, 2.0, backend=backend)
+    assert int((changed != theta).sum()) == int((expert.values != 0).sum())
+    ops.scatter_add(changed, expert, -2.0, backend=backend)
+    assert changed.equal(theta)
+
+
 def test_histograms_add_up() -> None:
     """Over chunks of a tensor, over tensors of different dtypes where wide, and over a bucket's bins by lower bits."""
     base, models = make(100_003, BF16, 1), [make(100_003, BF16, 2), make(100_003, BF16, 3)]
@@ -99,6 +166,7 @@ def test_a_wrong_histogram_is_found_out() -> None:
 
 
 BASE = torch.zeros(10)
+EXPERT = ops.extract_topk(BASE, torch.arange(10.0), 4)
 
 
 @pytest.mark.parametrize(
@@ -110,6 +178,16 @@ BASE = torch.zeros(10)
         (lambda: ops.kth_magnitude(BASE, [BASE, BASE], [[1], [1, 2]]), "lists of equal length"),
         (lambda: ops.kth_magnitude(BASE, [BASE], [[1]], histogram=torch.zeros(1, 2048).long()), "not of 10 elements"),
         (lambda: ops.kth_magnitude(BASE, [BASE], [[1]], histogram=torch.zeros(2048)), "histogram must be torch.int64"),
+        (lambda: ops.extract_topk(BASE, BASE), "either k or a cut"),
+        (lambda: ops.extract_topk(BASE, BASE, 1, cut=ops.Cut(0.0, 0)), "either k or a cut"),
+        (lambda: ops.extract_topk(BASE, BASE, 11), "rank 11"),
+        (lambda: ops.extract_topk(BASE, BASE[:3], 1), "model has shape"),
+        (lambda: ops.scatter_add(BASE[:3], EXPERT), "not those of 4 of 3 elements"),
+        (lambda: ops.scatter_add(BASE, EXPERT._replace(counts=EXPERT.counts - 1)), "not those of 4 of 10"),
+        (lambda: ops.scatter_add(BASE, EXPERT._replace(counts=EXPERT.counts[:0])), r"counts must be torch.int32 \[1\]"),
+        (lambda: ops.scatter_add(BASE, EXPERT._replace(offsets=EXPERT.offsets[:3])), r"offsets must be .* \[4\]"),
+        (lambda: ops.scatter_add(BASE, EXPERT._replace(values=EXPERT.offsets)), "values is torch.uint16"),
+        (lambda: ops.scatter_add(BASE.int(), EXPERT), "theta is torch.int32"),
         (lambda: ops.magnitude_histogram(BASE, [BASE], bits=14), "1 to 13 of 31 bits"),
         (lambda: ops.magnitude_histogram(BASE, [BASE], shift=21), "shift 21 and bits 11"),
         (lambda: ops.magnitude_histogram(BASE, [BASE], shift=10, prefixes=[1, 2]), "1 models need as many prefixes"),
