@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from .errors import FastmergeError, InputError
+from .interrupts import end_at_once, raised
 
 if TYPE_CHECKING:
     from .engine.report import Report
@@ -46,6 +47,7 @@ MemoryOption = Annotated[str, typer.Option("--memory", help="bound of the buffer
 SeedOption = Annotated[int | None, typer.Option("--seed", help="of random methods; short for -p seed=N")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto or cpu")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="replace the output folder")]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="go on where the same command was stopped")]
 JsonOption = Annotated[bool, typer.Option("--json", help="print JSON, for programs")]
 
 
@@ -78,16 +80,22 @@ def merge(
     seed: SeedOption = None,
     device: DeviceOption = "auto",
     overwrite: OverwriteOption = False,
+    resume: ResumeOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Merge models into one folder."""
+<<<<<<< HEAD
     param = param if seed is None else [*param, f"seed={seed}"]
     with _errors(as_json):
+=======
+    with _errors(as_json, out_folder):
+>>>>>>> engine
         prepared = _plan(
-            method, out_folder, base, model, param, task_specific, rename, dtype, memory, device, overwrite
+            method, out_folder, base, model, param, task_specific, rename, dtype, memory, device, overwrite, resume
         )
         _execute(prepared, as_json)
 
+<<<<<<< HEAD
 
 @app.command()
 def run(
@@ -138,6 +146,11 @@ def methods(as_json: JsonOption = False) -> None:
             default = "" if parameter["default"] is None else f", default {parameter['default']}"
             table.add_row(f"  {name}", escape(f"{parameter['about']} ({parameter['form']}{default})"))
         out.print(table)
+=======
+        with raised(), _progress(f"{method} → {out_folder}", prepared.bytes_read, as_json) as progress:
+            report = execute(prepared, progress)
+        _show(report, as_json)
+>>>>>>> engine
 
 
 @app.command()
@@ -170,13 +183,16 @@ def task(
     out_folder: Annotated[Path, typer.Option("--out", help="folder to write")],
     base: Annotated[str | None, typer.Option("--base", help="where the base model is now")] = None,
     overwrite: OverwriteOption = False,
+    resume: ResumeOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write one task's model from an EMR artefact."""
-    with _errors(as_json):
+    with _errors(as_json, out_folder):
         from .engine.task import task as run
 
-        _show(run(artefact, name, out_folder, base=base, overwrite=overwrite), as_json)
+        with raised():
+            report = run(artefact, name, out_folder, base=base, overwrite=overwrite, resume=resume)
+        _show(report, as_json)
 
 
 @app.command()
@@ -234,7 +250,8 @@ def doctor(as_json: JsonOption = False) -> None:
 
 
 def main() -> None:
-    """Run the command line; exit codes: 0 done, 1 failed while running, 2 bad input."""
+    """Run the command line; exit codes: 0 done, 1 failed while running, 2 bad input, 130 and 143 stopped."""
+    end_at_once()
     app()
 
 
@@ -250,6 +267,7 @@ def _plan(
     memory: str,
     device: str,
     overwrite: bool,
+    resume: bool = False,
 ) -> MergePlan:
     from .recipe.plan import plan as prepare
 
@@ -277,6 +295,7 @@ def _plan(
         memory=memory,
         device=device,
         overwrite=overwrite,
+        resume=resume,
     )
 
 
@@ -291,8 +310,8 @@ def _pairs(texts: list[str], option: str, form: str, problems: list[str]) -> lis
 
 
 @contextmanager
-def _errors(as_json: bool) -> Iterator[None]:
-    """Errors as one clear text, or as JSON, with their exit code."""
+def _errors(as_json: bool, out_folder: Path | None = None) -> Iterator[None]:
+    """Errors as one clear text, or as JSON, with their exit code; a stop may leave `out_folder` to be resumed."""
     try:
         yield
     except FastmergeError as error:
@@ -302,9 +321,12 @@ def _errors(as_json: bool) -> Iterator[None]:
         for problem in problems:
             err.print(f"[bold red]error:[/] {escape(problem)}", soft_wrap=True, highlight=False)
         raise typer.Exit(error.exit_code) from None
-    except KeyboardInterrupt:
-        err.print("stopped; no output is left")
-        raise typer.Exit(130) from None
+    except KeyboardInterrupt as stop:
+        from .recipe.plan import partial_folder
+
+        resumable = out_folder is not None and partial_folder(out_folder).is_dir()
+        err.print("stopped; the same command with --resume goes on from here" if resumable else "stopped")
+        raise typer.Exit(getattr(stop, "exit_code", 130)) from None
 
 
 @contextmanager

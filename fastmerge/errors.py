@@ -23,7 +23,11 @@ class InputError(FastmergeError):
 
 
 class MergeError(FastmergeError):
-    """The merge failed while running (a non-finite weight, the disk gone); no output is left."""
+    """The merge failed while running, such as at a non-finite weight; no output is left."""
+
+
+class ResumableError(MergeError):
+    """The merge was cut short by what passes, such as a full disk; no output is left, and it can be resumed."""
 
 
 class BackendError(FastmergeError):

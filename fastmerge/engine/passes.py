@@ -99,12 +99,29 @@ class TensorPass:
         found = [bool(share.nonfinite) or not bool(share.sums.isfinite().all()) for share in self.shares]
         return all(not bad or allow for bad, allow in zip(found, allowed, strict=True))
 
-    def gather(self, statistics: Sequence[Statistics]) -> None:
-        """Add what was found to each output's statistics of the pass."""
-        for share, gathered in zip(self.shares, statistics, strict=True):
-            gathered.sizes[self.subject.name] = self.subject.numel
-            gathered.sums[self.subject.name] = share.sums.cpu()
+    def gather(self, statistics: Sequence[Statistics]) -> list[Tensor]:
+        """Add what was found to each output's statistics of the pass; returns each output's sums."""
+        return self.restore([share.sums.cpu() for share in self.shares], statistics)
+
+    def restore(self, sums: list[Tensor], statistics: Sequence[Statistics]) -> list[Tensor]:
+        """What `gather` does, with sums that were found before."""
         self.whole = None
+        for share, own, gathered in zip(self.shares, sums, statistics, strict=True):
+            gathered.sizes[self.subject.name] = self.subject.numel
+            gathered.sums[self.subject.name] = own.view(share.sums.shape)
+            if share.one.statistic is not None:
+                self.kept.put(share.one.statistic, self.subject.name, own)
+        return sums
+
+    def known(self) -> list[Tensor] | None:
+        """Each output's sums, where all were kept of another merge of the same inputs."""
+        known = [self._kept_sums(share) for share in self.shares]
+        return [sums for sums in known if sums is not None] if None not in known else None
+
+    def _kept_sums(self, share: Share) -> Tensor | None:
+        sums = None if share.one.statistic is None else self.kept.get(share.one.statistic, self.subject.name)
+        fits = sums is not None and sums.dtype == share.sums.dtype and sums.shape == share.sums.shape
+        return sums if fits else None
 
     def _block(self, share: Share, start: int, base: Tensor | None, models: list[Tensor]) -> Block:
         return Block(

@@ -25,8 +25,9 @@ class Kept:
         return self.found.get((statistic, tensor))
 
     def put(self, statistic: str, tensor: str, value: Tensor) -> None:
-        self.found[statistic, tensor] = value
-        self.changed = True
+        if self.found.get((statistic, tensor)) is not value:
+            self.found[statistic, tensor] = value
+            self.changed = True
 
     def cuts(
         self, tensor: str, base: Tensor, models: Sequence[Tensor], ranks: Sequence[Sequence[int]]

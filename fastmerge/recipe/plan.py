@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import InputError, nearest
 from ..formats.checkpoint import Checkpoint, open_checkpoint
-from ..formats.layout import Layout, plan_layout
+from ..formats.layout import FilePlan, Layout, plan_layout
 from ..formats.safetensors import DTYPES, TensorInfo
 from ..methods._declaration import Method, Pass, Written
 from .parameters import Override, Parameters, declare
@@ -64,6 +65,9 @@ class MergePlan:
     alignment: Alignment
     out: Path | None
     overwrite: bool
+    resume: bool
+    task_specific: tuple[str, ...]
+    rename: dict[str, Rename]
     dtype: str | None
     chunk: int
     memory: int
@@ -81,6 +85,11 @@ class MergePlan:
     def lead(self) -> Checkpoint:
         """The checkpoint whose names, order, configuration and tokenizer the output takes."""
         return self.base or self.models[0]
+
+    @property
+    def checkpoints(self) -> list[Checkpoint]:
+        """All inputs, base first."""
+        return [*([self.base] if self.base else []), *self.models]
 
     @property
     def pass_count(self) -> int:
@@ -103,11 +112,21 @@ class MergePlan:
         """Bytes that all passes read."""
         merged = sum(info.nbytes for t in self.alignment.tensors for info in inputs(t, self.method))
         own = sum(info.nbytes for infos in self.alignment.task_specific.values() for info in infos)
-        return merged * self.pass_count + own * sum(1 for output in self.outputs if output.heads)
+        bases = sum(info.nbytes for info in self.alignment.base_specific)
+        return (
+            merged * self.pass_count
+            + own * sum(1 for output in self.outputs if output.heads)
+            + bases * sum(1 for output in self.outputs if "merged" in output.layouts)
+        )
+
+    @property
+    def files(self) -> list[FilePlan]:
+        """The files of weights that are written."""
+        return [file for output in self.outputs for layout in output.all_layouts for file in layout.files]
 
     @property
     def bytes_written(self) -> int:
-        return sum(layout.total_bytes for output in self.outputs for layout in output.all_layouts)
+        return sum(file.size for file in self.files)
 
     @property
     def shared_parameters(self) -> dict[str, Any]:
@@ -138,7 +157,7 @@ class MergePlan:
             "bytes_read": self.bytes_read,
             "bytes_written": self.bytes_written,
             "memory": self.memory,
-            "files": [file.name for output in self.outputs for layout in output.all_layouts for file in layout.files],
+            "files": [file.name for file in self.files],
             "task_specific": {k: [t.name for t in v] for k, v in self.alignment.task_specific.items() if v},
             "notes": list(self.notes),
         }
@@ -164,6 +183,7 @@ def plan(
     memory: str | int = "1GiB",
     device: str = "auto",
     overwrite: bool = False,
+    resume: bool = False,
 ) -> MergePlan:
     """Check a merge of checkpoints on disk and lay out its result; reads headers only.
 
@@ -172,7 +192,7 @@ def plan(
     they change. outputs: several results of one reading, each a folder of its own in `out` with the parameters that it
     changes. task_specific: patterns of tensors kept per task;
     rename: per model, (old, new) prefixes. dtype: of the result, base's by default. memory: bound of the engine's own
-    buffers. Raises InputError with every problem found.
+    buffers. resume: go on with the same merge where it was stopped. Raises InputError with every problem found.
     """
     problems: list[str] = []
     pairs = list(models.items() if isinstance(models, Mapping) else models)
@@ -214,7 +234,8 @@ def plan(
     destination = None if out is None else Path(out).expanduser()
     if destination is not None:
         total = sum(layout.total_bytes for output in planned for layout in output.all_layouts)
-        problems += output_problems(destination, total, overwrite, [c.path for c in (lead, *complete) if c])
+        given = [c.path for c in (lead, *complete) if c]
+        problems += output_problems(destination, total, given, overwrite=overwrite, resume=resume)
     if problems:
         raise InputError(problems)
     sources = {name: str(path) for name, path in pairs} | ({} if base is None else {"base": str(base)})
@@ -226,6 +247,9 @@ def plan(
         alignment,
         destination,
         overwrite,
+        resume,
+        tuple(task_specific),
+        dict(rename or {}),
         code,
         chunk,
         budget,
@@ -241,7 +265,15 @@ def parse_bytes(text: str | int) -> int:
     return int(float(match[1]) * UNITS[match[2].upper()])
 
 
-def output_problems(out: Path, total: int, overwrite: bool, inputs: Sequence[Path]) -> list[str]:
+def partial_folder(out: Path) -> Path:
+    """Where the output `out` grows, and lies after a merge was stopped."""
+    out = out.resolve()
+    return out.parent / f".{out.name}.partial"
+
+
+def output_problems(
+    out: Path, total: int, inputs: Sequence[Path], *, overwrite: bool = False, resume: bool = False
+) -> list[str]:
     """What keeps `total` bytes from being written to the folder `out`."""
     resolved = out.resolve()
     problems = [
@@ -250,17 +282,25 @@ def output_problems(out: Path, total: int, overwrite: bool, inputs: Sequence[Pat
         if path == resolved or resolved in path.parents
     ]
     if out.exists() or out.is_symlink():
-        if not overwrite:
+        if not overwrite and not (resume and partial_folder(out).is_dir()):
             problems.append(f"{out}: exists already; choose another output folder, or pass --overwrite")
         elif not out.is_dir() or out.is_symlink():
             problems.append(f"{out}: is no folder, and is not overwritten")
-    parent = next(folder for folder in resolved.parents if folder.exists())
+    parent = next(folder for folder in (*resolved.parents, resolved) if folder.exists())
     if not parent.is_dir():
         return [*problems, f"{out}: {parent} is no folder"]
-    free = shutil.disk_usage(parent).free
+    free = shutil.disk_usage(parent).free + _disk_bytes(partial_folder(out))  # which is gone on with, or replaced
     if total > free:
         problems.append(f"{out}: the result takes {total:,} bytes, {parent} has {free:,} free; make room")
     return problems
+
+
+def _disk_bytes(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(OSError):  # another merge may be at work there
+            total += path.lstat().st_blocks * 512
+    return total
 
 
 def _try(problems: list[str], call: Any) -> Any:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from folders import family, near, read, state, write
+from folders import Patched, content, family, near, read, state, write
 from safetensors.torch import load_file
 from tensors import assert_same_bits
 
@@ -22,10 +22,6 @@ from fastmerge.errors import InputError, MergeError
 from fastmerge.recipe import plan as planning
 
 BIG = {"a.weight": (700, 301), "b.weight": (65_536,), "c.weight": (3, 5), "d.weight": (131_073,)}
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
 
 
 @pytest.fixture
@@ -154,37 +150,6 @@ def test_a_result_out_of_range_is_told_apart(tmp_path: Path) -> None:
         fm.merge("task_arithmetic", base, models, tmp_path / "out", {"scale": 1e8})
 
 
-def test_a_full_disk_leaves_nothing(
-    big: tuple[Path, dict[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The disk fills up in the middle of writing: one error, and no output, hidden or not."""
-    base, models = big
-    before = sorted(p.name for p in tmp_path.iterdir())
-    written = 0
-
-    def pwrite(fd: int, data: memoryview, offset: int) -> int:
-        nonlocal written
-        written += len(data)
-        if written > 500_000:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return os.pwrite(fd, data, offset)
-
-    monkeypatch.setattr(writer, "os", _Patched(os, pwrite=pwrite))
-    with pytest.raises(MergeError, match="disk is full"):
-        fm.merge("linear", base, models, tmp_path / "out")
-    assert sorted(p.name for p in tmp_path.iterdir()) == before
-
-
-class _Patched:
-    """A module with some of its functions replaced."""
-
-    def __init__(self, module: object, **replaced: object) -> None:
-        self._module, self._replaced = module, replaced
-
-    def __getattr__(self, name: str) -> object:
-        return self._replaced.get(name) or getattr(self._module, name)
-
-
 def test_short_writes_and_no_direct_io(
     big: tuple[Path, dict[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,7 +165,7 @@ def test_short_writes_and_no_direct_io(
             raise OSError(errno.EINVAL, "Invalid argument")
         return opened(path, flags, mode)
 
-    short = _Patched(os, open=plain, pwrite=lambda fd, data, offset: os.pwrite(fd, data[:4000], offset))
+    short = Patched(os, open=plain, pwrite=lambda fd, data, offset: os.pwrite(fd, data[:4000], offset))
     monkeypatch.setattr(writer, "os", short)
     fm.merge("emr", base, models, tmp_path / "y" / "out")
     assert content(tmp_path / "x" / "out") == content(tmp_path / "y" / "out")

@@ -30,6 +30,7 @@ ROOMS = {
     "ops": 4,
     "dispatch": 5,
     "kernels": 6,
+    "interrupts": 7,
     "errors": 7,
 }
 
