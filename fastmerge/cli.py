@@ -84,18 +84,13 @@ def merge(
     as_json: JsonOption = False,
 ) -> None:
     """Merge models into one folder."""
-<<<<<<< HEAD
     param = param if seed is None else [*param, f"seed={seed}"]
-    with _errors(as_json):
-=======
     with _errors(as_json, out_folder):
->>>>>>> engine
         prepared = _plan(
             method, out_folder, base, model, param, task_specific, rename, dtype, memory, device, overwrite, resume
         )
         _execute(prepared, as_json)
 
-<<<<<<< HEAD
 
 @app.command()
 def run(
@@ -106,16 +101,19 @@ def run(
     memory: Annotated[str | None, typer.Option("--memory", help="bound of the buffers; goes before it too")] = None,
     device: DeviceOption = "auto",
     overwrite: OverwriteOption = False,
+    resume: ResumeOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Merge what a recipe says."""
-    with _errors(as_json):
+    with _errors(as_json, out_folder):
         from .recipe.schema import Recipe
 
         content = Recipe.read(recipe)
         if out_folder is None and not plan_only:
             raise InputError("say where the result goes (--out DIR), or pass --plan")
-        prepared = content.plan(out_folder, dtype=dtype, memory=memory, device=device, overwrite=overwrite)
+        prepared = content.plan(
+            out_folder, dtype=dtype, memory=memory, device=device, overwrite=overwrite, resume=resume
+        )
         if plan_only:
             _show_plan(prepared, as_json)
         else:
@@ -146,11 +144,6 @@ def methods(as_json: JsonOption = False) -> None:
             default = "" if parameter["default"] is None else f", default {parameter['default']}"
             table.add_row(f"  {name}", escape(f"{parameter['about']} ({parameter['form']}{default})"))
         out.print(table)
-=======
-        with raised(), _progress(f"{method} → {out_folder}", prepared.bytes_read, as_json) as progress:
-            report = execute(prepared, progress)
-        _show(report, as_json)
->>>>>>> engine
 
 
 @app.command()
@@ -346,7 +339,8 @@ def _progress(title: str, total: int, as_json: bool) -> Iterator[Callable[[int],
 def _execute(prepared: MergePlan, as_json: bool) -> None:
     from .engine.merge import execute
 
-    with _progress(f"{prepared.method.name} → {prepared.out}", prepared.bytes_read, as_json) as progress:
+    title = f"{prepared.method.name} → {prepared.out}"
+    with raised(), _progress(title, prepared.bytes_read, as_json) as progress:
         report = execute(prepared, progress)
     _show(report, as_json)
 

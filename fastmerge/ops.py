@@ -178,15 +178,6 @@ class Moments(NamedTuple):
     nonfinite: Tensor
 
 
-<<<<<<< HEAD
-=======
-class Cut(NamedTuple):
-    """Divides a tensor in the order of magnitudes: above it are |τ_i| > magnitude, and equal ones with i < index."""
-
-    magnitude: float
-    index: int  # type: ignore[assignment]  # a cut is never searched as a tuple
-
-
 class Expert(NamedTuple):
     """Elements of a task vector, in order: how many each block of 65 536 has (int32 [ceil(N/65 536)]), where in its
     block each stands (uint16 [k]), and their values ([k])."""
@@ -196,7 +187,6 @@ class Expert(NamedTuple):
     values: Tensor
 
 
->>>>>>> select
 class InnerProducts(NamedTuple):
     """All float64: ⟨g, θ_k⟩ [K], ‖θ_k‖² [K] and ‖g‖² (0-d)."""
 

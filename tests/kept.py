@@ -31,9 +31,11 @@ def kept(base: Tensor | None, models: Sequence[Tensor], offset: int, parts: Sequ
     for i, model in enumerate(models):
         sizes = (model.to(wide) - (0 if base is None else base.to(wide))).abs()
         finite = sizes[sizes.isfinite()].sort().values
-        low, high = (ops.Cut(float(finite[len(finite) * q // 8]), offset + n * p // 4) for q, p in ((2, 2), (7, 1))) if (
-            len(finite)
-        ) else (ops.Cut(0.5, offset), ops.Cut(float("inf"), offset))
+        low, high = (
+            (ops.Cut(float(finite[len(finite) * q // 8]), offset + n * p // 4) for q, p in ((2, 2), (7, 1)))
+            if (len(finite))
+            else (ops.Cut(0.5, offset), ops.Cut(float("inf"), offset))
+        )
         windows.append((ops.Window(bottom=low), ops.Window(high, low), ops.Window(), ops.Window(top=high))[i % 4])
     drops = [ops.Drop(2**63 + 12345 * i, (2**31, 0, 2**32, 2**30 + 7)[i % 4]) for i in range(k)]
     return ops.Kept(

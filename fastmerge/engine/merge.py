@@ -16,7 +16,7 @@ from .identity import backend, fingerprint
 from .mapping import Inputs
 from .publish import Publication
 from .report import Report
-from .run import Progress, run
+from .run_pass import Progress, run_pass
 from .side_files import write_side_files
 from .statistics import Kept
 from .works import Reading
@@ -79,7 +79,9 @@ def execute(plan: MergePlan, progress: Progress | None = None) -> Report:
         for number in range(plan.pass_count):
             gathered = [Statistics(len(plan.models)) for _ in plan.outputs]
             reading = Reading(plan, number, statistics, gathered, files, kept)
-            moved = run(reading.works(), reading.outputs(), publication, files, plan.chunk, progress, number=number)
+            moved = run_pass(
+                reading.works(), reading.outputs(), publication, files, plan.chunk, progress, number=number
+            )
             read, written = read + moved.read, written + moved.written
             statistics = [[*earlier, now] for earlier, now in zip(statistics, gathered, strict=True)]
         files.check_unchanged()
@@ -97,12 +99,8 @@ def execute(plan: MergePlan, progress: Progress | None = None) -> Report:
         bytes_read=read,
         bytes_written=written,
         seconds=time.perf_counter() - begin,
-<<<<<<< HEAD
-        backend=dispatch.choose("combine", "cpu").__module__.split(".")[2],
-        outputs=[output.name for output in plan.outputs if output.name],
-=======
         backend=backend(),
->>>>>>> engine
+        outputs=[output.name for output in plan.outputs if output.name],
         results={o.folder + key: r[key] for o, r in zip(plan.outputs, results, strict=True) for key in r},
         notes=[*plan.notes, *publication.notes],
     )

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ops import Cut
 from ..methods._declaration import Block, Pass, Statistics, Subject, Written
+from ..ops import Cut
 from .statistics import Kept
 
 Whole = tuple[Tensor | None, list[Tensor]]

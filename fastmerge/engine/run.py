@@ -1,4 +1,3 @@
-<<<<<<< HEAD
 """Merging what a recipe says."""
 
 from __future__ import annotations
@@ -8,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ..recipe.schema import Recipe
-from .merge import Progress, execute
+from .merge import execute
 from .report import Report
+from .run_pass import Progress
 
 
 def run(
@@ -20,6 +20,7 @@ def run(
     memory: str | int | None = None,
     device: str = "auto",
     overwrite: bool = False,
+    resume: bool = False,
     progress: Progress | None = None,
 ) -> Report:
     """Merge what a recipe says into the folder `out`; several outputs are folders in it.
@@ -30,65 +31,5 @@ def run(
         recipe = Recipe.read(recipe)
     elif isinstance(recipe, Mapping):
         recipe = Recipe(**recipe)
-    return execute(recipe.plan(out, dtype=dtype, memory=memory, device=device, overwrite=overwrite), progress)
-=======
-"""The works of one pass, carried out but for what is finished or known."""
-
-from __future__ import annotations
-
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
-
-from torch import Tensor
-
-from ..formats.layout import FilePlan
-from ..recipe.plan import SLOTS
-from . import journal
-from .mapping import Inputs
-from .publish import Publication
-from .stream import Work, slot_bytes, stream
-from .writer import Writer
-
-Progress = Callable[[int], None]
-
-
-class Moved(NamedTuple):
-    """Bytes that were read and written."""
-
-    read: int
-    written: int
-
-
-def run(
-    works: Sequence[Work],
-    files: Sequence[FilePlan],
-    publication: Publication,
-    inputs: Inputs,
-    chunk: int,
-    progress: Progress | None = None,
-    *,
-    number: int = 0,
-) -> Moved:
-    """Run pass `number` of a merge, which writes `files`; what was finished before it was stopped is restored."""
-    before = publication.finished(number, files)
-    done = {i: sums for i, work in enumerate(works) if (sums := before.get(i, work.known)) is not None}
-    for i, sums in done.items():
-        works[i].restore(sums)
-    left = {i: work for i, work in enumerate(works) if i not in done}
-    if progress and done:
-        progress(sum(works[i].bytes_read for i in done))
-    if not left:
-        return Moved(0, 0)
-    numbers = {id(work): i for i, work in left.items()}
-    slot = slot_bytes(list(left.values()), chunk)
-    with Writer(publication.folder, files, SLOTS, slot, publication.journal) as writer:
-
-        def finished(work: Work, sums: list[Tensor]) -> None:
-            writer.finish(journal.line(number, numbers[id(work)], sums))
-
-        stream(list(left.values()), inputs, writer, chunk, finished, progress)
-    return Moved(
-        sum(work.bytes_read for work in left.values()),
-        sum(file.size for file in files) - sum(works[i].bytes_written for i in done),
-    )
->>>>>>> engine
+    prepared = recipe.plan(out, dtype=dtype, memory=memory, device=device, overwrite=overwrite, resume=resume)
+    return execute(prepared, progress)

@@ -86,13 +86,8 @@ class Reading:
                 written[o][kind] = tensor_memory
             pass_.run(start, *split(sources), written)
 
-<<<<<<< HEAD
-        def done() -> None:
-            if not pass_.acceptable([output.method.nonfinite == "allow" for output in plan.outputs]):
-=======
         def done() -> list[Tensor]:
-            if plan.method.nonfinite == "error" and not pass_.finite:
->>>>>>> engine
+            if not pass_.acceptable([output.method.nonfinite == "allow" for output in plan.outputs]):
                 check_finite(tensor, plan.names, self.files, plan.chunk)
             return pass_.gather(self.gathered)
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from ._declaration import Block, Statistics, exact, of_models, per_model
-from ._sparse import RandomMethod
 from ._seeds import drop_threshold
+from ._sparse import RandomMethod
 
 if TYPE_CHECKING:
     from torch import Tensor

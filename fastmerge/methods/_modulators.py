@@ -77,7 +77,9 @@ class TaskVectorMethod(WeightedMethod):
             wide = ops.working_dtype([block.base, *block.models])
             arguments = self.arguments(block, models, earlier)
             merged = ops.combine(block.base, block.models, **arguments, scale=self.scale, as_delta=True, dtype=wide)
-            ops.mask_against(block.base, block.models, merged.merged, **self.masking(models), out=block.masks, sums=block.sums)
+            ops.mask_against(
+                block.base, block.models, merged.merged, **self.masking(models), out=block.masks, sums=block.sums
+            )
             block.nonfinite += merged.nonfinite + ops.combine(None, [merged.merged], out=block.unified).nonfinite
 
         return (

@@ -57,7 +57,9 @@ def local_ranks(tensor: str, densities: Sequence[Fraction], earlier: Sequence[St
     return ranks
 
 
-def _descend(densities: Sequence[Fraction], earlier: Sequence[Statistics]) -> tuple[list[int], list[int], list[list[int]]]:
+def _descend(
+    densities: Sequence[Fraction], earlier: Sequence[Statistics]
+) -> tuple[list[int], list[int], list[list[int]]]:
     """Per model the bits of the magnitude sought, as far as the passes tell, how many elements are still to be taken
     from its bin, and its bin in every pass."""
     import torch

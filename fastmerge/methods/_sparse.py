@@ -117,7 +117,9 @@ class DroppingMethod(RandomMethod):
         from ..ops import Drop, Kept
 
         keys = self.keys(block.subject, models)
-        return Kept(drop=[Drop(key, drop_threshold(1 - d)) for key, d in zip(keys, self.densities(models), strict=True)])
+        return Kept(
+            drop=[Drop(key, drop_threshold(1 - d)) for key, d in zip(keys, self.densities(models), strict=True)]
+        )
 
 
 class NormalizedSparseMethod(SparseMethod):

@@ -80,7 +80,10 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     *(
         ("ties", {"density": d, "vote": v, "merge": m, "scope": s})
         for d, v, m, s in product(
-            (0.2, [0.3, 0.07, 1.0]), ("weighted", "unweighted", "count"), ("weighted_mean", "mean"), ("tensor", "global")
+            (0.2, [0.3, 0.07, 1.0]),
+            ("weighted", "unweighted", "count"),
+            ("weighted_mean", "mean"),
+            ("tensor", "global"),
         )
     ),
     *(("ties", {"density": d, "scope": s}) for d in (0.0, 1.0) for s in ("tensor", "global")),
@@ -102,7 +105,10 @@ def name(case: object) -> str:
 def checkpoints() -> tuple[dict[str, torch.Tensor], dict[str, dict[str, torch.Tensor]]]:
     """On a grid so coarse that a third of what is kept equals the threshold, and sums are exact."""
     draw = {
-        label: {t: grid(int(np.prod(shape)), torch.float32, 31 * i + j).view(shape) for j, (t, shape) in enumerate(SHAPES.items())}
+        label: {
+            t: grid(int(np.prod(shape)), torch.float32, 31 * i + j).view(shape)
+            for j, (t, shape) in enumerate(SHAPES.items())
+        }
         for i, label in enumerate(("base", "m0", "m1", "m2"))
     }
     return draw.pop("base"), draw
@@ -146,7 +152,10 @@ def test_streamed_in_small_chunks(method: str, params: dict[str, Any], tmp_path:
     """From disk, in chunks that cut tensors and rows, what is merged in memory at once; and the same artefact."""
     shapes = {"a": (517, 301), "b": (65_536,), "c": (3, 70_001), "d": (5, 7)}
     states = {
-        label: {t: torch.randn(shape, generator=torch.Generator().manual_seed(9 * i + j)).bfloat16() for j, (t, shape) in enumerate(shapes.items())}
+        label: {
+            t: torch.randn(shape, generator=torch.Generator().manual_seed(9 * i + j)).bfloat16()
+            for j, (t, shape) in enumerate(shapes.items())
+        }
         for i, label in enumerate(("base", "m0", "m1"))
     }
     folders = {label: write(tmp_path / label, state) for label, state in states.items()}
@@ -157,7 +166,9 @@ def test_streamed_in_small_chunks(method: str, params: dict[str, Any], tmp_path:
         for task in states:
             fm.task(tmp_path / "out", task, tmp_path / task / "again")
             for tensor, value in read(tmp_path / task / "again").items():
-                assert torch.allclose(value.float(), in_memory.task(task)[tensor].float(), rtol=2**-6, atol=2**-6), tensor
+                assert torch.allclose(value.float(), in_memory.task(task)[tensor].float(), rtol=2**-6, atol=2**-6), (
+                    tensor
+                )
         return
     for tensor, value in read(tmp_path / "out").items():
         assert_same_bits(value, in_memory.state_dict[tensor], tensor)

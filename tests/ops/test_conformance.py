@@ -98,7 +98,9 @@ def call(op: str, backend: str, inputs: list[Tensor], out: torch.dtype) -> tuple
         return [merged for merged, _ in variants], [bad for _, bad in variants]
     if op == "kept_sums":
         offset = n % 2 * (ops.BLOCK << 19)
-        s = ops.kept_sums(base, models, kept(base, models, offset, ("trim", "drop", "keep")), offset=offset, backend=backend)
+        s = ops.kept_sums(
+            base, models, kept(base, models, offset, ("trim", "drop", "keep")), offset=offset, backend=backend
+        )
         t = ops.kept_sums(base, models, kept(base, models, offset, ("trim",)), offset=offset, backend=backend)
         return [], [s.magnitude, s.kept, t.kept]
     if op == "delta_sum":
