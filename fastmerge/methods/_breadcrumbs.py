@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -14,7 +15,7 @@ class BreadcrumbsMethod(TrimmedMethod):
     """Leaves out the int(gamma · n) largest magnitudes of a tensor and keeps the next int(density · n)."""
 
     per_tensor = TrimmedMethod.per_tensor | {"gamma"}
-    by_model = (*TrimmedMethod.by_model, "gamma")
+    by_model: ClassVar[tuple[str, ...]] = (*TrimmedMethod.by_model, "gamma")
 
     density: per_model(0, 1) = Field(0.9, description="fraction of each task vector that is kept")  # type: ignore[valid-type]
     gamma: per_model(0, 1) = Field(0.01, description="fraction of the largest magnitudes that is left out")  # type: ignore[valid-type]

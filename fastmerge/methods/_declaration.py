@@ -41,9 +41,9 @@ class Block:
     """The same elements of one tensor in base, every model and whatever the pass writes, all 1-D.
 
     `start` is the index of the first of them in the tensor. `whole` are base and models whole, where the pass asked for
-    them; `ranks` per model those it asked for, and `cuts` their cuts (but of 0 and of all elements); `prepared` what its
-    `prepare` returned. `sums` is float64
-    [rows, K], the tensor's statistics so far, to be added to; `nonfinite` counts bad results.
+    them; `ranks` per model those it asked for, and `cuts` their cuts (but of 0 and of all elements); `prepared` is what
+    its `prepare` returned. `sums` is float64 [rows, K], the tensor's statistics so far, to be added to; `nonfinite`
+    counts bad results.
     """
 
     subject: Subject
@@ -186,7 +186,7 @@ class WeightedMethod(Method):
     """A method with a weight per model."""
 
     per_tensor = frozenset({"weights"})
-    by_model = ("weights",)
+    by_model: ClassVar[tuple[str, ...]] = ("weights",)
 
     weights: per_model() = Field(None, description="one number a model, in order or by name; all ones by default")  # type: ignore[valid-type]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 def thresholds(columns: int, density: Fraction, epsilon: Fraction) -> Tensor:
     """Per rank in a row, ascending by magnitude, the Philox words below which an element is dropped; int64 [columns].
 
-    An element of rank r (from 0) is kept with probability (density − ε) + 2ε · r / (columns − 1), one that is alone in its
-    row with probability density (Deep et al. 2024, Section 3).
+    An element of rank r (from 0) is kept with probability (density − ε) + 2ε · r / (columns − 1), one that is alone in
+    its row with probability density (Deep et al. 2024, Section 3).
     """
     import torch
 
@@ -39,10 +39,10 @@ def thresholds(columns: int, density: Fraction, epsilon: Fraction) -> Tensor:
 
 
 class DellaMethod(RandomMethod):
-    """Drops elements with a probability that falls with their rank in the row, by 2ε from the smallest to the largest."""
+    """Drops elements with a probability that falls with their rank in the row, by 2ε from the least to the largest."""
 
     per_tensor = RandomMethod.per_tensor | {"epsilon"}
-    by_model = (*RandomMethod.by_model, "epsilon")
+    by_model: ClassVar[tuple[str, ...]] = (*RandomMethod.by_model, "epsilon")
     rows_whole = True
 
     epsilon: per_model(0, 0.5) = Field(0.1, description="ε, how far a probability may lie from density")  # type: ignore[valid-type]

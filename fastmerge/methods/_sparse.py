@@ -6,7 +6,7 @@ import ctypes
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -25,7 +25,7 @@ class SparseMethod(TaskVectorMethod):
     """A task-vector method that keeps the fraction `density` of each task vector."""
 
     per_tensor = TaskVectorMethod.per_tensor | {"density"}
-    by_model = ("weights", "density")
+    by_model: ClassVar[tuple[str, ...]] = ("weights", "density")
 
     density: per_model(0, 1) = Field(0.2, description="fraction of each task vector that is kept")  # type: ignore[valid-type]
 

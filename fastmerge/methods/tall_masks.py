@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -16,7 +16,7 @@ class TallMasks(TaskVectorMethod):
 
     name = "tall_masks"
     source = "Wang et al. 2024, arXiv 2405.07813, Eq. 3"
-    by_model = ("weights", "threshold")
+    by_model: ClassVar[tuple[str, ...]] = ("weights", "threshold")
 
     threshold: per_model(0, 1e9) = Field(0.4, description="λ_k: the less, the more a task keeps")  # type: ignore[valid-type]
     modulators: Literal[True] = Field(True, description="masks are the result; always true")

@@ -29,7 +29,7 @@ class TIES(TrimmedMethod, VotingMethod):
     @model_validator(mode="before")
     @classmethod
     def _preset(cls, values: Any) -> Any:
-        preset = PRESETS.get(values.get("preset"), {}) if isinstance(values, Mapping) else {}
+        preset = PRESETS.get(str(values.get("preset")), {}) if isinstance(values, Mapping) else {}
         return preset | values
 
     @property

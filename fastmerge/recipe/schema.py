@@ -143,6 +143,7 @@ class Recipe(BaseModel):
         memory: str | int | None = None,
         device: str = "auto",
         overwrite: bool = False,
+        resume: bool = False,
     ) -> MergePlan:
         """Check the recipe against the checkpoints, and lay out the result. dtype and memory go before the recipe's."""
         declared, names = get(self.method), list(self.models)
@@ -164,6 +165,7 @@ class Recipe(BaseModel):
             memory=self.memory if memory is None else memory,
             device=device,
             overwrite=overwrite,
+            resume=resume,
         )
 
     def _override(self, declared: type[Method], entry: TensorsEntry) -> Override:

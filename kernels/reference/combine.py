@@ -61,7 +61,7 @@ def combine(
 
 
 def _elected(votes: list[Tensor], terms: list[Tensor], divisor: float | Sequence[float]) -> Tensor:
-    """The sum of the terms whose vote has the sign of the sum of votes (zero: +), by the sum of their shares if given."""
+    """The sum of the terms whose vote has the sign of the sum of votes (zero: +), by that of their shares if given."""
     up = ~(reduce(add, votes) < 0)
     agree = [torch.where(up, vote > 0, vote < 0) for vote in votes]
     delta = reduce(add, [torch.where(a, term, 0) for a, term in zip(agree, terms, strict=True)])

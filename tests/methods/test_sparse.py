@@ -123,7 +123,6 @@ def test_equals_an_independent_implementation(
     checkpoints: tuple[dict[str, torch.Tensor], dict[str, dict[str, torch.Tensor]]],
 ) -> None:
     params = {"weights": [0.5, 2.0, 1.0], "scale": 0.5} | params
-    base, models = ({n: t.to(dtype) for n, t in state.items()} for state in (checkpoints[0], {})), None
     own = {n: t.to(dtype) for n, t in checkpoints[0].items()}
     models = {label: {n: t.to(dtype) for n, t in state.items()} for label, state in checkpoints[1].items()}
     result = fm.merge_state_dicts(method, own, models, **params).state_dict
