@@ -135,7 +135,7 @@ def _whole_vector(taus: Mapping[str, Array], density: Fraction) -> dict[str, Mas
 def _factors(own: list[Array], kept: list[Array], params: Mapping[str, Any]) -> list[float]:
     if params.get("rescale") == "l1":
         norms = [(np.abs(tau).sum(), np.abs(part).sum()) for tau, part in zip(own, kept, strict=True)]
-        return [before / after if after else 0.0 for before, after in norms]
+        return [float(np.float32(before / after)) if after else 0.0 for before, after in norms]
     if params.get("rescale") == "density":
         return [float(1 / d) if d else 0.0 for d in _densities(params, len(own))]
     return [1.0] * len(own)

@@ -43,8 +43,8 @@ class TaskVectorMethod(WeightedMethod):
     rescalers: Rescale = Field("global", description="of modulators: from sums over the model, or per-tensor means")
 
     def arguments(self, block: Block, models: Sequence[str], earlier: Sequence[Statistics]) -> dict[str, Any]:
-        """What ops.combine is called with on this block, beside tensors and scale."""
-        raise NotImplementedError
+        """What ops.combine is called with on this block, beside tensors and scale; parts of a method add to it."""
+        return {"weights": self.weights_of(models)}
 
     def ranks(self, subject: Subject, models: Sequence[str], earlier: Sequence[Statistics]) -> list[list[int]]:
         """Per model the ranks at which `arguments` needs the tensor's cuts."""

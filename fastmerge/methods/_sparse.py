@@ -39,7 +39,7 @@ class SparseMethod(TaskVectorMethod):
 
     def arguments(self, block: Block, models: Sequence[str], earlier: Sequence[Statistics]) -> dict[str, Any]:
         kept = self.kept(block, models, earlier)
-        return {"weights": self.weights_of(models), "kept": kept, "offset": block.start}
+        return super().arguments(block, models, earlier) | {"kept": kept, "offset": block.start}
 
 
 class TrimmedMethod(SparseMethod):

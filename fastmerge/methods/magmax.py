@@ -16,4 +16,4 @@ class MagMax(TaskVectorMethod):
     source = "Marczak et al. 2024, arXiv 2407.06322"
 
     def arguments(self, block: Block, models: Sequence[str], earlier: Sequence[Statistics]) -> dict[str, Any]:
-        return {"weights": self.weights_of(models), "consensus": "max"}
+        return super().arguments(block, models, earlier) | {"consensus": "max"}

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from ._declaration import Block, Statistics, of_models, per_model
+from ._declaration import Statistics, of_models, per_model
 from ._modulators import TaskVectorMethod
 
 
@@ -20,9 +20,6 @@ class TallMasks(TaskVectorMethod):
 
     threshold: per_model(0, 1e9) = Field(0.4, description="λ_k: the less, the more a task keeps")  # type: ignore[valid-type]
     modulators: Literal[True] = Field(True, description="masks are the result; always true")
-
-    def arguments(self, block: Block, models: Sequence[str], earlier: Sequence[Statistics]) -> dict[str, Any]:
-        return {"weights": self.weights_of(models)}
 
     def masking(self, models: Sequence[str]) -> dict[str, Any]:
         return {"tall": of_models(self.threshold, models)}

@@ -16,4 +16,4 @@ class TaskArithmetic(TaskVectorMethod, NormalizedMethod):
     source = "Ilharco et al. 2023, arXiv 2212.04089"
 
     def arguments(self, block: Block, models: Sequence[str], earlier: Sequence[Statistics]) -> dict[str, Any]:
-        return {"weights": self.weights_of(models), "normalize": self.normalize}
+        return super().arguments(block, models, earlier) | {"normalize": self.normalize}
