@@ -188,9 +188,11 @@ def plan(
     """Check a merge of checkpoints on disk and lay out its result; reads headers only.
 
     method: a method's name with its `params`, or a declared Method. base and models: folders, .safetensors files or Hub
-    names; `models` maps names to them, in the order of merging. tensors: patterns of tensor names, and the parameters
-    they change. outputs: several results of one reading, each a folder of its own in `out` with the parameters that it
-    changes. task_specific: patterns of tensors kept per task;
+    names; `models` maps names to them, in the order of merging. tensors: patterns of tensor names (one or several), and
+    the parameters they change; later ones win. outputs: several results of one reading, each a folder of its own in
+    `out` with the parameters that it changes. What tensors and outputs say by model's name changes those models alone.
+    Where a number may differ between tensors, {"layers": [0.1, 0.9]} goes from the first layer to the last (layers.py).
+    task_specific: patterns of tensors kept per task;
     rename: per model, (old, new) prefixes. dtype: of the result, base's by default. memory: bound of the engine's own
     buffers. resume: go on with the same merge where it was stopped. Raises InputError with every problem found.
     """

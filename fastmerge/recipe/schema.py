@@ -7,6 +7,7 @@ between tensors.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -35,6 +36,13 @@ from .parameters import (
 from .plan import MergePlan, plan
 from .yaml_file import read_yaml
 
+WORDS = (
+    (r"pass --task-specific (.+)$", r"put \1 in task_specific"),
+    (r"pass --rename ([^:]+):([^=]*)=(.*)$", r'give models.\1 rename: {"\2": "\3"}'),
+    (r"--task-specific", "task_specific"),
+    (r"--rename", "rename"),
+    (r"; pass --base", "; give base"),
+)
 Section = dict[str, Any]  # parameters of the method, checked against it
 
 
@@ -146,6 +154,14 @@ class Recipe(BaseModel):
         resume: bool = False,
     ) -> MergePlan:
         """Check the recipe against the checkpoints, and lay out the result. dtype and memory go before the recipe's."""
+        try:
+            return self._planned(out, dtype or self.dtype, memory or self.memory, device, overwrite)
+        except InputError as error:
+            raise InputError(map(_in_our_words, error.problems)) from None
+
+    def _planned(
+        self, out: str | Path | None, dtype: str | None, memory: str | int, device: str, overwrite: bool
+    ) -> MergePlan:
         declared, names = get(self.method), list(self.models)
         own = {name: _by_field(declared, name, entry.parameters) for name, entry in self.models.items()}
         params = self.parameters | ({} if self.seed is None else {"seed": self.seed})
@@ -161,8 +177,8 @@ class Recipe(BaseModel):
             outputs=self.outputs,
             task_specific=self.task_specific,
             rename={name: list(entry.rename.items()) for name, entry in self.models.items() if entry.rename},
-            dtype=dtype or self.dtype,
-            memory=self.memory if memory is None else memory,
+            dtype=dtype,
+            memory=memory,
             device=device,
             overwrite=overwrite,
             resume=resume,
@@ -188,6 +204,13 @@ class Recipe(BaseModel):
 def _by_field(declared: type[Method], model: str, own: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """A model's own values as the method's parameters have them: weight 0.3 of m is weights {m: 0.3}."""
     return {singular(declared)[name]: {model: value} for name, value in own.items()}
+
+
+def _in_our_words(problem: str) -> str:
+    """What to do about a problem, said of a recipe and not of the command line."""
+    for theirs, ours in WORDS:
+        problem = re.sub(theirs, ours, problem)
+    return problem
 
 
 def _structural(fault: Fault) -> str:

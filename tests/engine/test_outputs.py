@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from folders import family, near, read, state, write
 from tensors import assert_same_bits
 
 import fastmerge as fm
+from fastmerge import ops
 from fastmerge.errors import InputError, MergeError
+from fastmerge.methods._declaration import Block, Method, Pass, Statistics, Subject
 from fastmerge.recipe.layers import at_depth, depths
 
 SHAPES = {
@@ -94,6 +97,47 @@ def test_parameters_by_tensor(method: str, models: tuple[Path, dict[str, Path]],
         expected = fm.merge_state_dicts(method, *states, scale=scale, weights=[1, weight, 1]).state_dict[name]
         assert_same_bits(tensor, expected, name)
         assert_same_bits(in_memory[name], expected, name)
+
+
+class Trimmed(Method):
+    """Sums what is larger than the cut at `density`, which a look at the whole tensor finds."""
+
+    name = "trimmed"
+    source = "this test"
+    per_tensor = frozenset({"density"})
+
+    density: float = 0.5
+
+    def passes(self, models: Sequence[str], wide: bool = False) -> tuple[Pass, ...]:
+        def ranks(subject: Subject, _: Sequence[Statistics]) -> list[list[int]]:
+            return [[int(self.density * subject.numel)] for _ in models]
+
+        def merge(block: Block, _: Sequence[Statistics]) -> None:
+            assert block.merged is not None
+            total = torch.zeros(len(block.merged))
+            for model, own, cuts in zip(block.models, block.ranks, block.cuts, strict=True):
+                delta = model.float() - block.base.float()
+                total += torch.where(delta.abs() > cuts[own[0]].magnitude, delta, 0)
+            block.merged.copy_(block.base.float() + total)
+
+        return (Pass(merge, writes=("merged",), ranks=ranks),)
+
+
+def test_statistics_of_the_inputs_are_shared(
+    models: tuple[Path, dict[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sweep over densities counts each tensor's magnitudes once, and gives what each density gives alone."""
+    base, folders = models
+    counted: list[Any] = []
+    count = ops.magnitude_histogram
+    monkeypatch.setattr(ops, "magnitude_histogram", lambda *a, **k: counted.append(a) or count(*a, **k))
+    sweep = {"a": {"density": 0.1}, "b": {"density": 0.5}, "c": {"density": 0.9}}
+    tensors = [("*.mlp.*", {"density": 0.25}), ("norm.*", {"density": 0.75})]
+    fm.merge(Trimmed(), base, folders, tmp_path / "out", outputs=sweep, tensors=tensors)
+    assert len(counted) == len(SHAPES)
+    for name, changes in sweep.items():
+        fm.merge(Trimmed(**changes), base, folders, tmp_path / "alone" / name, tensors=tensors)
+        assert content(tmp_path / "out" / name) == content(tmp_path / "alone" / name)
 
 
 def test_an_artefact_among_outputs_gives_its_tasks(models: tuple[Path, dict[str, Path]], tmp_path: Path) -> None:

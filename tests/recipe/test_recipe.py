@@ -210,6 +210,38 @@ def test_what_only_the_checkpoints_tell(folder: Path, path: Any, value: Any, sai
     assert any(said in problem for problem in caught.value.problems)
 
 
+@pytest.mark.parametrize(
+    ("method", "parameters", "said"),
+    [
+        ("ties", {"density": 1.5}, "parameters.density is 1.5; expected numbers from 0 to 1"),
+        ("breadcrumbs", {"density": 0.9, "gamma": 0.2}, "density 0.9 and gamma 0.2 of math make more than 1"),
+        ("breadcrumbs", {"density": {"layers": [0.1, 0.95]}, "gamma": 0.1}, "tensor 'layers.2.attn.weight': breadcr"),
+        ("della", {"density": 0.3, "epsilon": 0.4}, "epsilon 0.4 of math is too large"),
+        ("ties", {"scope": "global", "density": {"layers": [0.1, 0.2]}}, "parameters.density holds for the whole"),
+    ],
+)
+def test_parameters_that_cannot_be_meant(method: str, parameters: Any, said: str, folder: Path) -> None:
+    """Fractions out of range alone, together, and in a single layer."""
+    recipe = {"method": method, "base": folder / "models" / "base", "models": {"math": folder / "models" / "math"}}
+    with pytest.raises(InputError) as caught:
+        fm.Recipe(**recipe, parameters=parameters).plan()
+    (problem,) = caught.value.problems
+    assert said in problem
+
+
+def test_what_to_do_is_said_in_the_words_of_recipes(folder: Path) -> None:
+    recipe = content() | {"base": folder / "models" / "base", "tensors": []}
+    recipe["models"] = {name: folder / "models" / name for name in ("math", "code")}
+    write_folder(folder / "models" / "more", dict.fromkeys([*NAMES, "score.weight"], ("BF16", (4, 2))))
+    recipe["models"]["more"] = folder / "models" / "more"
+    with pytest.raises(InputError) as caught:
+        fm.Recipe(**recipe).plan()
+    told = "\n".join(caught.value.problems)
+    assert 'give models.code rename: {"_orig_mod.": ""}' in told
+    assert "put 'score.*' in task_specific" in told
+    assert "--" not in told
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-2, 2) | st.floats() | st.sampled_from(["math", "code", "x", "*", "1"]),
     lambda inner: (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,14 @@ def test_json_is_read_as_it_is(tmp_path_factory: pytest.TempPathFactory, content
     file = tmp_path_factory.getbasetemp() / "recipe.json"
     file.write_text(json.dumps(content))
     assert read_yaml(file) == content
+
+
+@given(st.text(st.sampled_from("ab:-[]{},&*!|>'\"#%@`?~\n \t10.é\0"), max_size=30))
+def test_any_text_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    file = tmp_path_factory.getbasetemp() / "any.yaml"
+    file.write_text(text)
+    with suppress(InputError):
+        assert isinstance(read_yaml(file), dict)
 
 
 def test_scalars_are_those_of_yaml_1_2(tmp_path: Path) -> None:
