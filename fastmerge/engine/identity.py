@@ -33,6 +33,15 @@ def fingerprint(plan: MergePlan) -> dict[str, Any]:
     return found | {"the choice of tensors": digest(_tensors(plan))}
 
 
+def inputs_key(plan: MergePlan) -> str:
+    """Short for what statistics of the inputs depend on: their files, in order, and which tensor serves as which."""
+    files = input_files({str(k): checkpoint.headers for k, checkpoint in enumerate(plan.checkpoints)})
+    names = [[t.name, *(info.name for info in t.models)] for t in plan.alignment.tensors]
+    twins = [own for own in names if len(set(own)) > 1]
+    how = [__version__, backend(), plan.base is None, plan.alignment.wide, plan.rename, twins]
+    return digest([how, files])[:16]
+
+
 def input_files(headers: Mapping[str, Sequence[Header]]) -> dict[str, Any]:
     """The files of the inputs by their names, without a look at their weights."""
     return {

@@ -12,13 +12,13 @@ from ..methods._declaration import Method, Statistics
 from ..recipe.parameters import Override
 from ..recipe.plan import MergePlan, plan
 from ..recipe.preflight import Rename
-from .identity import backend, fingerprint
+from .identity import backend, fingerprint, inputs_key
 from .mapping import Inputs
 from .publish import Publication
 from .report import Report
-from .run import Progress, run
+from .run_pass import Progress, run_pass
 from .side_files import write_side_files
-from .statistics import Kept
+from .statistics_file import load, save, statistics_file
 from .works import Reading
 
 
@@ -72,17 +72,25 @@ def execute(plan: MergePlan, progress: Progress | None = None) -> Report:
     assert plan.out is not None
     begin = time.perf_counter()
     files = Inputs([header for checkpoint in plan.checkpoints for header in checkpoint.headers])
-    kept = Kept()
+    key = inputs_key(plan)
+    kept, notes = load(statistics_file(plan.out, key), key, plan.memory)
     statistics: list[list[Statistics]] = [[] for _ in plan.outputs]
     read = written = 0
     with Publication(plan.out, fingerprint(plan), overwrite=plan.overwrite, resume=plan.resume) as publication:
         for number in range(plan.pass_count):
             gathered = [Statistics(len(plan.models)) for _ in plan.outputs]
             reading = Reading(plan, number, statistics, gathered, files, kept)
-            moved = run(reading.works(), reading.outputs(), publication, files, plan.chunk, progress, number=number)
+            moved = run_pass(
+                reading.works(), reading.outputs(), publication, files, plan.chunk, progress, number=number
+            )
             read, written = read + moved.read, written + moved.written
             statistics = [[*earlier, now] for earlier, now in zip(statistics, gathered, strict=True)]
         files.check_unchanged()
+        if kept.changed:
+            try:
+                save(kept, statistics_file(plan.out, key), key, publication.partial / "statistics")
+            except OSError as error:  # the result does not depend on it
+                notes.append(f"statistics are not kept: {error.strerror}")
         results = [o.method.results(found) for o, found in zip(plan.outputs, statistics, strict=True)]
         if not publication.published:
             publication.clear_beside(plan.files)
@@ -99,5 +107,5 @@ def execute(plan: MergePlan, progress: Progress | None = None) -> Report:
         seconds=time.perf_counter() - begin,
         backend=backend(),
         results={o.folder + key: r[key] for o, r in zip(plan.outputs, results, strict=True) for key in r},
-        notes=[*plan.notes, *publication.notes],
+        notes=[*plan.notes, *publication.notes, *notes],
     )

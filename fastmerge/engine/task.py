@@ -19,7 +19,7 @@ from .identity import backend, digest, input_files, layout_files
 from .mapping import Inputs
 from .publish import Publication
 from .report import Report
-from .run import Progress, run
+from .run_pass import Progress, run_pass
 from .stream import Source, Target, Work
 
 
@@ -60,7 +60,7 @@ def task(
     fingerprint |= input_files(headers) | layout_files([layout])
     inputs = Inputs([header for own_headers in headers.values() for header in own_headers])
     with Publication(destination, fingerprint, overwrite=overwrite, resume=resume) as publication:
-        moved = run(works, layout.files, publication, inputs, MAX_CHUNK, progress)
+        moved = run_pass(works, layout.files, publication, inputs, MAX_CHUNK, progress)
         inputs.check_unchanged()
         if not publication.published:
             publication.clear_beside(layout.files)

@@ -25,7 +25,7 @@ class Moved(NamedTuple):
     written: int
 
 
-def run(
+def run_pass(
     works: Sequence[Work],
     files: Sequence[FilePlan],
     publication: Publication,
