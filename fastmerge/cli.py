@@ -79,12 +79,25 @@ def merge(
     device: DeviceOption = "auto",
     overwrite: OverwriteOption = False,
     resume: ResumeOption = False,
+    hashes: Annotated[bool, typer.Option("--hash", help="record hashes of all files, for verify")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Merge models into one folder."""
     with _errors(as_json, out_folder):
         prepared = _plan(
-            method, out_folder, base, model, param, task_specific, rename, dtype, memory, device, overwrite, resume
+            method,
+            out_folder,
+            base,
+            model,
+            param,
+            task_specific,
+            rename,
+            dtype,
+            memory,
+            device,
+            overwrite,
+            resume,
+            hashes,
         )
         from .engine.merge import execute
 
@@ -223,6 +236,7 @@ def _plan(
     device: str,
     overwrite: bool,
     resume: bool = False,
+    hashes: bool = False,
 ) -> MergePlan:
     from .recipe.plan import plan as prepare
 
@@ -251,6 +265,7 @@ def _plan(
         device=device,
         overwrite=overwrite,
         resume=resume,
+        hashes=hashes,
     )
 
 

@@ -12,6 +12,7 @@ from ..methods._declaration import Method, Statistics
 from ..recipe.parameters import Override
 from ..recipe.plan import MergePlan, plan
 from ..recipe.preflight import Rename
+from .hashes import hash_files
 from .identity import backend, fingerprint, inputs_key
 from .mapping import Inputs
 from .publish import Publication
@@ -38,6 +39,7 @@ def merge(
     device: str = "auto",
     overwrite: bool = False,
     resume: bool = False,
+    hashes: bool = False,
     progress: Progress | None = None,
 ) -> Report:
     """Merge checkpoints on disk into the folder `out`. Arguments are those of `plan`.
@@ -63,6 +65,7 @@ def merge(
         device=device,
         overwrite=overwrite,
         resume=resume,
+        hashes=hashes,
     )
     return execute(prepared, progress)
 
@@ -94,8 +97,9 @@ def execute(plan: MergePlan, progress: Progress | None = None) -> Report:
         results = [o.method.results(found) for o, found in zip(plan.outputs, statistics, strict=True)]
         if not publication.published:
             publication.clear_beside(plan.files)
+            hashes = _hashes(plan, publication.folder) if plan.hashes else {}
             for output, found, numbers in zip(plan.outputs, statistics, results, strict=True):
-                write_side_files(plan, output, publication.folder, found[-1], numbers)
+                write_side_files(plan, output, publication.folder, found[-1], numbers, hashes)
     return Report(
         out=str(plan.out),
         method=plan.method.name,
@@ -109,3 +113,9 @@ def execute(plan: MergePlan, progress: Progress | None = None) -> Report:
         results={o.folder + key: r[key] for o, r in zip(plan.outputs, results, strict=True) for key in r},
         notes=[*plan.notes, *publication.notes, *notes],
     )
+
+
+def _hashes(plan: MergePlan, folder: Path) -> dict[Path, str]:
+    """Those of all input files, and of the output's as they lie in `folder`."""
+    inputs = [header.file for checkpoint in plan.checkpoints for header in checkpoint.headers]
+    return hash_files([*inputs, *(folder / file.name for file in plan.files)])
