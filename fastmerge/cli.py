@@ -81,13 +81,26 @@ def merge(
     device: DeviceOption = "auto",
     overwrite: OverwriteOption = False,
     resume: ResumeOption = False,
+    hashes: Annotated[bool, typer.Option("--hash", help="record hashes of all files, for verify")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Merge models into one folder."""
     param = param if seed is None else [*param, f"seed={seed}"]
     with _errors(as_json, out_folder):
         prepared = _plan(
-            method, out_folder, base, model, param, task_specific, rename, dtype, memory, device, overwrite, resume
+            method,
+            out_folder,
+            base,
+            model,
+            param,
+            task_specific,
+            rename,
+            dtype,
+            memory,
+            device,
+            overwrite,
+            resume,
+            hashes,
         )
         _execute(prepared, as_json)
 
@@ -261,6 +274,7 @@ def _plan(
     device: str,
     overwrite: bool,
     resume: bool = False,
+    hashes: bool = False,
 ) -> MergePlan:
     from .recipe.plan import plan as prepare
 
@@ -289,6 +303,7 @@ def _plan(
         device=device,
         overwrite=overwrite,
         resume=resume,
+        hashes=hashes,
     )
 
 

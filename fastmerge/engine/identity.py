@@ -25,12 +25,21 @@ def fingerprint(plan: MergePlan) -> dict[str, Any]:
         "rename": plan.rename,
     }
     for output in plan.outputs:
-        found |= {output.folder + name: value for name, value in output.method.model_dump(mode="json").items()}
+        found |= {output.folder + name: value for name, value in output.parameters.record()["params"].items()}
         found |= layout_files(output.all_layouts)
-    for pattern, changed in plan.outputs[0].parameters.overrides:
-        found[f"tensors {pattern}"] = changed
+    for patterns, changed in plan.outputs[0].parameters.overrides:
+        found[f"tensors {', '.join(patterns)}"] = changed
     found |= input_files({c.label: c.headers for c in plan.checkpoints})
     return found | {"the choice of tensors": digest(_tensors(plan))}
+
+
+def inputs_key(plan: MergePlan) -> str:
+    """Short for what statistics of the inputs depend on: their files, in order, and which tensor serves as which."""
+    files = input_files({str(k): checkpoint.headers for k, checkpoint in enumerate(plan.checkpoints)})
+    names = [[t.name, *(info.name for info in t.models)] for t in plan.alignment.tensors]
+    twins = [own for own in names if len(set(own)) > 1]
+    how = [__version__, backend(), plan.base is None, plan.alignment.wide, plan.rename, twins]
+    return digest([how, files])[:16]
 
 
 def input_files(headers: Mapping[str, Sequence[Header]]) -> dict[str, Any]:

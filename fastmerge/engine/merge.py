@@ -12,13 +12,14 @@ from ..methods._declaration import Method, Statistics
 from ..recipe.parameters import Override
 from ..recipe.plan import MergePlan, plan
 from ..recipe.preflight import Rename
-from .identity import backend, fingerprint
+from .hashes import hash_files
+from .identity import backend, fingerprint, inputs_key
 from .mapping import Inputs
 from .publish import Publication
 from .report import Report
 from .run_pass import Progress, run_pass
 from .side_files import write_side_files
-from .statistics import Kept
+from .statistics_file import load, save, statistics_file
 from .works import Reading
 
 
@@ -38,6 +39,7 @@ def merge(
     device: str = "auto",
     overwrite: bool = False,
     resume: bool = False,
+    hashes: bool = False,
     progress: Progress | None = None,
 ) -> Report:
     """Merge checkpoints on disk into the folder `out`. Arguments are those of `plan`.
@@ -63,6 +65,7 @@ def merge(
         device=device,
         overwrite=overwrite,
         resume=resume,
+        hashes=hashes,
     )
     return execute(prepared, progress)
 
@@ -72,7 +75,8 @@ def execute(plan: MergePlan, progress: Progress | None = None) -> Report:
     assert plan.out is not None
     begin = time.perf_counter()
     files = Inputs([header for checkpoint in plan.checkpoints for header in checkpoint.headers])
-    kept = Kept()
+    key = inputs_key(plan)
+    kept, notes = load(statistics_file(plan.out, key), key, plan.memory)
     statistics: list[list[Statistics]] = [[] for _ in plan.outputs]
     read = written = 0
     with Publication(plan.out, fingerprint(plan), overwrite=plan.overwrite, resume=plan.resume) as publication:
@@ -85,11 +89,17 @@ def execute(plan: MergePlan, progress: Progress | None = None) -> Report:
             read, written = read + moved.read, written + moved.written
             statistics = [[*earlier, now] for earlier, now in zip(statistics, gathered, strict=True)]
         files.check_unchanged()
+        if kept.changed:
+            try:
+                save(kept, statistics_file(plan.out, key), key, publication.partial / "statistics")
+            except OSError as error:  # the result does not depend on it
+                notes.append(f"statistics are not kept: {error.strerror}")
         results = [o.method.results(found) for o, found in zip(plan.outputs, statistics, strict=True)]
         if not publication.published:
             publication.clear_beside(plan.files)
+            hashes = _hashes(plan, publication.folder) if plan.hashes else {}
             for output, found, numbers in zip(plan.outputs, statistics, results, strict=True):
-                write_side_files(plan, output, publication.folder, found[-1], numbers)
+                write_side_files(plan, output, publication.folder, found[-1], numbers, hashes)
     return Report(
         out=str(plan.out),
         method=plan.method.name,
@@ -102,5 +112,11 @@ def execute(plan: MergePlan, progress: Progress | None = None) -> Report:
         backend=backend(),
         outputs=[output.name for output in plan.outputs if output.name],
         results={o.folder + key: r[key] for o, r in zip(plan.outputs, results, strict=True) for key in r},
-        notes=[*plan.notes, *publication.notes],
+        notes=[*plan.notes, *publication.notes, *notes],
     )
+
+
+def _hashes(plan: MergePlan, folder: Path) -> dict[Path, str]:
+    """Those of all input files, and of the output's as they lie in `folder`."""
+    inputs = [header.file for checkpoint in plan.checkpoints for header in checkpoint.headers]
+    return hash_files([*inputs, *(folder / file.name for file in plan.files)])

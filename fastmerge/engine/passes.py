@@ -108,7 +108,7 @@ class TensorPass:
         self.whole = None
         for share, own, gathered in zip(self.shares, sums, statistics, strict=True):
             gathered.sizes[self.subject.name] = self.subject.numel
-            gathered.sums[self.subject.name] = own.view(share.sums.shape)
+            gathered.sums[self.subject.name] = own = own.view(share.sums.shape)
             if share.one.statistic is not None:
                 self.kept.put(share.one.statistic, self.subject.name, own)
         return sums
@@ -119,9 +119,9 @@ class TensorPass:
         return [sums for sums in known if sums is not None] if None not in known else None
 
     def _kept_sums(self, share: Share) -> Tensor | None:
-        sums = None if share.one.statistic is None else self.kept.get(share.one.statistic, self.subject.name)
-        fits = sums is not None and sums.dtype == share.sums.dtype and sums.shape == share.sums.shape
-        return sums if fits else None
+        if share.one.statistic is None:
+            return None
+        return self.kept.get(share.one.statistic, self.subject.name, torch.float64, share.one.rows, self.models)
 
     def _block(self, share: Share, start: int, base: Tensor | None, models: list[Tensor]) -> Block:
         return Block(

@@ -66,6 +66,7 @@ class MergePlan:
     out: Path | None
     overwrite: bool
     resume: bool
+    hashes: bool
     task_specific: tuple[str, ...]
     rename: dict[str, Rename]
     dtype: str | None
@@ -184,6 +185,7 @@ def plan(
     device: str = "auto",
     overwrite: bool = False,
     resume: bool = False,
+    hashes: bool = False,
 ) -> MergePlan:
     """Check a merge of checkpoints on disk and lay out its result; reads headers only.
 
@@ -194,7 +196,8 @@ def plan(
     Where a number may differ between tensors, {"layers": [0.1, 0.9]} goes from the first layer to the last (layers.py).
     task_specific: patterns of tensors kept per task;
     rename: per model, (old, new) prefixes. dtype: of the result, base's by default. memory: bound of the engine's own
-    buffers. resume: go on with the same merge where it was stopped. Raises InputError with every problem found.
+    buffers. resume: go on with the same merge where it was stopped. hashes: record those of all input and output files,
+    for `verify`. Raises InputError with every problem found.
     """
     problems: list[str] = []
     pairs = list(models.items() if isinstance(models, Mapping) else models)
@@ -250,6 +253,7 @@ def plan(
         destination,
         overwrite,
         resume,
+        hashes,
         tuple(task_specific),
         dict(rename or {}),
         code,

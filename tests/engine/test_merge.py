@@ -238,7 +238,7 @@ def test_side_files_and_card(tmp_path: Path) -> None:
     (base / "pytorch_model.bin").write_bytes(b"old")
     fm.merge("linear", base, models, tmp_path / "out")
     names = {f.name for f in (tmp_path / "out").iterdir()}
-    assert names == {"model.safetensors", "config.json", "tokenizer.json", "README.md"}
+    assert names == {"model.safetensors", "config.json", "tokenizer.json", "README.md", "fastmerge.json"}
     card = (tmp_path / "out" / "README.md").read_text()
     assert "linear" in card
     assert "header_sha256" in card
