@@ -4,6 +4,8 @@
 
 namespace fm::FM_ISA {
 
+constexpr int NEXT = 32;  // elements that prefetching runs ahead: each is in a cache line of its own
+
 template <class T, class W>
 static void add(char *theta, const uint16_t *offsets, const In &values, int64_t begin, int64_t n, W scale) {
     W strip[STRIP];
@@ -11,6 +13,7 @@ static void add(char *theta, const uint16_t *offsets, const In &values, int64_t 
         const int m = int(n - at < STRIP ? n - at : STRIP);
         widen_strip(values, begin + at, m, strip);
         for (int i = 0; i < m; ++i) {
+            if (at + i + NEXT < n) __builtin_prefetch(theta + offsets[at + i + NEXT] * sizeof(T), 1);
             char *place = theta + offsets[at + i] * sizeof(T);
             T x;
             memcpy(&x, place, sizeof x);
