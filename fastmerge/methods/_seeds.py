@@ -1,4 +1,4 @@
-"""Randomness that depends on nothing but names: a key for the random words of a tensor, and what to compare them with."""
+"""Random drops depend on names alone: the key of a tensor's random words, and what these are compared with."""
 
 from __future__ import annotations
 

@@ -152,6 +152,7 @@ class Recipe(BaseModel):
         device: str = "auto",
         overwrite: bool = False,
         resume: bool = False,
+        resume: bool = False,
     ) -> MergePlan:
         """Check the recipe against the checkpoints, and lay out the result. dtype and memory go before the recipe's."""
         try:
