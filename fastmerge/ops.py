@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 Domain = Literal["weight", "delta", "mask", "gradient"]
 Reach = Literal["element", "row", "tensor"]  # how a tensor may be cut: anywhere, between rows, not at all
+Consensus = Literal["sum", "max", "weighted", "unweighted", "count"]
 
 BLOCK = 65_536  # elements summed in float64 on their own
 MAX_MODELS = 64
@@ -73,6 +74,7 @@ OPS: dict[str, Op] = {
             {"base": "weight", "models": "weight", "out": "weight"},
             lambda n, k, size: n * size * (k + 2),
         ),
+        Op("kept_sums", {"base": "weight", "models": "weight"}, lambda n, k, size: n * size * (k + 1)),
         Op(
             "delta_sum",
             {"base": "weight", "models": "weight", "out": "delta"},
@@ -104,8 +106,47 @@ class Masked(NamedTuple):
     kept: Tensor
 
 
+class Cut(NamedTuple):
+    """Divides a tensor by |τ|: above it are larger magnitudes, and equal ones before `index`, counted from the tensor's
+    start. The cut of rank r has r elements above it; that of rank 0 is (∞, 0)."""
+
+    magnitude: float
+    index: int  # type: ignore[assignment]  # not tuple's method
+
+
+class Window(NamedTuple):
+    """The elements not above `top` and not below `bottom`; None: no bound on that side."""
+
+    top: Cut | None = None
+    bottom: Cut | None = None
+
+
+class Drop(NamedTuple):
+    """Random drop: element i goes where its Philox word under `key` (64 bits) is less than `threshold` (0 … 2^32)."""
+
+    key: int
+    threshold: int
+
+
+class Kept(NamedTuple):
+    """Which elements of each model take part: all that no part of it excludes. One window and one drop a model; keep:
+    uint8 [K, ceil(N/8)], packed as by pack_bits."""
+
+    trim: Sequence[Window] | None = None
+    drop: Sequence[Drop] | None = None
+    keep: Tensor | None = None
+
+
+class KeptSums(NamedTuple):
+    """Σ|τ_k| over all elements, and over those kept; float64 [K]."""
+
+    magnitude: Tensor
+    kept: Tensor
+
+
 class Combined(NamedTuple):
-    """merged has the models' shape; nonfinite counts its NaN and infinite elements."""
+    """merged has the models' shape; nonfinite counts its NaN and infinite elements, and where a selection or a vote may
+    hide them, those of any task vector."""
 
     merged: Tensor
     nonfinite: int
@@ -222,7 +263,10 @@ def combine(
     *,
     scale: float = 1.0,
     normalize: bool = False,
-    consensus: Literal["sum", "max"] = "sum",
+    consensus: Consensus = "sum",
+    merge: Literal["sum", "mean", "weighted_mean"] = "sum",
+    kept: Kept | None = None,
+    offset: int = 0,
     as_delta: bool = False,
     dtype: torch.dtype | None = None,
     out: Tensor | None = None,
@@ -230,27 +274,51 @@ def combine(
 ) -> Combined:
     """Generalised task arithmetic: base + scale · consensus_k(w_k · τ_k) / divisor (Ilharco et al. 2023).
 
-    Without a base, τ_k is θ_k itself. weights: K numbers, ones by default; `normalize` divides by their sum;
-    consensus "max" takes, per element, the term of largest magnitude (MagMax); `as_delta` leaves base off. Without
-    `out` the result has `dtype`, or base's (the first model's).
+    Without a base, τ_k is θ_k itself. weights: K numbers, ones by default; `kept` says which elements take part, the
+    others count as 0 (trimming, DARE's drop); its cuts and drops count elements from the start of the tensor, of which
+    the first here is number `offset`, a multiple of BLOCK. `as_delta` leaves base off. Without `out` the result has
+    `dtype`, or base's (the first model's).
+
+    consensus "sum" adds the terms; `normalize` divides by the sum of the weights. "max" takes, per element, the term of
+    largest magnitude (MagMax). "weighted", "unweighted" and "count" elect a sign, that of Σ w_k τ_k, of Σ τ_k or of the
+    majority (zero: +), and add the terms that have it; merge "mean" divides by their number, "weighted_mean" by the sum
+    of their weights where that is not zero (TIES-Merging, Yadav et al. 2023, Section 3).
     """
     weights = [1.0] * len(models) if weights is None else [float(w) for w in weights]
-    if len(weights) != len(models):
-        raise InputError(f"combine: {len(models)} models need as many weights, there are {len(weights)}")
-    divisor = sum(weights) if normalize else 1.0
-    if divisor == 0:
-        raise InputError(f"combine: the weights {weights} sum to zero and cannot be normalized")
-    if consensus not in ("sum", "max"):
-        raise InputError(f"combine: consensus is 'sum' or 'max', not {consensus!r}")
+    divisor = _divisor(weights, len(models), normalize, consensus, merge)
     _check("combine", {**({} if base is None else {"base": base}), **_numbered(models)})
     first = models[0] if base is None else base
     out = _empty(first, dtype) if out is None else out
     _check("combine", {"models[0]": first, "out": out})
     kernel = dispatch.choose("combine", first.device.type, backend)
     flat_base = None if base is None else _flat(base)
+    selection = _selection("combine", kept or Kept(), offset, first, len(models))
     with _Flat(out) as flat:
-        nonfinite = kernel(flat_base, _flat_all(models), weights, divisor, float(scale), consensus, as_delta, flat)
+        nonfinite = kernel(
+            flat_base, _flat_all(models), weights, divisor, float(scale), consensus, as_delta, selection, offset, flat
+        )
     return Combined(out, nonfinite)
+
+
+def kept_sums(
+    base: Tensor,
+    models: Sequence[Tensor],
+    kept: Kept,
+    *,
+    offset: int = 0,
+    sums: Tensor | None = None,
+    backend: str | None = None,
+) -> KeptSums:
+    """Σ|τ_k| over all elements and over those kept: what rescaling to the L1 norm before the drop needs.
+
+    `kept` and `offset` as in combine; `sums`: float64 [2, K].
+    """
+    _check("kept_sums", {"base": base, **_numbered(models)})
+    selection = _selection("kept_sums", kept, offset, base, len(models))
+    sums = _accumulator(sums, (2, len(models)), base)
+    kernel = dispatch.choose("kept_sums", base.device.type, backend)
+    kernel(_flat(base), _flat_all(models), selection, offset, sums)
+    return KeptSums(sums[0], sums[1])
 
 
 def delta_sum(
@@ -336,6 +404,60 @@ def unpack_bits(
     with _Flat(out) as flat:
         kernel(_flat(packed), flat)
     return out
+
+
+def _divisor(weights: list[float], k: int, normalize: bool, consensus: str, merge: str) -> float | str:
+    """What combine divides by: a number, or the "weights" or the "count" of the terms that agree."""
+    divisors: dict[str, float | str] = {"sum": 1.0, "mean": "count", "weighted_mean": "weights"}
+    voted = consensus in ("weighted", "unweighted", "count")
+    problems = []
+    if len(weights) != k:
+        problems.append(f"combine: {k} models need as many weights, there are {len(weights)}")
+    elif normalize and sum(weights) == 0:
+        problems.append(f"combine: the weights {weights} sum to zero and cannot be normalized")
+    if not voted and consensus not in ("sum", "max"):
+        problems.append(
+            f"combine: consensus is 'sum', 'max', or a vote, 'weighted', 'unweighted' or 'count', not {consensus!r}"
+        )
+    if merge not in divisors:
+        problems.append(f"combine: merge is 'sum', 'mean' or 'weighted_mean', not {merge!r}")
+    elif not voted and merge != "sum":
+        problems.append(f"combine: merge {merge!r} needs a vote; with consensus {consensus!r} use normalize")
+    if voted and normalize:
+        problems.append(f"combine: normalize is for consensus 'sum' and 'max'; with {consensus!r} use merge")
+    if problems:
+        raise InputError(problems)
+    return sum(weights) if normalize else divisors[merge]
+
+
+def _selection(op: str, kept: Kept, offset: int, like: Tensor, k: int) -> tuple[object, object, Tensor | None]:
+    """`kept` as backends take it: plain numbers, unbounded windows with cuts that exclude nothing."""
+    import torch
+
+    problems = []
+    if offset < 0 or offset % BLOCK:
+        problems.append(f"{op}: offset must be a multiple of {BLOCK}, it is {offset}")
+    for name, part in (("windows in trim", kept.trim), ("drops", kept.drop)):
+        if part is not None and len(part) != k:
+            problems.append(f"{op}: {k} models need as many {name}, there are {len(part)}")
+    for i, window in enumerate(kept.trim or ()):
+        for side, cut in zip(Window._fields, window, strict=True):
+            if cut is not None and (cut.magnitude < 0 or not 0 <= cut.index < 1 << 63):
+                problems.append(f"{op}: {side} of trim[{i}] is {cut}, a magnitude and an index are not negative")
+    for i, (key, threshold) in enumerate(kept.drop or ()):
+        if not 0 <= key < 1 << 64:
+            problems.append(f"{op}: the key of drop[{i}] must have 64 bits, it is {key}")
+        if not 0 <= threshold <= 1 << 32:
+            problems.append(f"{op}: the threshold of drop[{i}] must be from 0 to 2^32, it is {threshold}")
+    if problems:
+        raise InputError(problems)
+    trim, drop, keep = kept
+    if keep is not None:
+        shape = (k, packed_bytes(like.numel()))
+        _check_buffer("keep", keep, shape, torch.uint8, like.device)
+        keep = _flat(keep).view(shape)
+    plain_trim = None if trim is None else [(*(w.top or (float("inf"), 0)), *(w.bottom or (-1.0, 0))) for w in trim]
+    return plain_trim, None if drop is None else [tuple(d) for d in drop], keep
 
 
 class _Flat:

@@ -19,6 +19,12 @@ except ImportError as error:
     raise ImportError("the C++ extension was not built; install fastmerge where a C++20 compiler is") from error
 
 DTYPES = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2, torch.float64: 3}
+CONSENSUS = {"sum": 0, "max": 1, "weighted": 2, "unweighted": 3, "count": 4}
+DIVISORS = {"weights": 1, "count": 2}  # 0: a number
+
+Window = tuple[float, int, float, int]
+Drop = tuple[int, int]
+Kept = tuple[Sequence[Window] | None, Sequence[Drop] | None, Tensor | None]  # trim, drop, keep
 
 isa = _native.isa
 set_threads = _native.set_threads
@@ -27,6 +33,11 @@ threads = _native.threads
 
 def _models(models: Sequence[Tensor]) -> tuple[list[int], list[int]]:
     return [m.data_ptr() for m in models], [DTYPES[m.dtype] for m in models]
+
+
+def _kept(kept: Kept) -> tuple[list[Window], list[Drop], int]:
+    trim, drop, keep = kept
+    return list(trim or ()), list(drop or ()), 0 if keep is None else keep.data_ptr()
 
 
 def elect(base: Tensor, models: Sequence[Tensor], unified: Tensor, masks: Tensor, sums: Tensor) -> None:
@@ -73,10 +84,12 @@ def combine(
     base: Tensor | None,
     models: Sequence[Tensor],
     weights: Sequence[float],
-    divisor: float,
+    divisor: float | str,
     scale: float,
     consensus: str,
     as_delta: bool,
+    kept: Kept,
+    offset: int,
     out: Tensor,
 ) -> int:
     return _native.combine(
@@ -85,12 +98,27 @@ def combine(
         0 if base is None else DTYPES[base.dtype],
         *_models(models),
         list(weights),
-        divisor,
+        1.0 if isinstance(divisor, str) else divisor,
+        DIVISORS[divisor] if isinstance(divisor, str) else 0,
         scale,
-        consensus == "max",
+        CONSENSUS[consensus],
         as_delta,
+        _kept(kept),
+        offset,
         out.data_ptr(),
         DTYPES[out.dtype],
+    )
+
+
+def kept_sums(base: Tensor, models: Sequence[Tensor], kept: Kept, offset: int, sums: Tensor) -> None:
+    _native.kept_sums(
+        base.numel(),
+        base.data_ptr(),
+        DTYPES[base.dtype],
+        *_models(models),
+        _kept(kept),
+        offset,
+        sums.data_ptr(),
     )
 
 

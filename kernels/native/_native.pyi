@@ -2,6 +2,9 @@ from collections.abc import Sequence
 
 # Tensors are given as address and dtype (0 bfloat16, 1 float16, 2 float32, 3 float64); n is the number of elements.
 
+# trim, drop, and the address of the keep masks; empty and 0 where they do not select
+_Kept = tuple[Sequence[tuple[float, int, float, int]], Sequence[tuple[int, int]], int]
+
 def elect(
     n: int,
     base: int,
@@ -43,12 +46,25 @@ def combine(
     dtypes: Sequence[int],
     weights: Sequence[float],
     divisor: float,
+    divide_by: int,
     scale: float,
-    consensus_max: bool,
+    consensus: int,
     as_delta: bool,
+    kept: _Kept,
+    offset: int,
     out: int,
     out_dtype: int,
 ) -> int: ...
+def kept_sums(
+    n: int,
+    base: int,
+    base_dtype: int,
+    models: Sequence[int],
+    dtypes: Sequence[int],
+    kept: _Kept,
+    offset: int,
+    sums: int,
+) -> None: ...
 def delta_sum(
     n: int,
     base: int,

@@ -1,11 +1,13 @@
 // Binds the ops: chooses the instruction set, cuts tensors into blocks for the thread pool, adds block sums in order.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "kernels.hpp"
@@ -54,7 +56,10 @@ Isa isa = BASE;
 #define FM_KERNEL(op) (base::op)
 #endif
 
-using Tensor = std::pair<uintptr_t, int>;  // address, dtype
+// Windows (top magnitude and index, bottom magnitude and index), drops (key, threshold) and the address of packed masks;
+// empty and null where they do not select.
+using Kept = std::tuple<std::vector<std::tuple<double, int64_t, double, int64_t>>,
+                        std::vector<std::tuple<uint64_t, uint64_t>>, uintptr_t>;
 
 In input(uintptr_t address, int dtype) { return {reinterpret_cast<const void *>(address), dtype}; }
 
@@ -62,6 +67,8 @@ In input(uintptr_t address, int dtype) { return {reinterpret_cast<const void *>(
 struct Call {
     Args args{};
     std::vector<In> models;
+    std::vector<Window> windows;
+    std::vector<Drop> drops;
 
     Call(uintptr_t base, int base_dtype, const std::vector<uintptr_t> &addresses, const std::vector<int> &dtypes) {
         args.base = input(base, base_dtype);
@@ -81,6 +88,16 @@ struct Call {
     void masks(uintptr_t address, int64_t n) {
         args.masks = reinterpret_cast<uint8_t *>(address);
         args.mask_stride = (n + 7) / 8;
+    }
+    void select(const Kept &kept, int64_t offset, int64_t n) {
+        const auto &[trim, drop, keep] = kept;
+        for (const auto &[top, top_index, bottom, bottom_index] : trim)
+            windows.push_back({top, top_index, bottom, bottom_index});
+        for (const auto &[key, threshold] : drop) drops.push_back({key, threshold});
+        if (!windows.empty()) args.trim = windows.data();
+        if (!drops.empty()) args.drop = drops.data();
+        args.offset = offset;
+        masks(keep, n);
     }
 };
 
@@ -144,14 +161,24 @@ void modulate(int64_t n, uintptr_t base, int base_dtype, uintptr_t unified, int 
 }
 
 int64_t combine(int64_t n, uintptr_t base, int base_dtype, const Addresses &models, const Dtypes &dtypes,
-                const std::vector<double> &weights, double divisor, double scale, bool consensus_max, bool as_delta,
-                uintptr_t out, int out_dtype) {
+                const std::vector<double> &weights, double divisor, int divide_by, double scale, int consensus,
+                bool as_delta, const Kept &kept, int64_t offset, uintptr_t out, int out_dtype) {
     Call call(base, base_dtype, models, dtypes);
     call.args.weights = weights.data();
     call.args.divisor = divisor, call.args.scale = scale;
-    call.args.consensus_max = consensus_max, call.args.as_delta = as_delta;
+    call.args.divide_by = Divisor(divide_by), call.args.consensus = Consensus(consensus);
+    call.args.as_delta = as_delta;
+    call.select(kept, offset, n);
     call.write(out, out_dtype, n);
     return run(FM_KERNEL(combine), call.args, n, 0, 0, no_fold);
+}
+
+void kept_sums(int64_t n, uintptr_t base, int base_dtype, const Addresses &models, const Dtypes &dtypes,
+               const Kept &kept, int64_t offset, uintptr_t sums) {
+    Call call(base, base_dtype, models, dtypes);
+    call.select(kept, offset, n);
+    const int width = 2 * int(models.size());
+    run(FM_KERNEL(kept_sums), call.args, n, width, 0, add_to(sums, width));
 }
 
 void delta_sum(int64_t n, uintptr_t base, int base_dtype, const Addresses &models, const Dtypes &dtypes,
@@ -205,6 +232,7 @@ NB_MODULE(_native, m) {
     m.def("mask_against", &fm::mask_against);
     m.def("modulate", &fm::modulate);
     m.def("combine", &fm::combine);
+    m.def("kept_sums", &fm::kept_sums);
     m.def("delta_sum", &fm::delta_sum);
     m.def("moments", &fm::moments);
     m.def("inner_products", &fm::inner_products);

@@ -74,15 +74,9 @@ template <class T> class Sink {
         direct_ = out_.dtype == dtype_of<T> && n % PAIR == 0;
         to_ = static_cast<T *>(out_.data) + begin;
     }
-    void put(int i, const V &a, const V &b) {
-        if (direct_ && !late_) return store_pair(to_ + i, a, b, streaming_);
-        if constexpr (dtype_of<T> == BF16) {
-            W x[PAIR];
-            a.store(x), b.store(x + 16);
-            for (int j = 0; j < 16; ++j) strip_[i + 2 * j] = x[j], strip_[i + 2 * j + 1] = x[16 + j];
-        } else {
-            a.store(strip_ + i), b.store(strip_ + i + 16);
-        }
+    [[gnu::always_inline]] void put(int i, const V &a, const V &b) {
+        if (direct_ && !late_) store_pair(to_ + i, a, b, streaming_);
+        else put_aside(i, a, b);
     }
     void flush() {
         if (!direct_) narrow_strip(strip_, out_, begin_, n_);
@@ -91,6 +85,17 @@ template <class T> class Sink {
     }
 
   private:
+    // Takes copies, so that what put was given need not have an address.
+    [[gnu::noinline]] void put_aside(int i, V a, V b) {
+        if constexpr (dtype_of<T> == BF16) {
+            W x[PAIR];
+            a.store(x), b.store(x + 16);
+            for (int j = 0; j < 16; ++j) strip_[i + 2 * j] = x[j], strip_[i + 2 * j + 1] = x[16 + j];
+        } else {
+            a.store(strip_ + i), b.store(strip_ + i + 16);
+        }
+    }
+
     const Out &out_;
     bool streaming_, late_, direct_ = false;
     int64_t begin_ = 0;
@@ -106,6 +111,16 @@ template <class T> static inline void prefetch_ahead(const T *p) {
 template <class T> static inline void load_ahead(const T *p, typename Working<T>::V &a, typename Working<T>::V &b) {
     prefetch_ahead(p);
     load_pair(p, a, b);
+}
+
+// τ_k (without a base θ_k) of the pair at i. base, which comes before the models, is read again from the first-level cache.
+template <class T>
+static inline void load_delta(const T *const *in, const Args &a, int k, int i, typename Working<T>::V (&tau)[2]) {
+    if (!a.base.data) return load_ahead(in[k] + i, tau[0], tau[1]);
+    typename Working<T>::V base[2];
+    load_ahead(in[0] + i, base[0], base[1]);
+    load_ahead(in[1 + k] + i, tau[0], tau[1]);
+    tau[0] = tau[0] - base[0], tau[1] = tau[1] - base[1];
 }
 
 // A strip's mask bits of one model, to their place in the packed row.

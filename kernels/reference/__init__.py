@@ -4,6 +4,7 @@ from .combine import combine
 from .delta_sum import delta_sum
 from .elect import elect
 from .inner_products import inner_products
+from .kept_sums import kept_sums
 from .mask_against import mask_against
 from .modulate import modulate
 from .moments import moments
@@ -15,6 +16,7 @@ __all__ = [
     "delta_sum",
     "elect",
     "inner_products",
+    "kept_sums",
     "mask_against",
     "modulate",
     "moments",

@@ -9,16 +9,19 @@ import sys
 from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from selections import WAYS, kept
 from tensors import BF16, DTYPES, F16, F32, F64, assert_same_bits, assert_sums, make, poisoned
 from torch import Tensor
 
 from fastmerge import dispatch, ops
 
 KERNELS = Path(__file__).parents[2] / "kernels"
-SHARED = {"__init__", "module", "numeric", "parallel", "philox", "launch"}  # sources that are no op of their own
+# Sources that are no op of their own.
+SHARED = {"__init__", "kept", "launch", "module", "numeric", "parallel", "philox"}
 MIXTURES = ((BF16, F32), (F32, BF16), (F16, BF16, F32), (BF16, BF16, F64), (F64, F16))
 SIZES = (0, 1, 7, 8, 31, 32, 33, 63, 64, 65, 511, 512, 513, 1009)
 BLOCK_SIZES = (65_535, 65_536, 65_537, 200_003)
@@ -50,8 +53,8 @@ def call(op: str, backend: str, inputs: list[Tensor], out: torch.dtype) -> tuple
     masks, result = poisoned((k, ops.packed_bytes(n)), torch.uint8), poisoned((n,), out)
     weights = [0.3 + 0.17 * i for i in range(k)]
 
-    def combine(first: Tensor | None, **options: object) -> tuple[Tensor, Tensor]:
-        merged, bad = ops.combine(first, models, weights, out=result.clone(), backend=backend, **options)  # type: ignore[arg-type]
+    def combine(first: Tensor | None, **options: Any) -> tuple[Tensor, Tensor]:
+        merged, bad = ops.combine(first, models, weights, out=result.clone(), backend=backend, **options)
         return merged, torch.tensor(float(bad)).double()
 
     if op == "elect":
@@ -70,7 +73,20 @@ def call(op: str, backend: str, inputs: list[Tensor], out: torch.dtype) -> tuple
             combine(base, consensus="max", scale=0.7),
             combine(base, normalize=True, as_delta=True),
         ]
+        # A few of the ways to select and vote: others at every size and number of models.
+        for turn in range(7 * n + k, 7 * n + k + (40 if n < 10_000 else 20), 20):
+            parts, vote = WAYS[turn % len(WAYS)]
+            first, offset = base if turn % 3 else None, turn % 2 * (ops.BLOCK << 19)
+            weights = [(w if i % 3 else -w) if (i + turn) % 4 else 0.0 for i, w in enumerate(weights)]
+            weights[0] = 0.7
+            selection = kept(first, models, offset, parts)
+            variants.append(combine(first, kept=selection, offset=offset, scale=1 + turn % 2 / 4, **vote))
         return [merged for merged, _ in variants], [bad for _, bad in variants]
+    if op == "kept_sums":
+        offset = n % 2 * (ops.BLOCK << 19)
+        every, trim = (kept(base, models, offset, parts) for parts in (("trim", "drop", "keep"), ("trim",)))
+        s, t = (ops.kept_sums(base, models, kept, offset=offset, backend=backend) for kept in (every, trim))
+        return [], [s.magnitude, s.kept, t.kept]
     if op == "delta_sum":
         return [ops.delta_sum(base, models, weights, backend=backend)], []
     if op == "moments":
