@@ -127,7 +127,7 @@ class Cut(NamedTuple):
     start. The cut of rank r has r elements above it; that of rank 0 is (∞, 0)."""
 
     magnitude: float
-    index: int
+    index: int  # type: ignore[assignment]  # not tuple's method
 
 
 class Window(NamedTuple):
@@ -572,9 +572,7 @@ def _divisor(weights: list[float], k: int, normalize: bool, consensus: str, merg
     return float(sum(weights)) if normalize else divisors[merge]
 
 
-def _selection(
-    op: str, kept: Kept, offset: int, like: Tensor, k: int
-) -> tuple[list[tuple[float, int, float, int]] | None, list[tuple[int, int]] | None, Tensor | None]:
+def _selection(op: str, kept: Kept, offset: int, like: Tensor, k: int) -> tuple[object, object, Tensor | None]:
     """`kept` as backends take it: plain numbers, unbounded windows with cuts that exclude nothing."""
     import torch
 
@@ -595,13 +593,13 @@ def _selection(
             problems.append(f"{op}: the threshold of drop[{i}] must be from 0 to 2^32, it is {threshold}")
     if problems:
         raise InputError(problems)
-    trim = kept.trim and [(*(w.top or (float("inf"), 0)), *(w.bottom or (-1.0, 0))) for w in kept.trim]
-    drop = kept.drop and [(d.key, d.threshold) for d in kept.drop]
-    if kept.keep is None:
-        return trim, drop, None
-    shape = (k, packed_bytes(like.numel()))
-    _check_buffer("keep", kept.keep, shape, torch.uint8, like.device)
-    return trim, drop, _flat(kept.keep).view(shape)
+    trim, drop, keep = kept
+    if keep is not None:
+        shape = (k, packed_bytes(like.numel()))
+        _check_buffer("keep", keep, shape, torch.uint8, like.device)
+        keep = _flat(keep).view(shape)
+    plain_trim = None if trim is None else [(*(w.top or (float("inf"), 0)), *(w.bottom or (-1.0, 0))) for w in trim]
+    return plain_trim, None if drop is None else [tuple(d) for d in drop], keep
 
 
 class _Flat:

@@ -26,18 +26,15 @@ def kept(base: Tensor | None, models: Sequence[Tensor], offset: int, parts: Sequ
     """Of elements offset … offset + n of a tensor. Each model's window and drop is of another kind."""
     n, k = models[0].numel(), len(models)
     wide = ops.working_dtype(models if base is None else [base, *models])
-    bits = torch.randint(0, 256, (k, ops.packed_bytes(n)), generator=torch.Generator().manual_seed(n)).to(torch.uint8)
     windows = []
     for i, model in enumerate(models):
         sizes = (model.to(wide) - (0 if base is None else base.to(wide))).abs()
-        finite = sizes[sizes.isfinite()].sort().values
-        low, high = (
-            (ops.Cut(float(finite[len(finite) * q // 8]), offset + n * p // 4) for q, p in ((2, 2), (7, 1)))
-            if (len(finite))
-            else (ops.Cut(0.5, offset), ops.Cut(float("inf"), offset))
-        )
+        ranked = [*sizes[sizes.isfinite()].sort().values.tolist()] or [0.5]
+        low = ops.Cut(ranked[len(ranked) // 4], offset + n // 2)
+        high = ops.Cut(ranked[len(ranked) * 7 // 8], offset + n // 4)
         windows.append((ops.Window(bottom=low), ops.Window(high, low), ops.Window(), ops.Window(top=high))[i % 4])
     drops = [ops.Drop(2**63 + 12345 * i, (2**31, 0, 2**32, 2**30 + 7)[i % 4]) for i in range(k)]
+    bits = torch.randint(0, 256, (k, ops.packed_bytes(n)), generator=torch.Generator().manual_seed(n)).to(torch.uint8)
     return ops.Kept(
         trim=windows if "trim" in parts else None,
         drop=drops if "drop" in parts else None,

@@ -25,9 +25,9 @@ def kept_elements(k: int, tau: Tensor, kept: Kept, offset: int) -> Tensor:
     on = torch.ones_like(tau, dtype=torch.bool)
     if trim is not None:
         size, (top, top_index, bottom, bottom_index) = tau.abs(), trim[k]
-        top, bottom = (torch.tensor(m, dtype=tau.dtype) for m in (top, bottom))
-        above = (size > top) | ((size == top) & (index < top_index))
-        below = (size < bottom) | ((size == bottom) & (index >= bottom_index))
+        highest, lowest = torch.tensor(top, dtype=tau.dtype), torch.tensor(bottom, dtype=tau.dtype)
+        above = (size > highest) | ((size == highest) & (index < top_index))
+        below = (size < lowest) | ((size == lowest) & (index >= bottom_index))
         on &= ~above & ~below
     if drop is not None:
         key, threshold = drop[k]

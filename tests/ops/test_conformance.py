@@ -88,7 +88,7 @@ def call(op: str, backend: str, inputs: list[Tensor], out: torch.dtype) -> tuple
             combine(base, normalize=True, as_delta=True),
         ]
         # A few of the ways to select and vote: others at every size and number of models.
-        for turn in range(7 * n + k, 7 * n + k + 40, 10):
+        for turn in range(7 * n + k, 7 * n + k + (40 if n < 10_000 else 20), 20):
             parts, vote = WAYS[turn % len(WAYS)]
             first, offset = base if turn % 3 else None, turn % 2 * (ops.BLOCK << 19)
             weights = [(w if i % 3 else -w) if (i + turn) % 4 else 0.0 for i, w in enumerate(weights)]
@@ -98,10 +98,8 @@ def call(op: str, backend: str, inputs: list[Tensor], out: torch.dtype) -> tuple
         return [merged for merged, _ in variants], [bad for _, bad in variants]
     if op == "kept_sums":
         offset = n % 2 * (ops.BLOCK << 19)
-        s = ops.kept_sums(
-            base, models, kept(base, models, offset, ("trim", "drop", "keep")), offset=offset, backend=backend
-        )
-        t = ops.kept_sums(base, models, kept(base, models, offset, ("trim",)), offset=offset, backend=backend)
+        every, trim = (kept(base, models, offset, parts) for parts in (("trim", "drop", "keep"), ("trim",)))
+        s, t = (ops.kept_sums(base, models, kept, offset=offset, backend=backend) for kept in (every, trim))
         return [], [s.magnitude, s.kept, t.kept]
     if op == "delta_sum":
         return [ops.delta_sum(base, models, weights, backend=backend)], []

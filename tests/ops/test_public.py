@@ -155,7 +155,7 @@ BASE, MODELS = family((4,))
         (lambda: ops.mask_against(BASE, MODELS, BASE[:2]), "merged has shape"),
         (lambda: ops.combine(BASE, MODELS, [1.0]), "3 models need as many weights, there are 1"),
         (lambda: ops.combine(BASE, MODELS[:2], [1.0, -1.0], normalize=True), "sum to zero"),
-        (lambda: ops.combine(BASE, MODELS, consensus="mean"), "'sum' or 'max', not 'mean'"),  # type: ignore[arg-type]
+        (lambda: ops.combine(BASE, MODELS, consensus="mean"), "consensus is 'sum', 'max', or a vote.*not 'mean'"),  # type: ignore[arg-type]
         (lambda: ops.combine(BASE, MODELS, out=BASE[:3]), "out has shape"),
         (lambda: ops.delta_sum(BASE, MODELS, out=BASE.clone()), "torch.float32, the working type"),
         (lambda: ops.delta_sum(BASE, MODELS, [1.0]), "as many weights"),
