@@ -17,6 +17,7 @@ _HOMES = {
     "merge": "fastmerge.engine.merge:merge",
     "plan": "fastmerge.recipe.plan:plan",
     "task": "fastmerge.engine.task:task",
+    "verify": "fastmerge.engine.verify:verify",
     "merge_state_dicts": "fastmerge.engine.state_dicts:merge_state_dicts",
 }
 __all__ = [*_HOMES]
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from .engine.merge import merge as merge
     from .engine.state_dicts import merge_state_dicts as merge_state_dicts
     from .engine.task import task as task
+    from .engine.verify import verify as verify
     from .errors import FastmergeError as FastmergeError
     from .recipe.plan import plan as plan
 
