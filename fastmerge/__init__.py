@@ -19,6 +19,7 @@ _HOMES = {
     "run": "fastmerge.engine.run:run",
     "Recipe": "fastmerge.recipe.schema:Recipe",
     "task": "fastmerge.engine.task:task",
+    "verify": "fastmerge.engine.verify:verify",
     "merge_state_dicts": "fastmerge.engine.state_dicts:merge_state_dicts",
 }
 __all__ = [*_HOMES]
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from .engine.run import run as run
     from .engine.state_dicts import merge_state_dicts as merge_state_dicts
     from .engine.task import task as task
+    from .engine.verify import verify as verify
     from .errors import FastmergeError as FastmergeError
     from .recipe.plan import plan as plan
     from .recipe.schema import Recipe as Recipe

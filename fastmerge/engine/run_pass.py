@@ -52,7 +52,7 @@ def run_pass(
         def finished(work: Work, sums: list[Tensor]) -> None:
             writer.finish(journal.line(number, numbers[id(work)], sums))
 
-        stream(list(left.values()), inputs, writer, chunk, finished, progress)
+        stream([piece for work in left.values() for piece in work.pieces(chunk)], inputs, writer, finished, progress)
     return Moved(
         sum(work.bytes_read for work in left.values()),
         sum(file.size for file in files) - sum(works[i].bytes_written for i in done),

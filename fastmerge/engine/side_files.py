@@ -59,17 +59,22 @@ def merge_record(
         base=None if plan.base is None else _input(plan, plan.base, hashes),
         models={model.label: _input(plan, model, hashes) for model in plan.models},
         results=dict(results),
-        files=[
-            FileRecord(
-                file=file.name.removeprefix(output.folder),
-                size=file.size,
-                header_sha256=hashlib.sha256(file.header[8:]).hexdigest(),
-                sha256=hashes.get(folder / file.name),
-            )
-            for layout in output.all_layouts
-            for file in layout.files
-        ],
+        files=file_records(output, folder, hashes),
     )
+
+
+def file_records(output: Output, folder: Path, hashes: Hashes) -> list[FileRecord]:
+    """The files of an output that lies in `folder`."""
+    return [
+        FileRecord(
+            file=file.name.removeprefix(output.folder),
+            size=file.size,
+            header_sha256=hashlib.sha256(file.header[8:]).hexdigest(),
+            sha256=hashes.get(folder / file.name),
+        )
+        for layout in output.all_layouts
+        for file in layout.files
+    ]
 
 
 def card(merged: MergeRecord, title: str) -> str:

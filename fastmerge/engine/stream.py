@@ -94,17 +94,18 @@ class Work:
             yield Piece(self, 0, self.numel, whole=True)
         step = max(chunk, self.least_chunk)
         for start in range(0, self.numel or 1, step):  # an empty tensor has one empty piece
-            yield Piece(self, start, min(start + step, self.numel))
+            yield Piece(self, start, min(start + step, self.numel), last=start + step >= self.numel)
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Elements `start` to `stop` of a work: a chunk, or the `whole` of it to be prepared."""
+    """Elements `start` to `stop` of a work: a chunk, or the `whole` of it to be prepared. The `last` makes it done."""
 
     work: Work
     start: int
     stop: int
     whole: bool = False
+    last: bool = False
 
     @property
     def spans(self) -> list[Span]:
@@ -126,23 +127,21 @@ def slot_bytes(works: Sequence[Work], chunk: int) -> int:
 
 
 def stream(
-    works: Sequence[Work],
+    pieces: Sequence[Piece],
     inputs: Inputs,
     sink: Sink,
-    chunk: int,
-    finished: Callable[[Work, list[Tensor]], None],
+    finished: Callable[[Work, list[Tensor]], None] = lambda *_: None,
     progress: Callable[[int], None] | None = None,
 ) -> None:
-    """Run the works in order, `chunk` elements at a time. `finished` is told each work and its sums once all of it has
-    been put into the sink, `progress` the bytes read."""
-    pieces = [piece for work in works for piece in work.pieces(chunk)]
+    """Run the pieces in order. `finished` is told each work and its sums once all of it has been put into the sink,
+    `progress` the bytes read."""
     with ReadAhead(inputs, [(piece.spans, not piece.whole) for piece in pieces]) as ahead:
         for piece in pieces:
             if piece.whole:
                 _prepare(piece, inputs, ahead)
                 continue
             _run(piece, inputs, sink, ahead)
-            if piece.stop == piece.work.numel:
+            if piece.last:
                 finished(piece.work, piece.work.done())
             if progress:
                 progress(sum(stop - start for _, start, stop in piece.spans))
