@@ -260,16 +260,21 @@ def mask_against(
     models: Sequence[Tensor],
     merged: Tensor,
     *,
+    tall: Sequence[float] | None = None,
     out: Tensor | None = None,
     sums: Tensor | None = None,
     backend: str | None = None,
 ) -> Masked:
     """Packed masks and rescaler sums for an already merged task vector (Huang et al. 2024, Table 7).
 
-    merged: a task vector τ_m of base's shape; `out`: uint8 [K, ceil(N/8)]; `sums`: float64 [2, K].
+    A mask is 1 where τ_k has the sign of τ_m or, given `tall` (K numbers λ_k), where |τ_k| ≥ λ_k · |τ_m − τ_k|
+    (Wang et al. 2024, TALL-masks, arXiv 2405.07813). merged: a task vector τ_m of base's shape; `out`: uint8 [K, ceil(N/8)]; `sums`:
+    float64 [2, K].
     """
     import torch
 
+    if tall is not None and len(tall) != len(models):
+        raise InputError(f"mask_against: {len(models)} models need as many numbers in tall, there are {len(tall)}")
     _check("mask_against", {"base": base, "merged": merged, **_numbered(models)})
     shape = (len(models), packed_bytes(base.numel()))
     masks = base.new_empty(shape, dtype=torch.uint8) if out is None else out
@@ -277,7 +282,7 @@ def mask_against(
     sums = _accumulator(sums, (2, len(models)), base)
     kernel = dispatch.choose("mask_against", base.device.type, backend)
     with _Flat(masks) as flat:
-        kernel(_flat(base), _flat_all(models), _flat(merged), flat.view(shape), sums)
+        kernel(_flat(base), _flat_all(models), _flat(merged), tall and list(map(float, tall)), flat.view(shape), sums)
     return Masked(masks, sums[0], sums[1])
 
 
@@ -309,7 +314,7 @@ def combine(
     consensus "sum" adds the terms; `normalize` divides by the sum of the weights. "max" takes, per element, the term of
     largest magnitude (MagMax). "weighted", "unweighted" and "count" elect a sign, that of Σ w_k τ_k, of Σ τ_k or of the
     majority (zero: +), and add the terms that have it; merge "mean" divides by their number, "weighted_mean" by the sum
-    of their weights where that is not zero (TIES-Merging, Yadav et al. 2023, Section 3).
+    of their weights where that is not zero (TIES-Merging, Yadav et al. 2023, arXiv 2306.01708).
     """
     weights = [1.0] * len(models) if weights is None else [float(w) for w in weights]
     divisor = _divisor(weights, len(models), normalize, consensus, merge)

@@ -66,7 +66,14 @@ def modulate(base: Tensor, unified: Tensor, mask: Tensor, scale: float, out: Ten
     )
 
 
-def mask_against(base: Tensor, models: Sequence[Tensor], merged: Tensor, masks: Tensor, sums: Tensor) -> None:
+def mask_against(
+    base: Tensor,
+    models: Sequence[Tensor],
+    merged: Tensor,
+    tall: Sequence[float] | None,
+    masks: Tensor,
+    sums: Tensor,
+) -> None:
     _native.mask_against(
         base.numel(),
         base.data_ptr(),
@@ -74,6 +81,7 @@ def mask_against(base: Tensor, models: Sequence[Tensor], merged: Tensor, masks: 
         *_models(models),
         merged.data_ptr(),
         DTYPES[merged.dtype],
+        list(tall or ()),
         masks.data_ptr(),
         sums.data_ptr(),
     )

@@ -24,6 +24,7 @@ def mask_against(
     dtypes: Sequence[int],
     merged: int,
     merged_dtype: int,
+    tall: Sequence[float],  # empty: the masks of equal signs
     masks: int,
     sums: int,
 ) -> None: ...

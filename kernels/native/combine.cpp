@@ -32,8 +32,9 @@ template <class T> struct Finish {
     }
     // Of the first n elements of a pair, how many are not finite in the output, or marked.
     int64_t nonfinite(const V &d0, const V &d1, uint32_t marked, int n) const {
-        const uint32_t bad = ~pair_bits<T>(limit > d0.abs(), limit > d1.abs()) | marked;
-        if (bad == 0) [[likely]] return 0;
+        const auto finite0 = limit > d0.abs(), finite1 = limit > d1.abs();
+        if ((finite0 & finite1).bits() == 0xffff && !marked) [[likely]] return 0;
+        const uint32_t bad = ~pair_bits<T>(finite0, finite1) | marked;
         return std::popcount(n >= PAIR ? bad : bad & ((1u << n) - 1));
     }
 };

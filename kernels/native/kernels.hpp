@@ -40,7 +40,7 @@ struct Args {
     Out out;              // unified, merged or modulated
     uint8_t *masks;       // rows of `mask_stride` bytes, written; combine, kept_sums, modulate: read, null where not used
     int64_t mask_stride;
-    const double *weights;
+    const double *weights;  // K of them; mask_against: tall, or null
     double divisor, scale;
     Consensus consensus;
     const double *shares; // K of them: those of the terms that agree are what is divided by; or null

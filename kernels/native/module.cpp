@@ -135,10 +135,11 @@ void elect(int64_t n, uintptr_t base, int base_dtype, const Addresses &models, c
 }
 
 void mask_against(int64_t n, uintptr_t base, int base_dtype, const Addresses &models, const Dtypes &dtypes,
-                  uintptr_t merged, int merged_dtype, uintptr_t masks, uintptr_t sums) {
+                  uintptr_t merged, int merged_dtype, const std::vector<double> &tall, uintptr_t masks, uintptr_t sums) {
     Call call(base, base_dtype, models, dtypes);
     call.args.merged = input(merged, merged_dtype);
     call.args.wide |= merged_dtype == F64;
+    if (!tall.empty()) call.args.weights = tall.data();
     call.masks(masks, n);
     const int width = 2 * int(models.size());
     run(FM_KERNEL(mask_against), call.args, n, width, 0, add_to(sums, width));

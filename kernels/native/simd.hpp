@@ -88,6 +88,11 @@ template <class W> struct Vec {
         for (int i = 0; i < 16; ++i) r.m[i] = v[i] > o.v[i] ? -1 : 0;
         return r;
     }
+    Mask operator>=(const Vec &o) const {
+        Mask r;
+        for (int i = 0; i < 16; ++i) r.m[i] = v[i] >= o.v[i] ? -1 : 0;
+        return r;
+    }
     Mask is_nan() const {
         Mask r;
         for (int i = 0; i < 16; ++i) r.m[i] = v[i] == v[i] ? 0 : -1;

@@ -37,6 +37,9 @@ struct VF {
     Mask operator>(const VF &o) const {
         return {_mm256_cmp_ps(v, o.v, _CMP_GT_OQ), _mm256_cmp_ps(w, o.w, _CMP_GT_OQ)};
     }
+    Mask operator>=(const VF &o) const {
+        return {_mm256_cmp_ps(v, o.v, _CMP_GE_OQ), _mm256_cmp_ps(w, o.w, _CMP_GE_OQ)};
+    }
     Mask is_nan() const { return {_mm256_cmp_ps(v, v, _CMP_UNORD_Q), _mm256_cmp_ps(w, w, _CMP_UNORD_Q)}; }
     Mask not_above(const VF &o) const {
         return {_mm256_cmp_ps(v, o.v, _CMP_NGT_UQ), _mm256_cmp_ps(w, o.w, _CMP_NGT_UQ)};

@@ -24,6 +24,7 @@ struct VF {
     VF operator/(VF o) const { return {_mm512_div_ps(v, o.v)}; }
     VF abs() const { return {_mm512_abs_ps(v)}; }
     Mask operator>(VF o) const { return {_mm512_cmp_ps_mask(v, o.v, _CMP_GT_OQ)}; }
+    Mask operator>=(VF o) const { return {_mm512_cmp_ps_mask(v, o.v, _CMP_GE_OQ)}; }
     Mask is_nan() const { return {_mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q)}; }
     Mask not_above(VF o) const { return {_mm512_cmp_ps_mask(v, o.v, _CMP_NGT_UQ)}; }
     Mask above_or_nan(VF o) const { return {_mm512_cmp_ps_mask(v, o.v, _CMP_NLE_UQ)}; }

@@ -75,8 +75,14 @@ template <class T> class Sink {
         to_ = static_cast<T *>(out_.data) + begin;
     }
     [[gnu::always_inline]] void put(int i, const V &a, const V &b) {
-        if (direct_ && !late_) store_pair(to_ + i, a, b, streaming_);
-        else put_aside(i, a, b);
+        if (direct_ && !late_) return store_pair(to_ + i, a, b, streaming_);
+        if constexpr (dtype_of<T> == BF16) {
+            W x[PAIR];
+            a.store(x), b.store(x + 16);
+            interleave(i, x);
+        } else {
+            a.store(strip_ + i), b.store(strip_ + i + 16);
+        }
     }
     void flush() {
         if (!direct_) narrow_strip(strip_, out_, begin_, n_);
@@ -85,15 +91,8 @@ template <class T> class Sink {
     }
 
   private:
-    // Takes copies, so that what put was given need not have an address.
-    [[gnu::noinline]] void put_aside(int i, V a, V b) {
-        if constexpr (dtype_of<T> == BF16) {
-            W x[PAIR];
-            a.store(x), b.store(x + 16);
-            for (int j = 0; j < 16; ++j) strip_[i + 2 * j] = x[j], strip_[i + 2 * j + 1] = x[16 + j];
-        } else {
-            a.store(strip_ + i), b.store(strip_ + i + 16);
-        }
+    [[gnu::noinline]] void interleave(int i, const W *x) {
+        for (int j = 0; j < 16; ++j) strip_[i + 2 * j] = x[j], strip_[i + 2 * j + 1] = x[16 + j];
     }
 
     const Out &out_;
@@ -138,9 +137,10 @@ template <class T> class PairedSums {
     using W = typename Working<T>::W;
 
   public:
-    PairedSums(const Args &a, const Inputs &inputs) : models_(a.models_count) {
+    // `rounds`: the strip rounds for another reason than its sums, so that the flag tells nothing.
+    PairedSums(const Args &a, const Inputs &inputs, bool rounds = false) : models_(a.models_count) {
         memset(total_, 0, sizeof total_[0] * models_);
-        quick_ = sizeof(T) == 2;
+        quick_ = sizeof(T) == 2 && !rounds;
         // An output in the place of an input would leave nothing to do a strip again from.
         for (int j = 0; j < inputs.count; ++j) quick_ &= inputs.in[j].data != a.out.data;
     }

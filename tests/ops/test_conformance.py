@@ -75,8 +75,10 @@ def call(op: str, backend: str, inputs: list[Tensor], out: torch.dtype) -> tuple
         e = ops.elect(base, models, out=(result, masks), backend=backend)
         return [e.unified, e.masks], [e.magnitude, e.kept]
     if op == "mask_against":
-        m = ops.mask_against(base, models[1:] or models, models[0], backend=backend)
-        return [m.masks], [m.magnitude, m.kept]
+        others, tall = models[1:] or models, [0.4, 1.0, 0.0, -1.0] * 16
+        m = ops.mask_against(base, others, models[0], backend=backend)
+        t = ops.mask_against(base, others, models[0], tall=tall[: len(others)], backend=backend)
+        return [m.masks, t.masks], [m.magnitude, m.kept, t.magnitude, t.kept]
     if op == "modulate":
         bits = ops.pack_bits(models[-1].double() > 0, backend="reference")
         return [ops.modulate(base, models[0], bits, 1.37, out=result, backend=backend)], []
