@@ -12,6 +12,8 @@ torch is imported by the first call, so that planning and the command line start
 
 from __future__ import annotations
 
+import ctypes
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -90,6 +92,12 @@ OPS: dict[str, Op] = {
             {"base": "weight", "models": "weight"},
             lambda n, k, size: n * size * (k + 1),
             reach="tensor",
+        ),
+        Op(
+            "rank_drop",
+            {"base": "weight", "models": "weight", "masks": "mask"},
+            lambda n, k, size: n * size * (k + 1) + k * packed_bytes(n),
+            reach="row",
         ),
         Op(
             "extract_topk",
@@ -356,6 +364,41 @@ def kept_sums(
     return KeptSums(sums[0], sums[1])
 
 
+def geodesic(
+    base: Tensor,
+    model: Tensor,
+    t: float,
+    *,
+    dtype: torch.dtype | None = None,
+    out: Tensor | None = None,
+    backend: str | None = None,
+) -> Combined:
+    """The point t of the way on the arc from base (t = 0) to model (t = 1), each taken as one vector (Shoemake 1985).
+
+    Composed of `inner_products`, `arc` and `combine`. Without `out` the result has `dtype`, or base's.
+    """
+    products = inner_products(base, [model], backend=backend)
+    ends = arc(float(products.dots[0]), float(products.gradient_norm), float(products.norms[0]), t)
+    return combine(None, [base, model], ends, dtype=dtype or base.dtype, out=out, backend=backend)
+
+
+def arc(dot: float, base_norm: float, model_norm: float, t: float) -> tuple[float, float]:
+    """What the ends of an arc are multiplied by for its point t, from ⟨a, b⟩, ‖a‖² and ‖b‖², rounded to float32.
+
+    sin((1 − t)ω) / sin ω and sin(tω) / sin ω, ω the angle between them; on the straight line, 1 − t and t, where
+    |cos ω| > 0.9995 or one is zero.
+    """
+    lengths = math.sqrt(base_norm) * math.sqrt(model_norm)
+    cosine = dot / lengths if lengths else 1.0
+    if not abs(cosine) <= 0.9995:
+        ends = 1.0 - t, t
+    else:
+        angle = math.acos(cosine)
+        ends = math.sin((1.0 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle)
+    first, second = (ctypes.c_float(end).value for end in ends)
+    return first, second
+
+
 def delta_sum(
     base: Tensor,
     models: Sequence[Tensor],
@@ -477,6 +520,63 @@ def kth_magnitude(
     kernel(_flat(base), _flat_all(models), [list(row) for row in ranks], histogram, magnitudes, indices)
     rows = zip(magnitudes.tolist(), indices.tolist(), strict=True)
     return [[Cut(*cut) for cut in zip(*row, strict=True)] for row in rows]
+
+
+def rank_drop(
+    base: Tensor,
+    models: Sequence[Tensor],
+    columns: int,
+    keys: Sequence[int],
+    thresholds: Sequence[Tensor],
+    *,
+    start: int = 0,
+    stop: int | None = None,
+    out: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Packed masks uint8 [K, ceil((stop - start)/8)] of a random choice by rank (DELLA, Deep et al. 2024, Section 3.1).
+
+    base, models: whole tensors, in rows of `columns` elements; keys: for each model the 64-bit key of its random words;
+    thresholds: for each model int64 [columns], 0 … 2^32. An element is dropped where its word is below the threshold of
+    its rank in its row, the smallest magnitude having rank 0 and of equal ones the first the lower. `start`, a multiple
+    of BLOCK, and `stop` choose the elements that masks are wanted of; rows that they cut are ranked whole.
+    """
+    import torch
+
+    _check("rank_drop", {"base": base, **_numbered(models)})
+    n, k = base.numel(), len(models)
+    stop = n if stop is None else stop
+    problems = []
+    if not 1 <= columns < 1 << 31 or n % columns:
+        problems.append(f"rank_drop: {n} elements are not rows of {columns}")
+    if not 0 <= start <= stop <= n or start % BLOCK:
+        problems.append(f"rank_drop: start {start} (a multiple of {BLOCK}) and stop {stop} must be in order in 0 … {n}")
+    if len(keys) != k or len(thresholds) != k:
+        problems.append(f"rank_drop: {k} models need as many keys and thresholds, not {len(keys)}, {len(thresholds)}")
+    if any(not 0 <= key < 1 << 64 for key in keys):
+        problems.append("rank_drop: keys must be of 64 bits")
+    if problems:
+        raise InputError(problems)
+    for i, limits in enumerate(thresholds):
+        _check_buffer(f"thresholds[{i}]", limits, (columns,), torch.int64, base.device)
+        if not 0 <= int(limits.min()) <= int(limits.max()) <= 1 << 32:
+            raise InputError(f"rank_drop: thresholds[{i}] must be in 0 … 2^32")
+    shape = k, packed_bytes(stop - start)
+    masks = base.new_empty(shape, dtype=torch.uint8) if out is None else out
+    _check_buffer("out", masks, shape, torch.uint8, base.device)
+    kernel = dispatch.choose("rank_drop", base.device.type, backend)
+    with _Flat(masks) as flat:
+        kernel(
+            _flat(base),
+            _flat_all(models),
+            columns,
+            keys,
+            [limits.contiguous() for limits in thresholds],
+            start,
+            stop,
+            flat.view(shape),
+        )
+    return masks
 
 
 def extract_topk(
