@@ -18,6 +18,7 @@ _HOMES = {
     "plan": "fastmerge.recipe.plan:plan",
     "task": "fastmerge.engine.task:task",
     "verify": "fastmerge.engine.verify:verify",
+    "diff": "fastmerge.engine.diff:diff",
     "merge_state_dicts": "fastmerge.engine.state_dicts:merge_state_dicts",
 }
 __all__ = [*_HOMES]
@@ -25,6 +26,7 @@ __all__ = [*_HOMES]
 if TYPE_CHECKING:
     from . import errors as errors
     from . import ops as ops
+    from .engine.diff import diff as diff
     from .engine.merge import merge as merge
     from .engine.state_dicts import merge_state_dicts as merge_state_dicts
     from .engine.task import task as task
