@@ -20,6 +20,7 @@ _HOMES = {
     "Recipe": "fastmerge.recipe.schema:Recipe",
     "task": "fastmerge.engine.task:task",
     "verify": "fastmerge.engine.verify:verify",
+    "diff": "fastmerge.engine.diff:diff",
     "merge_state_dicts": "fastmerge.engine.state_dicts:merge_state_dicts",
 }
 __all__ = [*_HOMES]
@@ -27,6 +28,7 @@ __all__ = [*_HOMES]
 if TYPE_CHECKING:
     from . import errors as errors
     from . import ops as ops
+    from .engine.diff import diff as diff
     from .engine.merge import merge as merge
     from .engine.run import run as run
     from .engine.state_dicts import merge_state_dicts as merge_state_dicts

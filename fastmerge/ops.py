@@ -276,8 +276,8 @@ def mask_against(
     """Packed masks and rescaler sums for an already merged task vector (Huang et al. 2024, Table 7).
 
     A mask is 1 where τ_k has the sign of τ_m or, given `tall` (K numbers λ_k), where |τ_k| ≥ λ_k · |τ_m − τ_k|
-    (Wang et al. 2024, TALL-masks, arXiv 2405.07813). merged: a task vector τ_m of base's shape; `out`: uint8 [K, ceil(N/8)]; `sums`:
-    float64 [2, K].
+    (Wang et al. 2024, TALL-masks, arXiv 2405.07813). merged: a task vector τ_m of base's shape; `out`: uint8
+    [K, ceil(N/8)]; `sums`: float64 [2, K].
     """
     import torch
 

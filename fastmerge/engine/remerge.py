@@ -55,7 +55,7 @@ class Remerge:
                 stream(pieces, inputs, comparer, progress=progress)
             finally:
                 comparer.close()
-            self.problems += comparer.problems.values()
+                self.problems += comparer.problems.values()
             self.statistics.append(gathered)
         self.blocks = sum(1 for piece in pieces if not piece.whole)
 

@@ -152,15 +152,23 @@ class Recipe(BaseModel):
         device: str = "auto",
         overwrite: bool = False,
         resume: bool = False,
+        hashes: bool = False,
     ) -> MergePlan:
         """Check the recipe against the checkpoints, and lay out the result. dtype and memory go before the recipe's."""
         try:
-            return self._planned(out, dtype or self.dtype, memory or self.memory, device, overwrite, resume)
+            return self._planned(out, dtype or self.dtype, memory or self.memory, device, overwrite, resume, hashes)
         except InputError as error:
             raise InputError(map(_in_our_words, error.problems)) from None
 
     def _planned(
-        self, out: str | Path | None, dtype: str | None, memory: str | int, device: str, overwrite: bool, resume: bool
+        self,
+        out: str | Path | None,
+        dtype: str | None,
+        memory: str | int,
+        device: str,
+        overwrite: bool,
+        resume: bool,
+        hashes: bool,
     ) -> MergePlan:
         declared, names = get(self.method), list(self.models)
         own = {name: _by_field(declared, name, entry.parameters) for name, entry in self.models.items()}
@@ -182,6 +190,7 @@ class Recipe(BaseModel):
             device=device,
             overwrite=overwrite,
             resume=resume,
+            hashes=hashes,
         )
 
     def _override(self, declared: type[Method], entry: TensorsEntry) -> Override:

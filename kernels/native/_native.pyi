@@ -48,7 +48,6 @@ def combine(
     weights: Sequence[float],
     shares: Sequence[float],
     divisor: float,
-    divide_by: int,
     scale: float,
     consensus: int,
     as_delta: bool,

@@ -29,7 +29,8 @@ def combine(
 
     consensus "sum": Σ_k x_k, in the order of k; "max": the term of largest magnitude, the first of equals, NaN above
     all (MagMax, Marczak et al. 2024); "weighted", "unweighted", "count": those that agree with a vote on the sign
-    (TIES-Merging, Yadav et al. 2023, arXiv 2306.01708). Without a base τ_k is θ_k. as_delta: out is the delta, base is not added.
+    (TIES-Merging, Yadav et al. 2023, arXiv 2306.01708). Without a base τ_k is θ_k. as_delta: out is the delta, base
+    is not added.
 
     Returns the number of elements that are non-finite in out or, where a selection or a vote may hide them, in any τ_k.
     """

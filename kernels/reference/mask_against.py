@@ -21,7 +21,7 @@ def mask_against(
 ) -> None:
     """mask_k = 1 where τ_k and the merged task vector have the same non-zero sign.
 
-    tall: K numbers; then mask_k = 1 where |τ_k| ≥ tall_k · |τ_m − τ_k| (Wang et al. 2024, TALL-masks, arXiv 2405.07813).
+    tall: K numbers; then mask_k = 1 where |τ_k| ≥ tall_k · |τ_m − τ_k| (TALL-masks, Wang et al. 2024).
 
     base, models, merged: [N], merged a task vector τ_m; masks: uint8 [K, ceil(N/8)]; sums: float64 [2, K], to which
     Σ|τ_k| and Σ mask_k · |τ_m| are added.
