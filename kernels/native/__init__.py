@@ -29,6 +29,10 @@ def _models(models: Sequence[Tensor]) -> tuple[list[int], list[int]]:
     return [m.data_ptr() for m in models], [DTYPES[m.dtype] for m in models]
 
 
+def _base(base: Tensor | None) -> tuple[int, int]:
+    return (0, 0) if base is None else (base.data_ptr(), DTYPES[base.dtype])
+
+
 def elect(base: Tensor, models: Sequence[Tensor], unified: Tensor, masks: Tensor, sums: Tensor) -> None:
     _native.elect(
         base.numel(),
@@ -81,8 +85,7 @@ def combine(
 ) -> int:
     return _native.combine(
         out.numel(),
-        0 if base is None else base.data_ptr(),
-        0 if base is None else DTYPES[base.dtype],
+        *_base(base),
         *_models(models),
         list(weights),
         divisor,
@@ -94,15 +97,40 @@ def combine(
     )
 
 
-def delta_sum(base: Tensor, models: Sequence[Tensor], weights: Sequence[float], out: Tensor) -> None:
+def delta_sum(base: Tensor | None, models: Sequence[Tensor], weights: Sequence[float], out: Tensor) -> None:
     _native.delta_sum(
-        base.numel(),
-        base.data_ptr(),
-        DTYPES[base.dtype],
+        out.numel(),
+        *_base(base),
         *_models(models),
         list(weights),
         out.data_ptr(),
         DTYPES[out.dtype],
+    )
+
+
+def add_filtered(
+    base: Tensor | None,
+    models: Sequence[Tensor],
+    weights: Sequence[float],
+    filtered: Tensor | None,
+    scale: float,
+    as_delta: bool,
+    out: Tensor,
+    whole: Tensor,
+) -> int:
+    """base + scale · (Σ_k w_k · τ_k + filtered), as combine is; `whole` is what out is a part of."""
+    return _native.add_filtered(
+        out.numel(),
+        *_base(base),
+        *_models(models),
+        list(weights),
+        0 if filtered is None else filtered.data_ptr(),
+        0 if filtered is None else DTYPES[filtered.dtype],
+        scale,
+        as_delta,
+        out.data_ptr(),
+        DTYPES[out.dtype],
+        whole.numel(),
     )
 
 
@@ -122,3 +150,7 @@ def pack_bits(mask: Tensor, out: Tensor) -> None:
 
 def unpack_bits(packed: Tensor, out: Tensor) -> None:
     _native.unpack_bits(out.numel(), packed.data_ptr(), out.data_ptr())
+
+
+from .highpass import highpass as highpass  # noqa: E402  these drive functions above
+from .highpass_merge import highpass_merge as highpass_merge  # noqa: E402

@@ -59,6 +59,21 @@ def delta_sum(
     out: int,
     out_dtype: int,
 ) -> None: ...
+def add_filtered(
+    n: int,
+    base: int,
+    base_dtype: int,
+    models: Sequence[int],
+    dtypes: Sequence[int],
+    weights: Sequence[float],
+    filtered: int,
+    filtered_dtype: int,
+    scale: float,
+    as_delta: bool,
+    out: int,
+    out_dtype: int,
+    whole: int,
+) -> int: ...
 def moments(
     n: int, base: int, base_dtype: int, models: Sequence[int], dtypes: Sequence[int], sums: int, nonfinite: int
 ) -> None: ...
@@ -68,3 +83,4 @@ def unpack_bits(n: int, packed: int, out: int) -> None: ...
 def isa() -> str: ...
 def set_threads(threads: int) -> None: ...
 def threads() -> int: ...
+def work_alone() -> None: ...

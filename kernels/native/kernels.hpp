@@ -28,6 +28,7 @@ struct Args {
     uint8_t *masks;       // rows of `mask_stride` bytes (modulate: one row, read)
     int64_t mask_stride;
     const double *weights;
+    const void *addend;   // combine: of the working type, added to the sum; or null
     double divisor, scale;
     bool consensus_max, as_delta;
     bool wide;            // working type float64

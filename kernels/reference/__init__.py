@@ -3,6 +3,8 @@
 from .combine import combine
 from .delta_sum import delta_sum
 from .elect import elect
+from .highpass import highpass
+from .highpass_merge import highpass_merge
 from .inner_products import inner_products
 from .mask_against import mask_against
 from .modulate import modulate
@@ -14,6 +16,8 @@ __all__ = [
     "combine",
     "delta_sum",
     "elect",
+    "highpass",
+    "highpass_merge",
     "inner_products",
     "mask_against",
     "modulate",
