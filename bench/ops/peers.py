@@ -68,6 +68,36 @@ def inner_products(base: Tensor, models: Sequence[Tensor]) -> tuple[Tensor, ...]
     return tuple(torch.dot(g, m.float()) for m in models) + tuple(torch.dot(m.float(), m.float()) for m in models)
 
 
+def distances(h: int, w: int) -> Tensor:
+    """Of the bins of the half-spectrum from the frequency zero."""
+    return torch.hypot(torch.fft.fftfreq(h, 1 / h)[:, None], torch.fft.rfftfreq(w, 1 / w))
+
+
+def highpass(x: Tensor, cutoff: float = 0.3) -> Tensor:
+    h, w = x.shape
+    spectrum = torch.fft.rfft2(x.float())
+    spectrum *= distances(h, w) >= cutoff * min(h, w) / 2
+    # Two steps, with a copy between: irfft2 is slower, for the strides that its first step leaves.
+    return torch.fft.irfft(torch.fft.ifft(spectrum, dim=0).contiguous(), n=w)
+
+
+def highpass_merge(base: Tensor, models: Sequence[Tensor], cutoff: float = 0.3) -> Tensor:
+    """One filter, of the weighted sum."""
+    return (base.float() + highpass(delta_sum(base, models)[0], cutoff)).to(base.dtype)
+
+
+def highpass_each(base: Tensor, models: Sequence[Tensor], cutoff: float = 0.3) -> Tensor:
+    """A filter of each task vector by the complex transform and its shifts, as code written from the paper has it."""
+    h, w = base.shape
+    y, x = torch.arange(h)[:, None] - h // 2, torch.arange(w) - w // 2
+    merged = base.float()
+    for model in models:
+        spectrum = torch.fft.fftshift(torch.fft.fft2(model.float() - base.float()))
+        kept = spectrum * (torch.sqrt(y**2 + x**2) >= cutoff * min(h, w) / 2)
+        merged = merged + 0.3 * torch.fft.ifft2(torch.fft.ifftshift(kept)).real
+    return merged.to(base.dtype)
+
+
 def ways(op: str) -> dict[str, Peer]:
     """The op whole, in chunks, and compiled."""
     whole: Peer = globals()[op]

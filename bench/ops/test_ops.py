@@ -1,18 +1,14 @@
-"""Every op × dtype × K: bandwidth against a copy of the same bytes, and time against PyTorch's fastest way.
-
-Each round times the copy, PyTorch and the op one after the other in this process, so that a change of the machine's
-mood meets all of them; medians of the rounds' ratios are reported.
-"""
+"""Every op × dtype × K: bandwidth against a copy of the same bytes, and time against PyTorch's fastest way."""
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable
+from functools import partial
 
 import peers
 import pytest
 import torch
-from harness import Copy, seconds
+from measure import measure
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
@@ -20,10 +16,8 @@ from fastmerge import dispatch, ops
 
 ELEMENTS = 1 << 25
 PEER_ELEMENTS = 1 << 22  # PyTorch works on a part, or it would take an hour; per element it is no slower there
-ROUNDS, PEER_ROUNDS = 7, 2
 CASES = [(torch.bfloat16, 3), (torch.bfloat16, 8), (torch.float16, 3), (torch.float32, 3)]
 OPS = ["elect", "modulate", "mask_against", "combine", "delta_sum", "moments", "inner_products"]
-COPY = Copy()
 
 
 def ours(op: str, base: Tensor, models: list[Tensor]) -> Callable[[], object]:
@@ -54,34 +48,16 @@ def test_op(benchmark: BenchmarkFixture, op: str, dtype: torch.dtype, k: int, th
     torch.manual_seed(0)
     base = torch.randn(ELEMENTS).to(dtype)
     models = [(base.float() + 0.01 * torch.randn(ELEMENTS)).to(dtype) for _ in range(k)]
-    moved = ops.OPS[op].traffic(ELEMENTS, k, dtype.itemsize)
-    call = ours(op, base, models)
-    ways = peers.ways(op) if threads == 1 else {}
-    copies: list[float] = []
-    others: dict[str, list[float]] = {name: [] for name in ways}
     part = base[:PEER_ELEMENTS], [m[:PEER_ELEMENTS] for m in models]
-    for run in ways.values():
-        run(*part)  # compiles, and touches memory
-
-    def before_each_round() -> None:
-        copies.append(COPY.seconds(moved))
-        for name, run in ways.items():
-            if len(others[name]) < PEER_ROUNDS:
-                others[name].append(seconds(lambda run=run: run(*part)) / PEER_ELEMENTS)
-
-    benchmark.pedantic(call, setup=before_each_round, rounds=ROUNDS, warmup_rounds=1)
-    times = benchmark.stats.stats.data
-    copies = copies[-len(times) :]
-    own = statistics.median(times)
-    fastest = {name: min(values) for name, values in others.items()}
-    benchmark.extra_info.update(
+    measure(
+        benchmark,
+        ours(op, base, models),
+        elements=ELEMENTS,
+        moved=ops.OPS[op].traffic(ELEMENTS, k, dtype.itemsize),
+        ways={name: partial(run, *part) for name, run in peers.ways(op).items()} if threads == 1 else {},
+        ways_elements=PEER_ELEMENTS,
         op=op,
         dtype=str(dtype)[6:],
         k=k,
         threads=threads,
-        nanoseconds_per_element=own / ELEMENTS * 1e9,
-        gigabytes_per_second=moved / own / 1e9,
-        copy_gigabytes_per_second=moved / statistics.median(copies) / 1e9,
-        of_copy=statistics.median(c / t for c, t in zip(copies, times, strict=True)),
-        times_faster={name: value * ELEMENTS / own for name, value in fastest.items()},
     )
