@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from . import dispatch
+from .cutoff import Convention, Cutoff
 from .errors import InputError
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ class Op:
     """What the engine and the benchmarks know of an op.
 
     `traffic(n, k, itemsize)` is the least number of bytes that must move for n elements, k models and inputs and
-    outputs of `itemsize` bytes. Elementwise results equal the reference's bit for bit; sums agree to `sums_rtol`.
+    outputs of `itemsize` bytes. Elementwise results equal the reference's bit for bit, or where an op has a `tolerance`
+    to that fraction of the largest magnitude that is transformed (in float32); sums agree to `sums_rtol`.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Op:
     traffic: Callable[[int, int, int], int]
     reach: Reach = "element"
     sums_rtol: float = 1e-12
+    tolerance: float = 0.0
 
 
 def packed_bytes(n: int) -> int:
@@ -83,6 +86,20 @@ OPS: dict[str, Op] = {
             "delta_sum",
             {"base": "weight", "models": "weight", "out": "delta"},
             lambda n, k, size: n * size * (k + 1) + n * max(4, size),
+        ),
+        Op(
+            "highpass",
+            {"x": "delta", "out": "delta"},
+            lambda n, _, size: n * (2 * size + max(4, size)),  # twice: the spectrum needs all before there is a result
+            reach="tensor",
+            tolerance=1e-6,
+        ),
+        Op(
+            "highpass_merge",
+            {"base": "weight", "models": "weight", "out": "weight"},
+            lambda n, k, size: n * size * (2 * (k + 1) + 1),
+            reach="tensor",
+            tolerance=1e-6,
         ),
         Op("moments", {"base": "weight", "models": "weight"}, lambda n, k, size: n * size * (k + 1)),
         Op("inner_products", {"g": "gradient", "models": "weight"}, lambda n, k, size: n * size * (k + 1)),
@@ -423,6 +440,74 @@ def delta_sum(
     return out
 
 
+def highpass(
+    x: Tensor,
+    *,
+    cutoff: float | None = None,
+    bins: float | None = None,
+    convention: Convention = "paper",
+    ratio: float | None = None,
+    out: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """The high frequencies of every matrix of x [..., H, W] (Zheng & Wang 2025, Eq. 1-2): float32, or float64 as x is.
+
+    `cutoff` (0.3 if nothing is given), `bins`, or convention="released" and `ratio` (0.7) say which (fastmerge.cutoff).
+    Right to 1e-6 of the largest |x| (float64: 1e-13), and to the bit the same for any number of threads.
+    """
+    limits = Cutoff(cutoff, bins, convention, ratio)
+    wide = working_dtype([x])
+    out = _empty(x, wide) if out is None else out
+    _check("highpass", {"x": x, "out": out})
+    if out.dtype != wide:
+        raise InputError(f"highpass: out must be {wide}, the working type of this input, not {out.dtype}")
+    h, w = _matrix("highpass", "x", x)
+    if x.numel():
+        kernel = dispatch.choose("highpass", x.device.type, backend)
+        with _Flat(out) as flat:
+            kernel(_flat(x).view(-1, h, w), convention, limits.limit(h, w), flat.view(-1, h, w))
+    return out
+
+
+def highpass_merge(
+    base: Tensor,
+    models: Sequence[Tensor],
+    weights: Sequence[float] | None = None,
+    *,
+    cutoff: float | None = None,
+    bins: float | None = None,
+    convention: Convention = "paper",
+    ratio: float | None = None,
+    scale: float = 1.0,
+    as_delta: bool = False,
+    dtype: torch.dtype | None = None,
+    out: Tensor | None = None,
+    backend: str | None = None,
+) -> Combined:
+    """base + scale · highpass(Σ_k w_k · τ_k), rounded once (Zheng & Wang 2025): one filter, since it is linear.
+
+    base and models: [..., H, W]; weights: K numbers, ones by default; the filter as in `highpass`, and as right (of the
+    largest |Σ_k w_k · τ_k|, before scale and rounding); `as_delta` leaves base off. Without `out` the result has
+    `dtype`, or base's.
+    """
+    limits = Cutoff(cutoff, bins, convention, ratio)
+    weights = [1.0] * len(models) if weights is None else [float(w) for w in weights]
+    if len(weights) != len(models):
+        raise InputError(f"highpass_merge: {len(models)} models need as many weights, there are {len(weights)}")
+    out = _empty(base, dtype) if out is None else out
+    _check("highpass_merge", {"base": base, "out": out, **_numbered(models)})
+    h, w = _matrix("highpass_merge", "base", base)
+    nonfinite = 0
+    if base.numel():
+        kernel = dispatch.choose("highpass_merge", base.device.type, backend)
+        matrices = [_flat(t).view(-1, h, w) for t in (base, *models)]
+        limit = limits.limit(h, w)
+        with _Flat(out) as flat:
+            to = flat.view(-1, h, w)
+            nonfinite = kernel(matrices[0], matrices[1:], weights, convention, limit, float(scale), as_delta, to)
+    return Combined(out, nonfinite)
+
+
 def moments(
     base: Tensor,
     models: Sequence[Tensor],
@@ -734,6 +819,15 @@ def _numbered(models: Sequence[Tensor]) -> dict[str, Tensor]:
     if not 1 <= len(models) <= MAX_MODELS:
         raise InputError(f"1 to {MAX_MODELS} models can be merged, these are {len(models)}")
     return {f"models[{k}]": m for k, m in enumerate(models)}
+
+
+def _matrix(op: str, name: str, tensor: Tensor) -> tuple[int, int]:
+    """Height and width of the matrices that a tensor is made of."""
+    if tensor.ndim < 2:
+        raise InputError(
+            f"{op}: {name} has shape {list(tensor.shape)}, expected matrices [..., H, W]; view a vector as [1, N]"
+        )
+    return tensor.shape[-2], tensor.shape[-1]
 
 
 def _empty(like: Tensor, dtype: torch.dtype | None) -> Tensor:

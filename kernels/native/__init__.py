@@ -39,6 +39,10 @@ def _kept(kept: Kept) -> tuple[list[Window], list[Drop], int]:
     return list(trim or ()), list(drop or ()), 0 if keep is None else keep.data_ptr()
 
 
+def _base(base: Tensor | None) -> tuple[int, int]:
+    return (0, 0) if base is None else (base.data_ptr(), DTYPES[base.dtype])
+
+
 def elect(base: Tensor, models: Sequence[Tensor], unified: Tensor, masks: Tensor, sums: Tensor) -> None:
     _native.elect(
         base.numel(),
@@ -101,8 +105,7 @@ def combine(
 ) -> int:
     return _native.combine(
         out.numel(),
-        0 if base is None else base.data_ptr(),
-        0 if base is None else DTYPES[base.dtype],
+        *_base(base),
         *_models(models),
         list(weights),
         [] if isinstance(divisor, float) else list(divisor),
@@ -129,15 +132,40 @@ def kept_sums(base: Tensor, models: Sequence[Tensor], kept: Kept, offset: int, s
     )
 
 
-def delta_sum(base: Tensor, models: Sequence[Tensor], weights: Sequence[float], out: Tensor) -> None:
+def delta_sum(base: Tensor | None, models: Sequence[Tensor], weights: Sequence[float], out: Tensor) -> None:
     _native.delta_sum(
-        base.numel(),
-        base.data_ptr(),
-        DTYPES[base.dtype],
+        out.numel(),
+        *_base(base),
         *_models(models),
         list(weights),
         out.data_ptr(),
         DTYPES[out.dtype],
+    )
+
+
+def add_filtered(
+    base: Tensor | None,
+    models: Sequence[Tensor],
+    weights: Sequence[float],
+    filtered: Tensor | None,
+    scale: float,
+    as_delta: bool,
+    out: Tensor,
+    whole: Tensor,
+) -> int:
+    """base + scale · (Σ_k w_k · τ_k + filtered), as combine is; `whole` is what out is a part of."""
+    return _native.add_filtered(
+        out.numel(),
+        *_base(base),
+        *_models(models),
+        list(weights),
+        0 if filtered is None else filtered.data_ptr(),
+        0 if filtered is None else DTYPES[filtered.dtype],
+        scale,
+        as_delta,
+        out.data_ptr(),
+        DTYPES[out.dtype],
+        whole.numel(),
     )
 
 
@@ -255,3 +283,7 @@ def rank_drop(
         stop,
         masks.data_ptr(),
     )
+
+
+from .highpass import highpass as highpass  # noqa: E402  these drive functions above
+from .highpass_merge import highpass_merge as highpass_merge  # noqa: E402

@@ -76,6 +76,21 @@ def delta_sum(
     out: int,
     out_dtype: int,
 ) -> None: ...
+def add_filtered(
+    n: int,
+    base: int,
+    base_dtype: int,
+    models: Sequence[int],
+    dtypes: Sequence[int],
+    weights: Sequence[float],
+    filtered: int,
+    filtered_dtype: int,
+    scale: float,
+    as_delta: bool,
+    out: int,
+    out_dtype: int,
+    whole: int,
+) -> int: ...
 def moments(
     n: int, base: int, base_dtype: int, models: Sequence[int], dtypes: Sequence[int], sums: int, nonfinite: int
 ) -> None: ...
@@ -145,3 +160,4 @@ def scatter_add(
 def isa() -> str: ...
 def set_threads(threads: int) -> None: ...
 def threads() -> int: ...
+def work_alone() -> None: ...

@@ -45,9 +45,10 @@ template <class V> static inline V larger(const V &d, const V &x) {
 
 // All elements take part and none votes.
 template <class T, int KN, bool BASE, bool TAKE_MAX>
-[[gnu::noinline]] static int64_t plain_strip(const T *const *in, const Args &a, int n, int padded, Sink<T> &sink) {
+[[gnu::noinline]] static int64_t plain_strip(const T *const *in, const Args &a, const Wide<T> *addend, int n, int padded,
+                                          Sink<T> &sink) {
     using V = typename Working<T>::V;
-    using W = typename Working<T>::W;
+    using W = Wide<T>;
     const int K = KN ? KN : a.models_count;
     const V zero = V::set(0);
     const Finish<T> finish(a);
@@ -64,6 +65,11 @@ template <class T, int KN, bool BASE, bool TAKE_MAX>
             if (TAKE_MAX) d0 = larger(d0, x), d1 = larger(d1, y);
             else d0 = k ? d0 + x : x, d1 = k ? d1 + y : y;
         }
+        if (addend) {
+            V x, y;
+            load_lanes<T>(addend + i, x, y);
+            d0 = K ? d0 + x : x, d1 = K ? d1 + y : y;
+        }
         d0 = finish.complete(d0, b0), d1 = finish.complete(d1, b1);
         nonfinite += finish.nonfinite(d0, d1, 0, n - i);
         sink.put(i, d0, d1);
@@ -72,12 +78,12 @@ template <class T, int KN, bool BASE, bool TAKE_MAX>
 }
 
 template <class T, bool BASE, bool TAKE_MAX>
-static int64_t plain_strip(const T *const *in, const Args &a, int n, int padded, Sink<T> &sink) {
+static int64_t plain_strip(const T *const *in, const Args &a, const Wide<T> *addend, int n, int padded, Sink<T> &sink) {
     switch (in_registers<typename Working<T>::V> ? a.models_count : 0) {
-        case 2: return plain_strip<T, 2, BASE, TAKE_MAX>(in, a, n, padded, sink);
-        case 3: return plain_strip<T, 3, BASE, TAKE_MAX>(in, a, n, padded, sink);
-        case 4: return plain_strip<T, 4, BASE, TAKE_MAX>(in, a, n, padded, sink);
-        default: return plain_strip<T, 0, BASE, TAKE_MAX>(in, a, n, padded, sink);
+        case 2: return plain_strip<T, 2, BASE, TAKE_MAX>(in, a, addend, n, padded, sink);
+        case 3: return plain_strip<T, 3, BASE, TAKE_MAX>(in, a, addend, n, padded, sink);
+        case 4: return plain_strip<T, 4, BASE, TAKE_MAX>(in, a, addend, n, padded, sink);
+        default: return plain_strip<T, 0, BASE, TAKE_MAX>(in, a, addend, n, padded, sink);
     }
 }
 
@@ -172,6 +178,7 @@ int64_t combine(const Args &a, int64_t begin, int64_t n, double *, int64_t *) {
     const bool plain = !a.trim && !a.drop && !a.masks && a.consensus <= MAX, base = a.base.data, most = a.consensus == MAX;
     return by_type(inputs, a.wide, [&]<class T>(T, bool direct) -> int64_t {
         Reader<T> reader(inputs, direct);
+        Addend<T> addend(a);
         Sink<T> sink(a);
         Kept<T> kept(a);
         Terms<T> terms;
@@ -183,7 +190,7 @@ int64_t combine(const Args &a, int64_t begin, int64_t n, double *, int64_t *) {
             if (plain) {
                 const auto strip = base ? most ? plain_strip<T, true, true> : plain_strip<T, true, false>
                                         : most ? plain_strip<T, false, true> : plain_strip<T, false, false>;
-                nonfinite += strip(in, a, m, padded, sink);
+                nonfinite += strip(in, a, addend.at(begin + at, m, padded), m, padded, sink);
             } else {
                 kept.at(begin + at, m);
                 terms.form(in, a, kept, padded);

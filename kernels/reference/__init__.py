@@ -4,6 +4,8 @@ from .combine import combine
 from .delta_sum import delta_sum
 from .elect import elect
 from .extract_topk import extract_topk
+from .highpass import highpass
+from .highpass_merge import highpass_merge
 from .inner_products import inner_products
 from .kept_sums import kept_sums
 from .kth_magnitude import kth_magnitude
@@ -21,6 +23,8 @@ __all__ = [
     "delta_sum",
     "elect",
     "extract_topk",
+    "highpass",
+    "highpass_merge",
     "inner_products",
     "kept_sums",
     "kth_magnitude",

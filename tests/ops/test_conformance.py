@@ -34,6 +34,8 @@ SHARED = {
     "experts",
     "ranks",
     "selection_module",
+    "spectrum",
+    "workers",
 }  # sources that are no op of their own
 MIXTURES = ((BF16, F32), (F32, BF16), (F16, BF16, F32), (BF16, BF16, F64), (F64, F16))
 SIZES = (0, 1, 7, 8, 31, 32, 33, 63, 64, 65, 511, 512, 513, 1009)
@@ -46,7 +48,9 @@ def implementations() -> list[tuple[str, str]]:
     return [(backend, op) for backend, op in found if op not in SHARED]
 
 
-TESTED = [(backend, op) for backend, op in implementations() if backend != "reference"]
+FAST = [(backend, op) for backend, op in implementations() if backend != "reference"]
+TESTED = [(backend, op) for backend, op in FAST if not ops.OPS[op].tolerance]
+FILTERS = [(backend, op) for backend, op in FAST if ops.OPS[op].tolerance]
 
 
 def need(backend: str, op: str) -> None:
@@ -168,6 +172,31 @@ def test_conforms(backend: str, op: str, dtypes: tuple[torch.dtype, ...], k: int
             for i in range(k + 1)
         ]
         compare(op, backend, inputs, dtypes[0] if n % 2 else dtypes[-1], f"n={n}")
+
+
+@pytest.mark.parametrize("k", [1, 3, 5])
+@pytest.mark.parametrize("dtypes", [*((d,) for d in DTYPES), *MIXTURES], ids=name)
+@pytest.mark.parametrize(("backend", "op"), FILTERS)
+def test_filter_conforms(backend: str, op: str, dtypes: tuple[torch.dtype, ...], k: int) -> None:
+    """Within the tolerance of the reference for every shape and alignment, where either region is transformed."""
+    need(backend, op)
+    for h, w in ((1, 1), (8, 8), (3, 171), (64, 9), (33, 64), (65, 1009)):
+        base, *models = (
+            make(h * w, dtypes[i % len(dtypes)], seed=97 * i + h, special=False, misaligned=(w + i) % 3 == 0).view(h, w)
+            for i in range(k + 1)
+        )
+        weights, wide = [0.3 + 0.17 * i for i in range(k)], ops.working_dtype([base, *models])
+        v = ops.delta_sum(base, models, weights)
+        for cutoff in (0.3, 1.3):
+            results = [
+                ops.highpass(v, cutoff=cutoff, backend=b)
+                if op == "highpass"
+                else ops.highpass_merge(base, models, weights, cutoff=cutoff, scale=1.3, dtype=wide, backend=b).merged
+                for b in (backend, "reference")
+            ]
+            largest = max(float(t.abs().max()) for t in (v, *results))
+            tolerance = ops.OPS[op].tolerance if wide == F32 else 1e-13
+            assert (results[0] - results[1]).abs().max() <= 1.3 * tolerance * largest, f"{h} × {w} cutoff {cutoff}"
 
 
 @pytest.mark.parametrize("special", [False, True], ids=["finite", "special"])
