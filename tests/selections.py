@@ -54,7 +54,20 @@ def scatter_add(base: Tensor, models: Sequence[Tensor], dtype: torch.dtype, back
     return [theta]
 
 
-CALLS: dict[str, Call] = {f.__name__: f for f in (magnitude_histogram, kth_magnitude, extract_topk, scatter_add)}
+def rank_drop(base: Tensor, models: Sequence[Tensor], _: torch.dtype, backend: str) -> list[Tensor]:
+    """In rows of one element, of a few, and of all; from the start of the tensor, and from its second block on."""
+    n, masks = base.numel(), []
+    for columns in {1, next(c for c in (7, 5, 3, 2, 1) if n % c == 0), max(1, n)}:
+        odds = [torch.linspace((4 - k % 4) << 30, k % 3 << 28, columns).to(torch.int64) for k in range(len(models))]
+        keys = range(11, 11 + len(models))
+        starts = (0, ops.BLOCK) if n > ops.BLOCK else (0,)
+        masks += [ops.rank_drop(base, models, columns, keys, odds, start=s, backend=backend) for s in starts]
+    return masks
+
+
+CALLS: dict[str, Call] = {
+    f.__name__: f for f in (magnitude_histogram, kth_magnitude, extract_topk, scatter_add, rank_drop)
+}
 
 
 def mostly(value: float, share: float, n: int, dtype: torch.dtype, seed: int) -> tuple[Tensor, Tensor]:

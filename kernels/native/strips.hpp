@@ -29,7 +29,8 @@ struct Inputs {
 
 // Calls body(T(), direct) with the type that strips have: the inputs' own, or the working type.
 template <class Body> static inline int64_t by_type(const Inputs &inputs, bool wide, Body body) {
-    switch (wide && inputs.dtype != F64 ? -1 : inputs.dtype) {  // a call's other models may make it wide
+    if (wide && inputs.dtype != F64) return body(double(), false);  // a call's other models may make it wide
+    switch (inputs.dtype) {
         case BF16: return body(bf16(), true);
         case F16: return body(fp16(), true);
         case F32: return body(float(), true);
