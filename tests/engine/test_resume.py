@@ -365,7 +365,7 @@ CHANGES: list[tuple[Callable[[Path], dict[str, Any]], str]] = [
     (lambda _: {"method": "magmax"}, 'method was "task_arithmetic", is "magmax"'),
     (lambda _: {"params": {"scale": 0.5}}, "scale was 0.25, is 0.5"),
     (lambda _: {"dtype": "float32"}, 'dtype was null, is "F32"'),
-    (lambda _: {"tensors": [("norm*", {"scale": 1})]}, r"tensors norm\*"),
+    (lambda _: {"tensors": [("norm*", {"scale": 1})]}, r"tensors\[0\] norm\*"),
     (lambda _: {"task_specific": ["norm*"]}, "task_specific"),
 ]
 
