@@ -32,8 +32,9 @@ class Subject:
 
     @property
     def columns(self) -> int:
-        """Elements a row has: what one index of the first dimension selects; of a vector, all of it."""
-        return self.numel // self.shape[0] if len(self.shape) > 1 and self.shape[0] else self.numel
+        """Elements a row has: what one index of the first dimension selects; of a vector, all of it. At least 1."""
+        rows = self.shape[0] if len(self.shape) > 1 else 1
+        return max(1, self.numel // max(1, rows))
 
 
 @dataclass(slots=True)

@@ -44,7 +44,10 @@ int64_t mask_against(const Args &a, int64_t begin, int64_t n, double *sums, int6
             terms.over(padded, [&]<bool QUICK>(std::bool_constant<QUICK>) {
                 mask_strip<T, QUICK>(in, a, padded, bits, terms);
             });
-            for (int k = 0; k < a.models_count; ++k) store_bits(a, k, begin + at, m, bits[k]);
+            for (int k = 0; k < a.models_count; ++k) {
+                if (m % PAIR) bits[k][m / PAIR] &= (1u << m % PAIR) - 1;  // the strip's padding passes for tall
+                store_bits(a, k, begin + at, m, bits[k]);
+            }
         }
         terms.total_into(sums);
         return 0;
