@@ -100,8 +100,13 @@ template <class W> struct Vec {
 #undef FM_EACH
 };
 
-// Whether a vector is registers, so that unrolling over models pays: of arrays it makes nothing faster and compiles for minutes.
+// Whether a vector is registers, so that unrolling over models pays: of arrays it makes nothing faster and compiles for minutes,
+// as it does with sanitizers.
+#ifdef FM_SANITIZED
+template <class V> constexpr bool in_registers = false;
+#else
 template <class V> constexpr bool in_registers = true;
+#endif
 template <class W> constexpr bool in_registers<Vec<W>> = false;
 
 // Sixteen float64 sums, one a lane.
