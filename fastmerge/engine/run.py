@@ -21,6 +21,7 @@ def run(
     device: str = "auto",
     overwrite: bool = False,
     resume: bool = False,
+    hashes: bool = False,
     progress: Progress | None = None,
 ) -> Report:
     """Merge what a recipe says into the folder `out`; several outputs are folders in it.
@@ -31,5 +32,7 @@ def run(
         recipe = Recipe.read(recipe)
     elif isinstance(recipe, Mapping):
         recipe = Recipe(**recipe)
-    prepared = recipe.plan(out, dtype=dtype, memory=memory, device=device, overwrite=overwrite, resume=resume)
+    prepared = recipe.plan(
+        out, dtype=dtype, memory=memory, device=device, overwrite=overwrite, resume=resume, hashes=hashes
+    )
     return execute(prepared, progress)

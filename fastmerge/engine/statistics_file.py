@@ -33,17 +33,18 @@ def load(file: Path, key: str, limit: int) -> tuple[Kept, list[str]]:
         return kept, []
     try:
         header = read_header(file)
-        data = file.read_bytes() if header.size <= 2 * LIMIT else b""
+        data = bytearray(header.size if header.size <= 2 * LIMIT else 0)
+        with file.open("rb") as stream:
+            stream.readinto(data)
     except (InputError, OSError):
         return kept, [f"{file} cannot be read: statistics are gathered anew"]
-    entries = [(info.name, info.dtype, info.shape) for info in header.tensors.values()]
-    first = min((info.start for info in header.tensors.values()), default=header.size)
-    if header.metadata != _metadata(key, entries, [data[first:]]) or not {dtype for _, dtype, _ in entries} <= {
-        *DTYPES
-    }:
+    infos = list(header.tensors.values())
+    entries = [(info.name, info.dtype, info.shape) for info in infos]
+    content = memoryview(data)[min((info.start for info in infos), default=header.size) :]
+    if header.metadata != _metadata(key, entries, [content]) or any(info.dtype not in DTYPES for info in infos):
         return kept, [f"{file} is damaged, or not of these inputs: statistics are gathered anew"]
-    for info in header.tensors.values():
-        value = torch.frombuffer(bytearray(data[info.start : info.stop]), dtype=DTYPES[info.dtype])
+    for info in infos:
+        value = torch.frombuffer(data, dtype=DTYPES[info.dtype], count=info.numel, offset=info.start)
         statistic, _, tensor = info.name.partition(":")
         kept.put(statistic, tensor, value.view(info.shape))
     kept.changed = False
@@ -57,7 +58,7 @@ def save(kept: Kept, file: Path, key: str, scratch: Path) -> None:
         f"{statistic}:{tensor}": value for (statistic, tensor), value in sorted(kept.found.items()) if value.nbytes
     }
     entries = [(name, codes[value.dtype], tuple(value.shape)) for name, value in found.items()]
-    parts = [value.contiguous().numpy().tobytes() for value in found.values()]
+    parts = [value.contiguous().numpy().data.cast("B") for value in found.values()]
     header, _ = write_header(entries, _metadata(key, entries, parts))
     file.parent.mkdir(exist_ok=True)
     with scratch.open("wb") as stream:
@@ -66,7 +67,7 @@ def save(kept: Kept, file: Path, key: str, scratch: Path) -> None:
     os.replace(scratch, file)
 
 
-def _metadata(key: str, entries: Iterable[Entry], parts: Iterable[bytes]) -> dict[str, str]:
+def _metadata(key: str, entries: Iterable[Entry], parts: Iterable[memoryview]) -> dict[str, str]:
     """What the file says of itself; a hash of all that it holds, so that no damage passes for statistics."""
     content = hashlib.sha256(json.dumps(list(entries)).encode())
     for part in parts:
