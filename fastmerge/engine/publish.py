@@ -26,7 +26,7 @@ from ..formats.layout import FilePlan
 from ..recipe.plan import partial_folder
 from .journal import Fingerprint, Journal, fsync_all
 
-ENTRIES = {"lock", "journal", "content", "old", "statistics"}
+ENTRIES = ("lock", "journal", "content", "old", "statistics")
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # renameat2(2) on Linux
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -97,10 +97,9 @@ class Publication:
         path = self.partial / "lock"
         while True:
             self.partial.mkdir(parents=True, exist_ok=True)
-            strange = sorted(set(os.listdir(self.partial)) - ENTRIES)
-            if strange or self.partial.is_symlink():
-                raise InputError(f"{self.partial}: is in the way, and not made by fastmerge; move it")
             with suppress(FileNotFoundError):  # another merge has just finished, and removed the folder
+                if self.partial.is_symlink() or not set(os.listdir(self.partial)) <= {*ENTRIES}:
+                    raise InputError(f"{self.partial}: is in the way, and not made by fastmerge; move it")
                 lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
                 if not _take(lock):
                     os.close(lock)
@@ -135,9 +134,8 @@ class Publication:
             return
         if self._resume:
             self.notes.append("there was nothing to resume: began anew")
-        for entry in self.partial.iterdir():
-            if entry.name != "lock":
-                _remove(entry)
+        for name in ENTRIES[1:]:  # first the journal, which says that the rest is of use
+            _remove(self.partial / name)
         self.folder.mkdir()
         self.journal = Journal.begin(self.partial / "journal", self._fingerprint, self.folder.stat().st_ino)
         fsync_all([self.partial, self.partial.parent])
@@ -168,7 +166,8 @@ class Publication:
     def _told(self, error: OSError) -> ResumableError:
         if error.errno in FULL:
             return ResumableError(f"{self.out}: the disk is full; make room and go on with --resume")
-        return ResumableError(f"{error.filename or self.out}: {error.strerror}; mend it and go on with --resume")
+        what = f"{error.filename or self.out}: {error.strerror or error}"
+        return ResumableError(f"{what}; mend it and go on with --resume")
 
 
 def _take(lock: int) -> bool:
@@ -193,4 +192,4 @@ def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
-        path.unlink()
+        path.unlink(missing_ok=True)

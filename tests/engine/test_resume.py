@@ -339,6 +339,29 @@ def test_lost_files_are_not_believed(models: tuple[Path, dict[str, Path]], tmp_p
     fm.merge("linear", None, models[1], tmp_path / "out")
 
 
+def test_stopped_while_beginning_anew(
+    models: tuple[Path, dict[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The journal goes first: what is half thrown away is not gone on with."""
+    with pytest.raises(Stop):
+        fm.merge("emr", *models, tmp_path / "out", progress=stop_after(9))
+    remove = publish._remove
+
+    def half(path: Path) -> None:
+        remove(path / "unified.safetensors" if path.name == "content" else path)
+        if path.name == "content":
+            raise Stop
+
+    monkeypatch.setattr(publish, "_remove", half)
+    with pytest.raises(Stop):
+        fm.merge("emr", *models, tmp_path / "out")
+    monkeypatch.undo()
+    report = fm.merge("emr", *models, tmp_path / "out", resume=True)
+    assert any("began anew" in note for note in report.notes)
+    fm.merge("emr", *models, tmp_path / "whole" / "out")
+    assert content(tmp_path / "out") == content(tmp_path / "whole" / "out")
+
+
 def touched(root: Path) -> dict[str, Any]:
     file = root / "m1" / "model.safetensors"
     os.utime(file, ns=(0, 0))
