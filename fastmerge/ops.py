@@ -80,6 +80,8 @@ OPS: dict[str, Op] = {
         ),
         Op("moments", {"base": "weight", "models": "weight"}, lambda n, k, size: n * size * (k + 1)),
         Op("inner_products", {"g": "gradient", "models": "weight"}, lambda n, k, size: n * size * (k + 1)),
+        Op("gather", {"theta": "weight", "out": "weight"}, lambda n, _, size: n * (2 + 2 * size)),  # n: of the expert
+        Op("scatter", {"theta": "weight", "experts": "weight"}, lambda n, k, size: k * n * (2 + 2 * size)),
         Op("pack_bits", {"mask": "mask", "out": "mask"}, lambda n, *_: n + packed_bytes(n)),
         Op("unpack_bits", {"packed": "mask", "out": "mask"}, lambda n, *_: n + packed_bytes(n)),
     )
@@ -116,6 +118,15 @@ class Combined(NamedTuple):
 
     merged: Tensor
     nonfinite: int
+
+
+class Expert(NamedTuple):
+    """Some elements of a tensor of N, and a value for each. counts: int32 [ceil(N/65 536)], how many of the k elements
+    each block of 65 536 has; offsets: uint16 [k], where in its block each is, in order; values: [k]."""
+
+    counts: Tensor
+    offsets: Tensor
+    values: Tensor
 
 
 class Moments(NamedTuple):
@@ -316,6 +327,35 @@ def inner_products(
     return InnerProducts(sums[:k], sums[k : 2 * k], sums[2 * k])
 
 
+def gather(theta: Tensor, expert: Expert, *, out: Tensor | None = None, backend: str | None = None) -> Tensor:
+    """What theta has at an expert's elements, to the bit: [k], theta's dtype. The expert's values play no part."""
+    out = theta.new_empty(expert.offsets.shape) if out is None else out
+    _check("gather", {"theta": theta})
+    _check_elements(theta, expert.counts, expert.offsets)
+    _check_buffer("out", out, tuple(expert.offsets.shape), theta.dtype, theta.device)
+    kernel = dispatch.choose("gather", theta.device.type, backend)
+    with _Flat(out) as flat:
+        _need_elements(theta, kernel(_flat(theta), _flat(expert.counts), _flat(expert.offsets), flat))
+    return out
+
+
+def scatter(theta: Tensor, experts: Sequence[Expert], *, backend: str | None = None) -> Tensor:
+    """Write experts' values in the place of theta's, to the bit, one expert after the other: the last one's stays.
+
+    values have theta's dtype. theta is changed in place and returned; where an expert does not fit it, InputError is
+    raised and nothing changed.
+    """
+    _check("scatter", {"theta": theta})
+    for expert in experts:
+        _check_elements(theta, expert.counts, expert.offsets)
+        _check_buffer("values", expert.values, tuple(expert.offsets.shape), theta.dtype, theta.device)
+    kernel = dispatch.choose("scatter", theta.device.type, backend)
+    with _Flat(theta) as flat:
+        fit = kernel(flat, [(_flat(e.counts), _flat(e.offsets), _flat(e.values)) for e in experts])
+        _need_elements(theta, fit)
+    return theta
+
+
 def pack_bits(mask: Tensor, *, out: Tensor | None = None, backend: str | None = None) -> Tensor:
     """A bool tensor of N elements as uint8 [ceil(N/8)]: bit i of byte j is element 8j + i, padded with zeros."""
     import torch
@@ -410,6 +450,18 @@ def _check(op: str, tensors: Mapping[str, Tensor]) -> None:
             problems.append(f"{op}: {name} is on {tensor.device}, {first} on {like.device}")
     if problems:
         raise InputError(problems)
+
+
+def _check_elements(theta: Tensor, counts: Tensor, offsets: Tensor) -> None:
+    import torch
+
+    _check_buffer("counts", counts, (-(-theta.numel() // BLOCK),), torch.int32, theta.device)
+    _check_buffer("offsets", offsets, (offsets.numel(),), torch.uint16, theta.device)
+
+
+def _need_elements(theta: Tensor, fit: bool) -> None:
+    if not fit:
+        raise InputError(f"counts and offsets describe no elements of a tensor of shape {list(theta.shape)}")
 
 
 def _check_buffer(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:

@@ -122,3 +122,17 @@ def pack_bits(mask: Tensor, out: Tensor) -> None:
 
 def unpack_bits(packed: Tensor, out: Tensor) -> None:
     _native.unpack_bits(out.numel(), packed.data_ptr(), out.data_ptr())
+
+
+def gather(theta: Tensor, counts: Tensor, offsets: Tensor, out: Tensor) -> bool:
+    return _native.gather(theta.numel(), theta.data_ptr(), DTYPES[theta.dtype], _elements(counts, offsets, out))
+
+
+def scatter(theta: Tensor, experts: Sequence[tuple[Tensor, Tensor, Tensor]]) -> bool:
+    return _native.scatter(
+        theta.numel(), theta.data_ptr(), DTYPES[theta.dtype], [_elements(*expert) for expert in experts]
+    )
+
+
+def _elements(counts: Tensor, offsets: Tensor, values: Tensor) -> tuple[int, int, int, int, int]:
+    return counts.data_ptr(), counts.numel(), offsets.data_ptr(), offsets.numel(), values.data_ptr()

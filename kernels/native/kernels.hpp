@@ -19,6 +19,13 @@ struct Out {
     int dtype;
 };
 
+// Elements of a tensor: those of block b are numbers starts[b] … starts[b + 1], at `offsets` (uint16) within the block.
+struct Sparse {
+    const int64_t *starts;
+    const char *offsets;
+    char *values;  // gather: written, scatter: read
+};
+
 struct Args {
     In base;              // data is null where an op has no base
     const In *models;     // K of them
@@ -27,6 +34,7 @@ struct Args {
     Out out;              // unified, merged or modulated
     uint8_t *masks;       // rows of `mask_stride` bytes (modulate: one row, read)
     int64_t mask_stride;
+    const Sparse *sparse;  // gather: one; scatter: models_count of them
     const double *weights;
     double divisor, scale;
     bool consensus_max, as_delta;
@@ -47,6 +55,8 @@ struct Args {
     int64_t inner_products(const Args &, int64_t begin, int64_t n, double *sums, int64_t *counts);        \
     int64_t pack_bits(const Args &, int64_t begin, int64_t n, double *sums, int64_t *counts);             \
     int64_t unpack_bits(const Args &, int64_t begin, int64_t n, double *sums, int64_t *counts);           \
+    int64_t gather(const Args &, int64_t begin, int64_t n, double *sums, int64_t *counts);                \
+    int64_t scatter(const Args &, int64_t begin, int64_t n, double *sums, int64_t *counts);               \
     }
 FM_DECLARE(base)
 FM_DECLARE(v3)

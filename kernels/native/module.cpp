@@ -1,11 +1,14 @@
 // Binds the ops: chooses the instruction set, cuts tensors into blocks for the thread pool, adds block sums in order.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <cstdlib>
+#include <cstring>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "kernels.hpp"
@@ -196,6 +199,53 @@ void unpack_bits(int64_t n, uintptr_t packed, uintptr_t out) {
     run(FM_KERNEL(unpack_bits), call.args, n, 0, 0, no_fold);
 }
 
+// Where the elements of every block begin; empty where counts and offsets describe no elements of a tensor of n.
+std::vector<int64_t> starts_of(int64_t n, uintptr_t counts, int64_t count, uintptr_t offsets, int64_t k) {
+    const int64_t blocks = (n + BLOCK - 1) / BLOCK;
+    if (count != blocks) return {};
+    std::vector<int64_t> starts(blocks + 1);
+    for (int64_t b = 0; b < blocks; ++b) {
+        int32_t in_block;
+        memcpy(&in_block, reinterpret_cast<const char *>(counts) + b * sizeof in_block, sizeof in_block);
+        if (in_block < 0) return {};
+        starts[b + 1] = starts[b] + in_block;
+    }
+    if (starts[blocks] != k) return {};
+    for (int64_t j = blocks ? starts[blocks - 1] : k; j < k; ++j) {  // an offset cannot leave another block than the last
+        uint16_t offset;
+        memcpy(&offset, reinterpret_cast<const char *>(offsets) + j * sizeof offset, sizeof offset);
+        if ((blocks - 1) * BLOCK + offset >= n) return {};
+    }
+    return starts;
+}
+
+using Elements = std::tuple<uintptr_t, int64_t, uintptr_t, int64_t, uintptr_t>;  // counts, blocks, offsets, k, values
+
+bool sparse(Call &call, BlockFn kernel, int64_t n, const std::vector<Elements> &experts) {
+    std::vector<std::vector<int64_t>> starts;
+    std::vector<Sparse> all;
+    for (const auto &[counts, blocks, offsets, k, values] : experts) {
+        starts.push_back(starts_of(n, counts, blocks, offsets, k));
+        if (starts.back().empty()) return false;
+        all.push_back({starts.back().data(), reinterpret_cast<const char *>(offsets), reinterpret_cast<char *>(values)});
+    }
+    call.args.sparse = all.data();
+    call.args.models_count = int(all.size());
+    run(kernel, call.args, n, 0, 0, no_fold);
+    return true;
+}
+
+bool gather(int64_t n, uintptr_t theta, int dtype, const Elements &elements) {
+    Call call(theta, dtype, {}, {});
+    return sparse(call, FM_KERNEL(gather), n, {elements});
+}
+
+bool scatter(int64_t n, uintptr_t theta, int dtype, const std::vector<Elements> &experts) {
+    Call call(0, BF16, {}, {});
+    call.args.out = {reinterpret_cast<void *>(theta), dtype};
+    return sparse(call, FM_KERNEL(scatter), n, experts);
+}
+
 }  // namespace
 }  // namespace fm
 
@@ -210,6 +260,8 @@ NB_MODULE(_native, m) {
     m.def("inner_products", &fm::inner_products);
     m.def("pack_bits", &fm::pack_bits);
     m.def("unpack_bits", &fm::unpack_bits);
+    m.def("gather", &fm::gather);
+    m.def("scatter", &fm::scatter);
     m.def("isa", [] { return std::string(fm::ISA_NAMES[fm::isa]); });
     m.def("set_threads", &fm::set_threads);
     m.def("threads", &fm::threads);

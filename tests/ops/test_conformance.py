@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tensors import BF16, DTYPES, F16, F32, F64, assert_same_bits, assert_sums, make, poisoned
+from tensors import BF16, DTYPES, F16, F32, F64, assert_same_bits, assert_sums, expert_of, make, poisoned
 from torch import Tensor
 
 from fastmerge import dispatch, ops
 
 KERNELS = Path(__file__).parents[2] / "kernels"
-SHARED = {"__init__", "module", "numeric", "parallel", "launch"}  # sources that are no op of their own
+SHARED = {"__init__", "module", "numeric", "parallel", "launch", "sparse"}  # sources that are no op of their own
 MIXTURES = ((BF16, F32), (F32, BF16), (F16, BF16, F32), (BF16, BF16, F64), (F64, F16))
 SIZES = (0, 1, 7, 8, 31, 32, 33, 63, 64, 65, 511, 512, 513, 1009)
 BLOCK_SIZES = (65_535, 65_536, 65_537, 200_003)
@@ -79,6 +79,11 @@ def call(op: str, backend: str, inputs: list[Tensor], out: torch.dtype) -> tuple
     if op == "inner_products":
         p = ops.inner_products(base, models, backend=backend)
         return [], [p.dots, p.norms, p.gradient_norm]
+    if op == "gather":
+        return [ops.gather(base, expert_of(m > 0.3, base), backend=backend) for m in models], []
+    if op == "scatter":
+        experts = [expert_of(m > 0.3, m.to(base.dtype)) for m in models]
+        return [ops.scatter(base.clone(), experts, backend=backend)], []
     if op == "pack_bits":
         return [ops.pack_bits(base > 0, backend=backend)], []
     assert op == "unpack_bits"
