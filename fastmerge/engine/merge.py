@@ -9,11 +9,11 @@ from typing import Any
 
 from .. import dispatch
 from ..errors import InputError
+from ..formats.mapping import Inputs
 from ..methods._declaration import Method, Statistics
 from ..recipe.parameters import Override
 from ..recipe.plan import SLOTS, MergePlan, plan
 from ..recipe.preflight import Rename
-from .mapping import Inputs
 from .publish import Publication
 from .report import Report
 from .side_files import write_side_files

@@ -8,8 +8,9 @@ from typing import Any
 
 from .. import __version__
 from ..formats.checkpoint import Checkpoint
-from ..formats.emr import RECORD, BaseRecord, EmrRecord, TensorSums
+from ..formats.emr import RECORD, EmrRecord, TensorSums
 from ..formats.folder import copy_side_files, model_card, set_dtype, write_json
+from ..formats.tasks import BaseRecord
 from ..methods._declaration import Statistics
 from ..recipe.plan import DTYPE_NAMES, MergePlan, Output
 

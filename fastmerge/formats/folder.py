@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 SUFFIXES = {".json", ".txt", ".model", ".jinja", ".tiktoken", ".bpe", ".vocab", ".py"}
+RECORDS = {"emr.json", "experts.json", "router.json"}  # of what a folder holds beside a model
 SIZE_LIMIT = 100_000_000  # bytes
 
 
@@ -16,7 +17,7 @@ def copy_side_files(source: Path, folder: Path) -> None:
     if not source.is_dir():
         return
     for file in sorted(source.iterdir()):
-        weights = ".index." in file.name or file.name == "emr.json" or file.suffix not in SUFFIXES
+        weights = ".index." in file.name or file.name in RECORDS or file.suffix not in SUFFIXES
         target = folder / file.name
         if not weights and file.is_file() and file.stat().st_size <= SIZE_LIMIT and not target.exists():
             target.write_bytes(file.read_bytes())

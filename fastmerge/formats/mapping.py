@@ -15,12 +15,22 @@ import torch
 from torch import Tensor
 
 from ..errors import MergeError
+from .safetensors import TensorInfo
 
 TORCH_DTYPES = {
     "BF16": torch.bfloat16,
     "F16": torch.float16,
     "F32": torch.float32,
     "F64": torch.float64,
+}
+INTEGER_DTYPES = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "U16": torch.uint16,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
 }
 POPULATE_READ, DONTNEED = 22, 4  # madvise(2) on Linux
 AHEAD = 4  # chunks
@@ -54,6 +64,11 @@ class Inputs:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The given buffer is not writable")
             return torch.frombuffer(self._maps[file], dtype=dtype, count=(stop - start) // dtype.itemsize, offset=start)
+
+    def whole(self, info: TensorInfo) -> Tensor:
+        """A stored tensor in its shape."""
+        dtype = (TORCH_DTYPES | INTEGER_DTYPES)[info.dtype]
+        return self.tensor((info.file, info.start, info.stop), dtype).view(info.shape)
 
     def populate(self, spans: Iterable[Span]) -> None:
         """Map the pages of bytes about to be read; a hint, so failures are left to the reading itself."""
