@@ -1,4 +1,4 @@
-"""python bench/run.py [ops|merges]: run the benchmarks, print their tables, keep the run in bench/results/."""
+"""python bench/run.py [ops|merges|switching]: run benchmarks, print their tables, keep the run in bench/results/."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE / "merges")]
+sys.path[:0] = [str(HERE), str(HERE / "merges"), str(HERE / "runtime")]
 console = Console(width=140)
 
 
@@ -50,12 +50,29 @@ def show_merges(rows: list[dict[str, Any]]) -> None:
     console.print(table)
 
 
-def main() -> None:
-    from harness import save
-    from merges import run
+def show_switching(rows: list[dict[str, Any]]) -> None:
+    table = Table(title="switching a live model's task, against a copy of its bytes", box=None)
+    for heading in ("kind", "from", "to", "10⁶ parameters", "threads", "copy ms", "switch ms", "of copy"):
+        table.add_column(heading, justify="left" if heading in ("kind", "from", "to") else "right")
+    for row in rows:
+        times = (f"{1000 * row[key]:.1f}" for key in ("copy_seconds", "seconds"))
+        size = f"{row['parameters'] / 1e6:.0f}"
+        table.add_row(row["kind"], row["from"], row["to"], size, str(row["threads"]), *times, f"{row['of_copy']:.2f}")
+    console.print(table)
 
-    wanted = sys.argv[1:] or ["ops", "merges"]
-    for kind, measure, show in (("ops", ops, show_ops), ("merges", run, show_merges)):
+
+def main() -> None:
+    import merges
+    import switching
+    from harness import save
+
+    kinds = {
+        "ops": (ops, show_ops),
+        "merges": (merges.run, show_merges),
+        "switching": (switching.run, show_switching),
+    }
+    wanted = sys.argv[1:] or list(kinds)
+    for kind, (measure, show) in kinds.items():
         if kind in wanted:
             rows = measure()
             show(rows)

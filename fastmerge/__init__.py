@@ -17,6 +17,7 @@ _HOMES = {
     "merge": "fastmerge.engine.merge:merge",
     "plan": "fastmerge.recipe.plan:plan",
     "task": "fastmerge.engine.task:task",
+    "runtime": "fastmerge.runtime",
     "merge_state_dicts": "fastmerge.engine.state_dicts:merge_state_dicts",
 }
 __all__ = [*_HOMES]
@@ -24,6 +25,7 @@ __all__ = [*_HOMES]
 if TYPE_CHECKING:
     from . import errors as errors
     from . import ops as ops
+    from . import runtime as runtime
     from .engine.merge import merge as merge
     from .engine.state_dicts import merge_state_dicts as merge_state_dicts
     from .engine.task import task as task

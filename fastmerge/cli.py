@@ -166,13 +166,13 @@ def info(
 
 @app.command()
 def bench(
-    which: Annotated[str, typer.Argument(help="ops or merges", metavar="[ops|merges]")] = "ops",
+    which: Annotated[str, typer.Argument(help="what", metavar="[ops|merges|switching]")] = "ops",
 ) -> None:
     """Run the benchmarks of a source checkout, from its folder."""
     with _errors(False):
         script = Path("bench") / "run.py"
-        if which not in ("ops", "merges"):
-            raise InputError(f"unknown benchmark {which!r}; there are ops and merges")
+        if which not in ("ops", "merges", "switching"):
+            raise InputError(f"unknown benchmark {which!r}; there are ops, merges and switching")
         if not script.is_file():
             raise InputError("benchmarks are part of the source: clone the repository and run this in its folder")
         import subprocess
