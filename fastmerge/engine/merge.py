@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import dispatch
 from ..errors import InputError
 from ..formats.mapping import Inputs
 from ..methods._declaration import Method, Statistics
 from ..recipe.parameters import Override
-from ..recipe.plan import SLOTS, MergePlan, plan
+from ..recipe.plan import MergePlan, plan
 from ..recipe.preflight import Rename
+from .hashes import hash_files
+from .identity import backend, fingerprint, inputs_key
 from .publish import Publication
 from .report import Report
+from .run_pass import Progress, run_pass
 from .side_files import write_side_files
-from .statistics import Kept
-from .stream import slot_bytes, stream
+from .statistics_file import load, save, statistics_file
 from .works import Reading
-from .writer import Writer
-
-Progress = Callable[[int], None]
 
 
 def merge(
@@ -40,12 +38,15 @@ def merge(
     memory: str | int = "1GiB",
     device: str = "auto",
     overwrite: bool = False,
+    resume: bool = False,
+    hashes: bool = False,
     progress: Progress | None = None,
 ) -> Report:
     """Merge checkpoints on disk into the folder `out`. Arguments are those of `plan`.
 
     `progress` is called with the number of bytes read since its last call. Raises InputError for anything wrong with
-    the input before a weight is read, MergeError for what only shows while merging; then no output is left.
+    the input before a weight is read, MergeError for what only shows while merging; then no output is left. What was
+    done when a merge was interrupted, or ended with a ResumableError, is kept for another call with `resume`.
     """
     if out is None:
         raise InputError("merge: say where the result goes (out=)")
@@ -63,6 +64,8 @@ def merge(
         memory=memory,
         device=device,
         overwrite=overwrite,
+        resume=resume,
+        hashes=hashes,
     )
     return execute(prepared, progress)
 
@@ -71,34 +74,49 @@ def execute(plan: MergePlan, progress: Progress | None = None) -> Report:
     """Carry out a plan that has an output folder."""
     assert plan.out is not None
     begin = time.perf_counter()
-    checkpoints = [c for c in (plan.base, *plan.models) if c is not None]
-    files = Inputs({header.file: header.size for c in checkpoints for header in c.headers})
-    kept = Kept()
+    files = Inputs([header for checkpoint in plan.checkpoints for header in checkpoint.headers])
+    key = inputs_key(plan)
+    kept, notes = load(statistics_file(plan.out, key), key, plan.memory)
     statistics: list[list[Statistics]] = [[] for _ in plan.outputs]
-    with Publication(plan.out, plan.overwrite) as folder:
+    read = written = 0
+    with Publication(plan.out, fingerprint(plan), overwrite=plan.overwrite, resume=plan.resume) as publication:
         for number in range(plan.pass_count):
             gathered = [Statistics(len(plan.models)) for _ in plan.outputs]
             reading = Reading(plan, number, statistics, gathered, files, kept)
-            works = reading.works()
-            written = [output.layouts[kind] for output in plan.outputs for kind in reading.writes(output)]
-            written += [layout for output in plan.outputs if reading.last for layout in output.heads.values()]
-            outputs = [file for layout in written for file in layout.files]
-            with Writer(folder, outputs, SLOTS, slot_bytes(works, plan.chunk)) as writer:
-                stream(works, files, writer, plan.chunk, progress)
+            moved = run_pass(
+                reading.works(), reading.outputs(), publication, files, plan.chunk, progress, number=number
+            )
+            read, written = read + moved.read, written + moved.written
             statistics = [[*earlier, now] for earlier, now in zip(statistics, gathered, strict=True)]
+        files.check_unchanged()
+        if kept.changed:
+            try:
+                save(kept, statistics_file(plan.out, key), key, publication.partial / "statistics")
+            except OSError as error:  # the result does not depend on it
+                notes.append(f"statistics are not kept: {error.strerror}")
         results = [o.method.results(found) for o, found in zip(plan.outputs, statistics, strict=True)]
-        for output, found, numbers in zip(plan.outputs, statistics, results, strict=True):
-            write_side_files(plan, output, folder, found[-1], numbers)
+        if not publication.published:
+            publication.clear_beside(plan.files)
+            hashes = _hashes(plan, publication.folder) if plan.hashes else {}
+            for output, found, numbers in zip(plan.outputs, statistics, results, strict=True):
+                write_side_files(plan, output, publication.folder, found[-1], numbers, hashes)
     return Report(
         out=str(plan.out),
         method=plan.method.name,
         models=plan.names,
         tensors=len(plan.alignment.tensors),
         parameters=plan.parameters,
-        bytes_read=plan.bytes_read,
-        bytes_written=plan.bytes_written,
+        bytes_read=read,
+        bytes_written=written,
         seconds=time.perf_counter() - begin,
-        backend=dispatch.choose("combine", "cpu").__module__.split(".")[2],
+        backend=backend(),
+        outputs=[output.name for output in plan.outputs if output.name],
         results={o.folder + key: r[key] for o, r in zip(plan.outputs, results, strict=True) for key in r},
-        notes=list(plan.notes),
+        notes=[*plan.notes, *publication.notes, *notes],
     )
+
+
+def _hashes(plan: MergePlan, folder: Path) -> dict[Path, str]:
+    """Those of all input files, and of the output's as they lie in `folder`."""
+    inputs = [header.file for checkpoint in plan.checkpoints for header in checkpoint.headers]
+    return hash_files([*inputs, *(folder / file.name for file in plan.files)])

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import ops
 from ..methods._declaration import Block, Pass, Statistics, Subject, Written
+from ..ops import Cut
 from .statistics import Kept
 
 Whole = tuple[Tensor | None, list[Tensor]]
@@ -24,20 +24,21 @@ class Share:
     earlier: Sequence[Statistics]
     sums: Tensor
     nonfinite: int = 0
+    ranks: list[list[int]] = field(default_factory=list)
     prepared: Any = None
 
 
 @dataclass(slots=True)
 class TensorPass:
     """The pass of every output over one tensor. Call `prepare` if `needs_whole`, `run` for its blocks in order, then
-    look at `finite` and call `gather`."""
+    ask `acceptable` and call `gather`."""
 
     subject: Subject
     models: int
     shares: list[Share]
     kept: Kept
     whole: Whole | None = None
-    cuts: list[dict[int, ops.Cut]] = field(default_factory=list)
+    cuts: list[dict[int, Cut]] = field(default_factory=list)
 
     @classmethod
     def of(
@@ -63,11 +64,15 @@ class TensorPass:
     def prepare(self, base: Tensor | None, models: list[Tensor]) -> None:
         """Look at the whole tensor, 1-D: the cuts that any output needs, found together, then what each prepares."""
         self.whole = base, models
-        asked = [share.one.ranks(self.subject, share.earlier) for share in self.shares if share.one.ranks is not None]
-        wanted = [sorted({rank for own in asked for rank in own[k]}) for k in range(self.models)]
+        trivial, wanted = {0, self.subject.numel}, [set[int]() for _ in range(self.models)]
+        for share in self.shares:
+            if share.one.ranks is not None:
+                share.ranks = share.one.ranks(self.subject, share.earlier)
+                wanted = [all_ranks | {*own} - trivial for all_ranks, own in zip(wanted, share.ranks, strict=True)]
+        self.cuts = [{} for _ in wanted]
         if any(wanted):
             assert base is not None
-            self.cuts = self.kept.cuts(self.subject.name, base, models, wanted)
+            self.cuts = self.kept.cuts(self.subject.name, base, models, [sorted(ranks) for ranks in wanted])
         for share in self.shares:
             if share.one.prepare is not None:
                 block = self._block(share, 0, base, models)
@@ -89,17 +94,34 @@ class TensorPass:
             share.one.run(block, share.earlier)
             share.nonfinite += block.nonfinite
 
-    @property
-    def finite(self) -> bool:
-        """Whether no output has met NaN or infinity."""
-        return all(not share.nonfinite and bool(share.sums.isfinite().all()) for share in self.shares)
+    def acceptable(self, allowed: Sequence[bool]) -> bool:
+        """Whether no output has met NaN or infinity, but those it is `allowed` to."""
+        found = [bool(share.nonfinite) or not bool(share.sums.isfinite().all()) for share in self.shares]
+        return all(not bad or allow for bad, allow in zip(found, allowed, strict=True))
 
-    def gather(self, statistics: Sequence[Statistics]) -> None:
-        """Add what was found to each output's statistics of the pass."""
-        for share, gathered in zip(self.shares, statistics, strict=True):
-            gathered.sizes[self.subject.name] = self.subject.numel
-            gathered.sums[self.subject.name] = share.sums.cpu()
+    def gather(self, statistics: Sequence[Statistics]) -> list[Tensor]:
+        """Add what was found to each output's statistics of the pass; returns each output's sums."""
+        return self.restore([share.sums.cpu() for share in self.shares], statistics)
+
+    def restore(self, sums: list[Tensor], statistics: Sequence[Statistics]) -> list[Tensor]:
+        """What `gather` does, with sums that were found before."""
         self.whole = None
+        for share, own, gathered in zip(self.shares, sums, statistics, strict=True):
+            gathered.sizes[self.subject.name] = self.subject.numel
+            gathered.sums[self.subject.name] = own = own.view(share.sums.shape)
+            if share.one.statistic is not None:
+                self.kept.put(share.one.statistic, self.subject.name, own)
+        return sums
+
+    def known(self) -> list[Tensor] | None:
+        """Each output's sums, where all were kept of another merge of the same inputs."""
+        known = [self._kept_sums(share) for share in self.shares]
+        return [sums for sums in known if sums is not None] if None not in known else None
+
+    def _kept_sums(self, share: Share) -> Tensor | None:
+        if share.one.statistic is None:
+            return None
+        return self.kept.get(share.one.statistic, self.subject.name, torch.float64, share.one.rows, self.models)
 
     def _block(self, share: Share, start: int, base: Tensor | None, models: list[Tensor]) -> Block:
         return Block(
@@ -108,6 +130,7 @@ class TensorPass:
             base,
             start=start,
             whole=self.whole,
+            ranks=share.ranks,
             cuts=self.cuts,
             prepared=share.prepared,
             sums=share.sums,

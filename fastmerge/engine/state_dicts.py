@@ -15,8 +15,8 @@ from ..errors import InputError, MergeError, nearest
 from ..formats.checkpoint import Checkpoint
 from ..formats.mapping import INTEGER_DTYPES, TORCH_DTYPES
 from ..formats.safetensors import TensorInfo
-from ..methods import build
 from ..methods._declaration import Method, Statistics, Subject, Written
+from ..recipe.parameters import Override, declare
 from ..recipe.preflight import Alignment, TensorPlan, align
 from .passes import TensorPass
 from .statistics import Kept
@@ -55,29 +55,34 @@ def merge_state_dicts(
     models: Mapping[str, StateDict],
     *,
     task_specific: Sequence[str] = (),
+    tensors: Sequence[Override] = (),
     **params: Any,
 ) -> Merged:
     """Merge state dicts held in memory, on whatever device they are; inputs are not changed.
 
-    params: the method's. Tensors of the result have base's dtypes (the first model's, without a base). Tensors that
-    match `task_specific` patterns stay base's in `state_dict` and are each task's own in `task(name)`. Raises
-    InputError and MergeError as `merge` does.
+    params: the method's. tensors: patterns of tensor names, and the parameters they change, as `plan` takes them.
+    Tensors of the result have base's dtypes (the first model's, without a base). Tensors that match `task_specific`
+    patterns stay base's in `state_dict` and are each task's own in `task(name)`. Raises InputError and MergeError as
+    `merge` does.
     """
-    declared = method if isinstance(method, Method) else build(method, params)
     names = list(models)
-    problems = declared.problems(names) if names else ["there are no models to merge"]
+    if not names:
+        raise InputError("there are no models to merge")
+    parameters = declare(method, params, {}, tensors, names)
+    declared = parameters.method
     if declared.uses_base and base is None:
-        problems.append(f"{declared.name} needs a base model")
-    if problems:
-        raise InputError(problems)
+        raise InputError([*declared.problems(names), f"{declared.name} needs a base model"])
     lead = None if base is None else _described(base, "base")
     kept = Kept()
     alignment = align(lead, [_described(models[n], n) for n in names], task_specific=task_specific)
+    problems = parameters.settle([tensor.name for tensor in alignment.tensors if not tensor.copy])
+    if problems:
+        raise InputError(problems)
 
     merged: dict[str, Tensor] = {info.name: (base or {})[info.name] for info in alignment.base_specific}
     unified: dict[str, tuple[Tensor, Tensor]] = {}
     statistics: list[Statistics] = []
-    for one in declared.passes(names, alignment.wide):
+    for number in range(len(declared.passes(names, alignment.wide))):
         gathered = Statistics(len(names))
         for tensor in alignment.tensors:
             like = (base or models[names[0]])[tensor.name]
@@ -87,9 +92,10 @@ def merge_state_dicts(
                 _check_equal(tensor, labels, every)
                 merged[tensor.name] = like.clone()
                 continue
+            one = parameters.of(tensor.name).passes(names, alignment.wide)[number]
             work = TensorPass.of(Subject(tensor.name, tensor.shape), len(names), [one], [statistics], kept, like.device)
             written = _run(work, like if declared.uses_base else None, stored, like)
-            if declared.nonfinite == "error" and not work.finite:
+            if not work.acceptable([declared.nonfinite == "allow"]):
                 _blame(tensor, every, labels)
             work.gather([gathered])
             if "merged" in written:

@@ -11,22 +11,30 @@ from torch import Tensor
 from .. import ops
 
 HISTOGRAM = "magnitude_histogram"
+LIMIT = 1_000_000_000  # bytes
 CUTS = "cuts"  # float64 [4, M]: model, rank, magnitude, index
 
 
 @dataclass(slots=True)
 class Kept:
-    """Tensors by (statistic, tensor name). `changed` tells whether anything was added."""
+    """Tensors by (statistic, tensor name), `limit` bytes of them at most. `changed` tells whether any was added."""
 
     found: dict[tuple[str, str], Tensor] = field(default_factory=dict)
+    limit: int = LIMIT
     changed: bool = False
 
-    def get(self, statistic: str, tensor: str) -> Tensor | None:
-        return self.found.get((statistic, tensor))
+    def get(self, statistic: str, tensor: str, dtype: torch.dtype, *shape: int) -> Tensor | None:
+        """What is kept, if it is of this dtype and its shape begins like this."""
+        value = self.found.get((statistic, tensor))
+        fits = value is not None and value.dtype == dtype and value.shape[: len(shape)] == shape
+        return value if fits else None
 
     def put(self, statistic: str, tensor: str, value: Tensor) -> None:
-        self.found[statistic, tensor] = value
-        self.changed = True
+        before = self.found.get((statistic, tensor))
+        left = self.limit - value.nbytes + (0 if before is None else before.nbytes)
+        if value is not before and left >= 0:
+            self.found[statistic, tensor] = value
+            self.limit, self.changed = left, True
 
     def cuts(
         self, tensor: str, base: Tensor, models: Sequence[Tensor], ranks: Sequence[Sequence[int]]
@@ -35,7 +43,7 @@ class Kept:
         known = self._known_cuts(tensor, len(models))
         missing = [[rank for rank in own if rank not in known[k]] for k, own in enumerate(ranks)]
         if any(missing):
-            histogram = self.get(HISTOGRAM, tensor)
+            histogram = self.get(HISTOGRAM, tensor, torch.int64, len(models))
             if histogram is None:
                 histogram = ops.magnitude_histogram(base, models)
                 self.put(HISTOGRAM, tensor, histogram)
@@ -49,7 +57,7 @@ class Kept:
 
     def _known_cuts(self, tensor: str, models: int) -> list[dict[int, ops.Cut]]:
         known: list[dict[int, ops.Cut]] = [{} for _ in range(models)]
-        stored = self.get(CUTS, tensor)
+        stored = self.get(CUTS, tensor, torch.float64, 4)
         for k, rank, magnitude, index in [] if stored is None else stored.T.tolist():
             known[int(k)][int(rank)] = ops.Cut(magnitude, int(index))
         return known

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import MergeError
-from ..formats.layout import Place
+from ..formats.layout import FilePlan, Place
 from ..formats.mapping import Inputs
 from ..formats.safetensors import TensorInfo
 from ..methods._declaration import Pass, Statistics, Subject, Written
@@ -44,6 +44,12 @@ class Reading:
     def writes(self, output: Output) -> tuple[Written, ...]:
         """What this pass writes for an output."""
         return output.method.passes(self.plan.names, self.plan.alignment.wide)[self.number].writes
+
+    def outputs(self) -> list[FilePlan]:
+        """The files that this pass writes."""
+        layouts = [output.layouts[kind] for output in self.plan.outputs for kind in self.writes(output)]
+        layouts += [layout for output in self.plan.outputs if self.last for layout in output.heads.values()]
+        return [file for layout in layouts for file in layout.files]
 
     def works(self) -> list[Work]:
         """The work on every tensor, in the order of the lead checkpoint's files."""
@@ -80,10 +86,13 @@ class Reading:
                 written[o][kind] = tensor_memory
             pass_.run(start, *split(sources), written)
 
-        def done() -> None:
-            if plan.method.nonfinite == "error" and not pass_.finite:
+        def done() -> list[Tensor]:
+            if not pass_.acceptable([output.method.nonfinite == "allow" for output in plan.outputs]):
                 check_finite(tensor, plan.names, self.files, plan.chunk)
-            pass_.gather(self.gathered)
+            return pass_.gather(self.gathered)
+
+        def restore(sums: list[Tensor]) -> None:
+            pass_.restore(sums, self.gathered)
 
         return Work(
             tensor.numel,
@@ -91,9 +100,17 @@ class Reading:
             tuple(_target(plan, plan.outputs[o], kind, tensor) for o, kind in targets),
             run,
             done,
+            restore,
+            None if targets else self._trusted(pass_.known()),
             prepare=(lambda sources: pass_.prepare(*split(sources))) if pass_.needs_whole else None,
             least_chunk=-(-subject.columns // BLOCK) * BLOCK if any(one.rows_whole for one in passes) else 0,
         )
+
+    def _trusted(self, known: list[Tensor] | None) -> list[Tensor] | None:
+        """Known sums, but none that would hide a NaN whose model and tensor are yet to be named."""
+        if known and self.plan.method.nonfinite == "error" and not all(sums.isfinite().all() for sums in known):
+            return None
+        return known
 
     def _copying(self, tensor: TensorPlan) -> Work:
         """An integer tensor: compared, and copied where a merged model is written."""

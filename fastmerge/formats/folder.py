@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 SUFFIXES = {".json", ".txt", ".model", ".jinja", ".tiktoken", ".bpe", ".vocab", ".py"}
-RECORDS = {"emr.json", "experts.json", "router.json"}  # of what a folder holds beside a model
+RECORDS = {"emr.json", "experts.json", "router.json", "fastmerge.json"}  # of another merge
 SIZE_LIMIT = 100_000_000  # bytes
 
 
@@ -26,7 +26,12 @@ def copy_side_files(source: Path, folder: Path) -> None:
 def write_json(file: Path, content: Any) -> None:
     """Write JSON the same to the byte every time."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    file.write_text(to_json(content), encoding="utf-8")
+
+
+def to_json(content: Any) -> str:
+    """JSON the same to the byte every time."""
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
 def set_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:

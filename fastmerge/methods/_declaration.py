@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,8 +32,9 @@ class Subject:
 
     @property
     def columns(self) -> int:
-        """Elements a row has: what one index of the first dimension selects; of a vector, all of it."""
-        return self.numel // self.shape[0] if len(self.shape) > 1 and self.shape[0] else self.numel
+        """Elements a row has: what one index of the first dimension selects; of a vector, all of it. At least 1."""
+        rows = self.shape[0] if len(self.shape) > 1 else 1
+        return max(1, self.numel // max(1, rows))
 
 
 @dataclass(slots=True)
@@ -40,8 +42,9 @@ class Block:
     """The same elements of one tensor in base, every model and whatever the pass writes, all 1-D.
 
     `start` is the index of the first of them in the tensor. `whole` are base and models whole, where the pass asked for
-    them; `cuts` per model the cut of every rank it asked for; `prepared` what its `prepare` returned. `sums` is float64
-    [rows, K], the tensor's statistics so far, to be added to; `nonfinite` counts bad results.
+    them; `ranks` per model those it asked for, and `cuts` their cuts (but of 0 and of all elements); `prepared` is what
+    its `prepare` returned. `sums` is float64 [rows, K], the tensor's statistics so far, to be added to; `nonfinite`
+    counts bad results.
     """
 
     subject: Subject
@@ -49,6 +52,7 @@ class Block:
     base: Tensor | None = None
     start: int = 0
     whole: tuple[Tensor | None, list[Tensor]] | None = None
+    ranks: list[list[int]] = field(default_factory=list)
     cuts: list[dict[int, Cut]] = field(default_factory=list)
     prepared: Any = None
     merged: Tensor | None = None
@@ -99,17 +103,50 @@ class Pass:
         return self.ranks is not None or self.prepare is not None or self.rows_whole
 
 
-def _parse_weights(value: Any) -> Any:
-    """Accept the command line's "0.3,0.7" and "math=0.3,code=0.7"."""
-    if not isinstance(value, str):
-        return value
-    parts = [part.strip() for part in value.split(",")]
-    if all("=" in part for part in parts):
-        return dict(part.split("=", 1) for part in parts)
-    return parts
+PerModel = float | tuple[float, ...] | dict[str, float]
 
 
-Weights = Annotated[tuple[Finite, ...] | dict[str, Finite] | None, BeforeValidator(_parse_weights)]
+def per_model(low: float = -math.inf, high: float = math.inf) -> Any:
+    """The type of a parameter that may differ by model: a number for all, one a model in order, or by name.
+
+    Also accepts the command line's "0.5", "0.3,0.7" and "math=0.3,code=0.7".
+    """
+
+    def number(value: Any) -> float:
+        try:
+            result = math.nan if isinstance(value, bool) else float(value)
+        except (TypeError, ValueError):
+            result = math.nan
+        if not math.isfinite(result) or not low <= result <= high:
+            raise ValueError("expected numbers" + (f" from {low:g} to {high:g}" if math.isfinite(high) else ""))
+        return result
+
+    def parse(value: Any) -> PerModel | None:
+        if isinstance(value, str) and "=" in value:
+            value = dict(part.strip().partition("=")[::2] for part in value.split(","))
+        elif isinstance(value, str) and "," in value:
+            value = value.split(",")
+        if isinstance(value, Mapping):
+            return {str(name): number(own) for name, own in value.items()}
+        if isinstance(value, (list, tuple)):
+            return tuple(number(own) for own in value)
+        return None if value is None else number(value)
+
+    one = {"type": "number"} | ({"minimum": low, "maximum": high} if math.isfinite(high) else {})
+    forms = [one, {"type": "array", "items": one}, {"type": "object", "additionalProperties": one}]
+    return Annotated[Any, PlainValidator(parse), WithJsonSchema({"anyOf": forms})]
+
+
+def of_models(value: PerModel, models: Sequence[str]) -> list[float]:
+    """A parameter's number for each model, in order."""
+    if isinstance(value, dict):
+        return [value[name] for name in models]
+    return list(value) if isinstance(value, tuple) else [value] * len(models)
+
+
+def exact(value: float) -> Fraction:
+    """A parameter as the decimal that was written: 0.07 is 7/100."""
+    return Fraction(repr(value))
 
 
 class Method(BaseModel):
@@ -121,12 +158,21 @@ class Method(BaseModel):
     source: ClassVar[str]  # paper and equation
     uses_base: ClassVar[bool] = True
     per_tensor: ClassVar[frozenset[str]] = frozenset()  # parameters that may differ from tensor to tensor
+    by_model: ClassVar[tuple[str, ...]] = ()  # parameters that may differ from model to model
 
     nonfinite: Literal["error", "allow"] = Field("error", description="stop at NaN and infinity, or let them through")
 
     def problems(self, models: Sequence[str]) -> list[str]:
         """What is wrong with the parameters for these models (names, in order)."""
-        return []
+        problems = []
+        for name in self.by_model:
+            value = getattr(self, name)
+            if isinstance(value, dict) and set(value) != set(models):
+                problems.append(f"{self.name}: {name} are for {', '.join(value)}; the models are {', '.join(models)}")
+            if isinstance(value, tuple) and len(value) != len(models):
+                count = f"{len(value)} {name} for {len(models)} models"
+                problems.append(f"{self.name}: {count} ({', '.join(models)})")
+        return problems
 
     def passes(self, models: Sequence[str], wide: bool = False) -> tuple[Pass, ...]:
         """The readings that make up the method, for these models; `wide`: some tensor is merged in float64."""
@@ -141,25 +187,13 @@ class WeightedMethod(Method):
     """A method with a weight per model."""
 
     per_tensor = frozenset({"weights"})
+    by_model: ClassVar[tuple[str, ...]] = ("weights",)
 
-    weights: Weights = Field(None, description="one number a model, in order or by name; all ones by default")
-
-    def problems(self, models: Sequence[str]) -> list[str]:
-        if self.weights is None:
-            return []
-        if isinstance(self.weights, dict):
-            if set(self.weights) == set(models):
-                return []
-            return [f"{self.name}: weights are for {', '.join(self.weights)}; the models are {', '.join(models)}"]
-        if len(self.weights) == len(models):
-            return []
-        return [f"{self.name}: {len(self.weights)} weights for {len(models)} models ({', '.join(models)})"]
+    weights: per_model() = Field(None, description="one number a model, in order or by name; all ones by default")  # type: ignore[valid-type]
 
     def weights_of(self, models: Sequence[str]) -> list[float]:
         """The weights in the order of the models."""
-        if isinstance(self.weights, dict):
-            return [self.weights[name] for name in models]
-        return list(self.weights or [1.0] * len(models))
+        return of_models(1.0 if self.weights is None else self.weights, models)
 
 
 class NormalizedMethod(WeightedMethod):

@@ -10,7 +10,7 @@ from ..formats import emr, experts
 from ..formats.checkpoint import Checkpoint, open_checkpoint
 from ..formats.emr import EmrArtefact
 from ..formats.experts import ExpertsFolder
-from ..formats.safetensors import FLOATS, TensorInfo
+from ..formats.safetensors import FLOATS, Header, TensorInfo, read_header
 from ..formats.tasks import TasksRecord, read_record
 
 RECORDS = (emr.RECORD, experts.RECORD)
@@ -33,14 +33,14 @@ class Contents:
     own: dict[str, dict[str, TensorInfo]]
 
     @property
-    def stored(self) -> list[TensorInfo]:
-        """Everything that a live model may read."""
-        own = [info for tensors in self.own.values() for info in tensors.values()]
+    def headers(self) -> list[Header]:
+        """Of all files that a live model may read."""
+        infos = [info for tensors in self.own.values() for info in tensors.values()]
         if isinstance(self.folder, EmrArtefact):
-            own += [*self.folder.unified.values(), *self.folder.masks.values()]
+            infos += [*self.folder.unified.values(), *self.folder.masks.values()]
         else:
-            own += [info for expert in self.folder.experts.values() for parts in expert.values() for info in parts]
-        return [*self.shared.values(), *self.copied.values(), *self.home.values(), *own]
+            infos += [info for expert in self.folder.experts.values() for parts in expert.values() for info in parts]
+        return [*self.source.headers, *map(read_header, dict.fromkeys(info.file for info in infos))]
 
 
 def recorded_tasks(path: Path) -> list[str] | None:

@@ -42,7 +42,7 @@ def load(
     if device is not None:
         model.to(device)
     matched = match(model, contents, rename)
-    files = Inputs({file: file.stat().st_size for file in {info.file for info in contents.stored}})
+    files = Inputs(contents.headers)
     weights: Weights
     if isinstance(contents.folder, EmrArtefact):
         weights = EmrWeights(model, contents, matched, files, contents.folder)

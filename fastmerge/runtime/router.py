@@ -132,7 +132,7 @@ class Router:
             raise InputError(
                 f"{path}: {TENSORS} and {RECORD} do not fit together; the router is damaged: train it again"
             )
-        files = Inputs({header.file: header.size})
+        files = Inputs([header])
         tensors = {name: files.whole(info).clone() for name, info in header.tensors.items()}
         router = cls(tuple(record.tasks), **tensors, accuracy=record.accuracy)
         known = recorded_tasks(path)

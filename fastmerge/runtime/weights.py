@@ -177,8 +177,7 @@ def _sums(theta: Tensor, wanted: Sequence[tuple[_Part, float]]) -> list[ops.Expe
     wide = ops.working_dtype([theta, *(part.expert.values for part, _ in wanted)])
     sums = theta.new_zeros(theta.numel() if wanted else 0, dtype=wide)
     for part, scale in wanted:
-        so_far = _plus(ops.gather(sums, part.expert), scale, part.expert.values, wide)
-        ops.scatter(sums, [part.with_values(so_far)])
+        ops.scatter_add(sums, part.expert, scale)
     return [part.with_values(_plus(part.kept, 1.0, ops.gather(sums, part.expert), theta.dtype)) for part, _ in wanted]
 
 

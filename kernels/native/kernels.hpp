@@ -10,6 +10,8 @@ enum DType : int { BF16, F16, F32, F64 };
 constexpr int64_t BLOCK = 65536;
 constexpr int MAX_MODELS = 64;
 
+enum Consensus : int { SUM, MAX, WEIGHTED, UNWEIGHTED, COUNT };  // the last three vote on the sign
+
 struct In {
     const void *data;
     int dtype;
@@ -19,11 +21,15 @@ struct Out {
     int dtype;
 };
 
-// Elements of a tensor: those of block b are numbers starts[b] … starts[b + 1], at `offsets` (uint16) within the block.
-struct Sparse {
-    const int64_t *starts;
-    const char *offsets;
-    char *values;  // gather: written, scatter: read
+// Elements above the top cut and below the bottom one do not take part.
+struct Window {
+    double top;
+    int64_t top_index;
+    double bottom;
+    int64_t bottom_index;
+};
+struct Drop {
+    uint64_t key, threshold;
 };
 
 struct Args {
@@ -32,31 +38,35 @@ struct Args {
     int models_count;
     In merged;            // mask_against: τ_m; modulate: the unified task vector
     Out out;              // unified, merged or modulated
-    uint8_t *masks;       // rows of `mask_stride` bytes (modulate: one row, read)
+    uint8_t *masks;       // rows of `mask_stride` bytes, written; combine, kept_sums, modulate: read, null where not used
     int64_t mask_stride;
-    const Sparse *sparse;  // gather: one; scatter: models_count of them
-    const double *weights;
+    const double *weights;  // K of them; mask_against: tall, or null
+    const void *addend;   // combine, where all elements take part: of the working type, added to the sum; or null
     double divisor, scale;
-    bool consensus_max, as_delta;
+    Consensus consensus;
+    const double *shares; // K of them: those of the terms that agree are what is divided by; or null
+    bool as_delta;
     bool wide;            // working type float64
     bool streaming;       // out is large and aligned: write it past the cache
+    const Window *trim;   // K of them, or null
+    const Drop *drop;     // K of them, or null
+    int64_t offset;       // index in its tensor of the first element
 };
 
-// `begin` is a multiple of BLOCK. `sums` is the block's own result: elect and mask_against 2K, moments 4K, inner_products
-// 2K + 1, combine none. The return value counts non-finite results (combine) or is 0; moments adds K counts to `counts`.
+// `begin` is a multiple of BLOCK. `sums` is the block's own result: elect, mask_against and kept_sums 2K, moments 4K,
+// inner_products 2K + 1, combine none. The return value counts non-finite results (combine) or is 0; moments adds K counts to `counts`.
 #define FM_DECLARE(isa)                                                                                   \
     namespace isa {                                                                                       \
     int64_t elect(const Args &, int64_t begin, int64_t n, double *sums, int64_t *counts);                 \
     int64_t modulate(const Args &, int64_t begin, int64_t n, double *sums, int64_t *counts);              \
     int64_t mask_against(const Args &, int64_t begin, int64_t n, double *sums, int64_t *counts);          \
     int64_t combine(const Args &, int64_t begin, int64_t n, double *sums, int64_t *counts);               \
+    int64_t kept_sums(const Args &, int64_t begin, int64_t n, double *sums, int64_t *counts);             \
     int64_t delta_sum(const Args &, int64_t begin, int64_t n, double *sums, int64_t *counts);             \
     int64_t moments(const Args &, int64_t begin, int64_t n, double *sums, int64_t *counts);               \
     int64_t inner_products(const Args &, int64_t begin, int64_t n, double *sums, int64_t *counts);        \
     int64_t pack_bits(const Args &, int64_t begin, int64_t n, double *sums, int64_t *counts);             \
     int64_t unpack_bits(const Args &, int64_t begin, int64_t n, double *sums, int64_t *counts);           \
-    int64_t gather(const Args &, int64_t begin, int64_t n, double *sums, int64_t *counts);                \
-    int64_t scatter(const Args &, int64_t begin, int64_t n, double *sums, int64_t *counts);               \
     }
 FM_DECLARE(base)
 FM_DECLARE(v3)

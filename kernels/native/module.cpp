@@ -5,23 +5,25 @@
 #include <nanobind/stl/vector.h>
 
 #include <cstdlib>
-#include <cstring>
 #include <stdexcept>
 #include <string>
 #include <tuple>
 #include <vector>
 
+#include "isa.hpp"
 #include "kernels.hpp"
 #include "parallel.hpp"
 
 namespace nb = nanobind;
 
 namespace fm {
+
+Isa isa = BASE;
+
 namespace {
 
 constexpr int64_t STREAMING_MIN = 1 << 20;  // bytes of output beyond which it would only push inputs out of the cache
 
-enum Isa { BASE, V3, V4 };
 const char *const ISA_NAMES[] = {"base", "v3", "v4"};
 
 bool supported(Isa isa) {
@@ -49,15 +51,10 @@ Isa choose_isa() {
     return supported(V4) ? V4 : supported(V3) ? V3 : BASE;
 }
 
-Isa isa = BASE;
-
-#ifdef FM_HAS_v4
-#define FM_KERNEL(op) (isa == V4 ? v4::op : isa == V3 ? v3::op : base::op)
-#else
-#define FM_KERNEL(op) (base::op)
-#endif
-
-using Tensor = std::pair<uintptr_t, int>;  // address, dtype
+// Windows (top magnitude and index, bottom magnitude and index), drops (key, threshold) and the address of packed masks;
+// empty and null where they do not select.
+using Kept = std::tuple<std::vector<std::tuple<double, int64_t, double, int64_t>>,
+                        std::vector<std::tuple<uint64_t, uint64_t>>, uintptr_t>;
 
 In input(uintptr_t address, int dtype) { return {reinterpret_cast<const void *>(address), dtype}; }
 
@@ -65,6 +62,8 @@ In input(uintptr_t address, int dtype) { return {reinterpret_cast<const void *>(
 struct Call {
     Args args{};
     std::vector<In> models;
+    std::vector<Window> windows;
+    std::vector<Drop> drops;
 
     Call(uintptr_t base, int base_dtype, const std::vector<uintptr_t> &addresses, const std::vector<int> &dtypes) {
         args.base = input(base, base_dtype);
@@ -84,6 +83,16 @@ struct Call {
     void masks(uintptr_t address, int64_t n) {
         args.masks = reinterpret_cast<uint8_t *>(address);
         args.mask_stride = (n + 7) / 8;
+    }
+    void select(const Kept &kept, int64_t offset, int64_t n) {
+        const auto &[trim, drop, keep] = kept;
+        for (const auto &[top, top_index, bottom, bottom_index] : trim)
+            windows.push_back({top, top_index, bottom, bottom_index});
+        for (const auto &[key, threshold] : drop) drops.push_back({key, threshold});
+        if (!windows.empty()) args.trim = windows.data();
+        if (!drops.empty()) args.drop = drops.data();
+        args.offset = offset;
+        masks(keep, n);
     }
 };
 
@@ -126,10 +135,11 @@ void elect(int64_t n, uintptr_t base, int base_dtype, const Addresses &models, c
 }
 
 void mask_against(int64_t n, uintptr_t base, int base_dtype, const Addresses &models, const Dtypes &dtypes,
-                  uintptr_t merged, int merged_dtype, uintptr_t masks, uintptr_t sums) {
+                  uintptr_t merged, int merged_dtype, const std::vector<double> &tall, uintptr_t masks, uintptr_t sums) {
     Call call(base, base_dtype, models, dtypes);
     call.args.merged = input(merged, merged_dtype);
     call.args.wide |= merged_dtype == F64;
+    if (!tall.empty()) call.args.weights = tall.data();
     call.masks(masks, n);
     const int width = 2 * int(models.size());
     run(FM_KERNEL(mask_against), call.args, n, width, 0, add_to(sums, width));
@@ -147,13 +157,35 @@ void modulate(int64_t n, uintptr_t base, int base_dtype, uintptr_t unified, int 
 }
 
 int64_t combine(int64_t n, uintptr_t base, int base_dtype, const Addresses &models, const Dtypes &dtypes,
-                const std::vector<double> &weights, double divisor, double scale, bool consensus_max, bool as_delta,
-                uintptr_t out, int out_dtype) {
+                const std::vector<double> &weights, const std::vector<double> &shares, double divisor, double scale, int consensus,
+                bool as_delta, const Kept &kept, int64_t offset, uintptr_t out, int out_dtype) {
     Call call(base, base_dtype, models, dtypes);
     call.args.weights = weights.data();
     call.args.divisor = divisor, call.args.scale = scale;
-    call.args.consensus_max = consensus_max, call.args.as_delta = as_delta;
+    call.args.shares = shares.empty() ? nullptr : shares.data();
+    call.args.consensus = Consensus(consensus);
+    call.args.as_delta = as_delta;
+    call.select(kept, offset, n);
     call.write(out, out_dtype, n);
+    return run(FM_KERNEL(combine), call.args, n, 0, 0, no_fold);
+}
+
+void kept_sums(int64_t n, uintptr_t base, int base_dtype, const Addresses &models, const Dtypes &dtypes,
+               const Kept &kept, int64_t offset, uintptr_t sums) {
+    Call call(base, base_dtype, models, dtypes);
+    call.select(kept, offset, n);
+    const int width = 2 * int(models.size());
+    run(FM_KERNEL(kept_sums), call.args, n, width, 0, add_to(sums, width));
+}
+
+int64_t add_filtered(int64_t n, uintptr_t base, int base_dtype, const Addresses &models, const Dtypes &dtypes,
+                     const std::vector<double> &weights, uintptr_t filtered, int filtered_dtype, double scale,
+                     bool as_delta, uintptr_t out, int out_dtype, int64_t whole) {
+    Call call(base, base_dtype, models, dtypes);
+    call.args.wide |= filtered_dtype == F64;
+    call.args.weights = weights.data(), call.args.addend = reinterpret_cast<const void *>(filtered);
+    call.args.scale = scale, call.args.as_delta = as_delta;
+    call.write(out, out_dtype, whole);
     return run(FM_KERNEL(combine), call.args, n, 0, 0, no_fold);
 }
 
@@ -199,54 +231,10 @@ void unpack_bits(int64_t n, uintptr_t packed, uintptr_t out) {
     run(FM_KERNEL(unpack_bits), call.args, n, 0, 0, no_fold);
 }
 
-// Where the elements of every block begin; empty where counts and offsets describe no elements of a tensor of n.
-std::vector<int64_t> starts_of(int64_t n, uintptr_t counts, int64_t count, uintptr_t offsets, int64_t k) {
-    const int64_t blocks = (n + BLOCK - 1) / BLOCK;
-    if (count != blocks) return {};
-    std::vector<int64_t> starts(blocks + 1);
-    for (int64_t b = 0; b < blocks; ++b) {
-        int32_t in_block;
-        memcpy(&in_block, reinterpret_cast<const char *>(counts) + b * sizeof in_block, sizeof in_block);
-        if (in_block < 0) return {};
-        starts[b + 1] = starts[b] + in_block;
-    }
-    if (starts[blocks] != k) return {};
-    for (int64_t j = blocks ? starts[blocks - 1] : k; j < k; ++j) {  // an offset cannot leave another block than the last
-        uint16_t offset;
-        memcpy(&offset, reinterpret_cast<const char *>(offsets) + j * sizeof offset, sizeof offset);
-        if ((blocks - 1) * BLOCK + offset >= n) return {};
-    }
-    return starts;
-}
-
-using Elements = std::tuple<uintptr_t, int64_t, uintptr_t, int64_t, uintptr_t>;  // counts, blocks, offsets, k, values
-
-bool sparse(Call &call, BlockFn kernel, int64_t n, const std::vector<Elements> &experts) {
-    std::vector<std::vector<int64_t>> starts;
-    std::vector<Sparse> all;
-    for (const auto &[counts, blocks, offsets, k, values] : experts) {
-        starts.push_back(starts_of(n, counts, blocks, offsets, k));
-        if (starts.back().empty()) return false;
-        all.push_back({starts.back().data(), reinterpret_cast<const char *>(offsets), reinterpret_cast<char *>(values)});
-    }
-    call.args.sparse = all.data();
-    call.args.models_count = int(all.size());
-    run(kernel, call.args, n, 0, 0, no_fold);
-    return true;
-}
-
-bool gather(int64_t n, uintptr_t theta, int dtype, const Elements &elements) {
-    Call call(theta, dtype, {}, {});
-    return sparse(call, FM_KERNEL(gather), n, {elements});
-}
-
-bool scatter(int64_t n, uintptr_t theta, int dtype, const std::vector<Elements> &experts) {
-    Call call(0, BF16, {}, {});
-    call.args.out = {reinterpret_cast<void *>(theta), dtype};
-    return sparse(call, FM_KERNEL(scatter), n, experts);
-}
-
 }  // namespace
+
+void bind_selection(nb::module_ &m);
+
 }  // namespace fm
 
 NB_MODULE(_native, m) {
@@ -255,14 +243,16 @@ NB_MODULE(_native, m) {
     m.def("mask_against", &fm::mask_against);
     m.def("modulate", &fm::modulate);
     m.def("combine", &fm::combine);
+    m.def("kept_sums", &fm::kept_sums);
     m.def("delta_sum", &fm::delta_sum);
+    m.def("add_filtered", &fm::add_filtered);
     m.def("moments", &fm::moments);
     m.def("inner_products", &fm::inner_products);
     m.def("pack_bits", &fm::pack_bits);
     m.def("unpack_bits", &fm::unpack_bits);
-    m.def("gather", &fm::gather);
-    m.def("scatter", &fm::scatter);
+    fm::bind_selection(m);
     m.def("isa", [] { return std::string(fm::ISA_NAMES[fm::isa]); });
     m.def("set_threads", &fm::set_threads);
     m.def("threads", &fm::threads);
+    m.def("work_alone", &fm::work_alone);
 }

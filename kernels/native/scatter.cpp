@@ -1,26 +1,20 @@
-// Experts' values put in the place of a tensor's, all experts of a block while it is in the cache.
-//
-// Stores of single elements need no prefetching: they are not waited for.
+// An expert's values put in the place of a block's. Stores of single elements are not waited for: nothing is prefetched.
 #include <cstring>
 
-#include "kernels.hpp"
+#include "selection.hpp"
 
 namespace fm::FM_ISA {
 
-template <class T> static void write(const Sparse &e, int64_t block, char *to) {
-    for (int64_t j = e.starts[block]; j < e.starts[block + 1]; ++j) {
+template <class T> static void write(char *theta, const char *offsets, int64_t n, const char *values) {
+    for (int64_t i = 0; i < n; ++i) {
         uint16_t offset;
-        memcpy(&offset, e.offsets + j * sizeof offset, sizeof offset);
-        memcpy(to + offset * sizeof(T), e.values + j * sizeof(T), sizeof(T));
+        memcpy(&offset, offsets + i * sizeof offset, sizeof offset);
+        memcpy(theta + offset * sizeof(T), values + i * sizeof(T), sizeof(T));
     }
 }
 
-int64_t scatter(const Args &a, int64_t begin, int64_t, double *, int64_t *) {
-    const int size = a.out.dtype == F64 ? 8 : a.out.dtype == F32 ? 4 : 2;
-    char *to = static_cast<char *>(a.out.data) + begin * size;
-    for (int k = 0; k < a.models_count; ++k)
-        (size == 8 ? write<uint64_t> : size == 4 ? write<uint32_t> : write<uint16_t>)(a.sparse[k], begin / BLOCK, to);
-    return 0;
+void scatter(char *theta, int64_t item_size, const char *offsets, int64_t n, const char *values) {
+    (item_size == 8 ? write<uint64_t> : item_size == 4 ? write<uint32_t> : write<uint16_t>)(theta, offsets, n, values);
 }
 
 }  // namespace fm::FM_ISA

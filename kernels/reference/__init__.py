@@ -3,25 +3,41 @@
 from .combine import combine
 from .delta_sum import delta_sum
 from .elect import elect
+from .extract_topk import extract_topk
 from .gather import gather
+from .highpass import highpass
+from .highpass_merge import highpass_merge
 from .inner_products import inner_products
+from .kept_sums import kept_sums
+from .kth_magnitude import kth_magnitude
+from .magnitude_histogram import magnitude_histogram
 from .mask_against import mask_against
 from .modulate import modulate
 from .moments import moments
 from .pack_bits import pack_bits
+from .rank_drop import rank_drop
 from .scatter import scatter
+from .scatter_add import scatter_add
 from .unpack_bits import unpack_bits
 
 __all__ = [
     "combine",
     "delta_sum",
     "elect",
+    "extract_topk",
     "gather",
+    "highpass",
+    "highpass_merge",
     "inner_products",
+    "kept_sums",
+    "kth_magnitude",
+    "magnitude_histogram",
     "mask_against",
     "modulate",
     "moments",
     "pack_bits",
+    "rank_drop",
     "scatter",
+    "scatter_add",
     "unpack_bits",
 ]

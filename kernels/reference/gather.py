@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .sparse import indices
+from .experts import indices
 
 
 def gather(theta: Tensor, counts: Tensor, offsets: Tensor, out: Tensor) -> bool:

@@ -21,6 +21,7 @@ from fastmerge.errors import InputError
 from fastmerge.formats.checkpoint import open_checkpoint
 from fastmerge.formats.experts import ExpertsFolder, elements_problem, expert_layout
 from fastmerge.formats.mapping import Inputs
+from fastmerge.formats.safetensors import read_header
 
 BACKBONE = state(0)
 FILE = "experts/t0.safetensors"
@@ -29,7 +30,7 @@ FILE = "experts/t0.safetensors"
 def read(folder: Path, task: str = "t0") -> dict[str, tuple[Tensor, Tensor, Tensor]]:
     opened = ExpertsFolder(folder)
     file = folder / "experts" / f"{task}.safetensors"
-    return opened.read(task, Inputs({file: file.stat().st_size}))
+    return opened.read(task, Inputs([read_header(file)]))
 
 
 def test_reads_what_was_written(tmp_path: Path) -> None:

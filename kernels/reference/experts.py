@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-BLOCK = 65_536  # elements that an offset counts within
+from .numeric import BLOCK
 
 
 def indices(n: int, counts: Tensor, offsets: Tensor) -> Tensor | None:

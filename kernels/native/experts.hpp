@@ -1,0 +1,30 @@
+// Experts of whole tensors.
+#pragma once
+#include <vector>
+
+#include "selection.hpp"
+
+namespace fm {
+
+// The elements above a cut, as far as there is room for them; returns how many there are. counts: one a block.
+int64_t extract(const Args &, int64_t n, double magnitude, int64_t index, int32_t *counts, uint16_t *offsets,
+                const Out &values, int64_t room);
+
+// The elements of an expert: how many each of `blocks` has, and all k offsets.
+struct Elements {
+    const char *counts;
+    int64_t blocks;
+    const char *offsets;
+    int64_t k;
+};
+struct Valued {
+    Elements elements;
+    char *values;
+};
+
+// False, with nothing written, where counts and offsets are not those of k elements of a tensor of n.
+bool add(const Out &theta, int64_t n, const Elements &, const In &values, double scale);
+bool gather(const In &theta, int64_t n, const Valued &);
+bool scatter(const Out &theta, int64_t n, const std::vector<Valued> &);
+
+}  // namespace fm

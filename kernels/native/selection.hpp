@@ -1,0 +1,69 @@
+// What selection_module.cpp and the ops that select by magnitude agree on. The keys of magnitudes are their bits, of 31 or
+// 63 of them, so that integers compare as the magnitudes do.
+#pragma once
+#include "kernels.hpp"
+
+namespace fm {
+
+constexpr int COUNTERS = 8;        // of every bin, taken in turn, so that one need not wait for its last increment
+constexpr int MAX_BIN_BITS = 13;
+constexpr int TOP_BITS = 11;       // of a key, that kth_magnitude is given a histogram of
+
+// Bits shift … shift + bits of the keys whose bits above are a model's prefix, or of all.
+struct Digit {
+    int shift, bits;
+    const uint64_t *prefixes;  // K of them, or null
+    bool wide;                 // of keys in float64 even where the working type is float32
+};
+
+// The keys of a model's magnitudes that share their bits above `low_bits`; `first` is the lowest of them.
+struct Bucket {
+    int model, low_bits;
+    uint64_t first;
+};
+
+// Those of a block, in any order, but how many equal `first`.
+struct Found {
+    void *keys;  // of 32 bits, or 64 where the working type is float64; has room for the block and ROOM more
+    int64_t size, firsts;
+};
+constexpr int ROOM = 16;
+
+// Element i of a tensor is dropped where philox(i, key) is below the threshold of its rank; all are in least … most, and they
+// may be monotone.
+struct RankDrop {
+    uint64_t key;
+    const int64_t *thresholds;
+    uint64_t least, most;
+    bool monotone;
+};
+// Bytes that rank_drop needs: for each of its elements (and 64 more), and for the bins of a row.
+constexpr int64_t RANK_BYTES = 64, RANK_TABLES = 1 << 18;
+
+// `begin` is a multiple of BLOCK, `n` at most BLOCK.
+// magnitude_histogram adds to counts [K][2^bits][COUNTERS].
+// kth_magnitude fills in what it finds in each bucket.
+// nth_equal is the offset of the nth element (from 0) with that key.
+// extract_topk writes the elements above the cut, offsets from `begin` and values; returns how many.
+// rank_drop packs the masks of elements from … to of whole rows begin … begin + n (multiples of 8) of the only model.
+// scatter_add: theta is the block, with n offsets; values begin … begin + n are theirs.
+// gather and scatter move the n values of the block theta, of 2, 4 or 8 bytes each, bits and all.
+#define FM_DECLARE(isa)                                                                                                  \
+    namespace isa {                                                                                                      \
+    void magnitude_histogram(const Args &, const Digit &, int64_t begin, int64_t n, uint32_t *counts);                   \
+    void kth_magnitude(const Args &, const Bucket *, int count, int64_t begin, int64_t n, Found *found);                  \
+    int64_t nth_equal(const Args &, int model, uint64_t key, int64_t nth, int64_t begin, int64_t n);                     \
+    int64_t extract_topk(const Args &, double magnitude, int64_t index, int64_t begin, int64_t n, uint16_t *offsets,     \
+                         const Out &values);                                                                             \
+    void rank_drop(const Args &, const RankDrop &, int64_t columns, int64_t begin, int64_t n, int64_t from, int64_t to,  \
+                   char *memory, uint8_t *bits);                                                                         \
+    void scatter_add(const Out &theta, const uint16_t *offsets, const In &values, int64_t begin, int64_t n, double scale); \
+    void gather(const char *theta, int64_t item_size, const char *offsets, int64_t n, char *values);                     \
+    void scatter(char *theta, int64_t item_size, const char *offsets, int64_t n, const char *values);                    \
+    }
+FM_DECLARE(base)
+FM_DECLARE(v3)
+FM_DECLARE(v4)
+#undef FM_DECLARE
+
+}  // namespace fm

@@ -1,0 +1,200 @@
+"""Selection by magnitude: exact whatever the tensor, ties to the lowest index."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from selections import HARD, ranks_of
+from tensors import BF16, DTYPES, grid, make
+from torch import Tensor
+
+from fastmerge import dispatch, ops
+from fastmerge.errors import InputError
+
+CPU = [b for b in ("reference", "native") if not isinstance(dispatch.load(b), str)]
+SIZES = (1, 511, 65_537, 200_003)
+
+
+def by_sorting(base: Tensor, model: Tensor, ranks: list[int]) -> list[ops.Cut]:
+    """Cuts as NumPy's stable sort finds them: −|τ| ascending, NaN moved to the front."""
+    wide = ops.working_dtype([base, model])
+    size = (model.to(wide) - base.to(wide)).abs().numpy()
+    order = np.argsort(np.where(np.isnan(size), -np.inf, -size), kind="stable")
+    order = np.concatenate([order[np.isnan(size[order])], order[~np.isnan(size[order])]])
+    return [ops.Cut(float(size[order[r - 1]]), int(order[r - 1]) + 1) if r else ops.Cut(float("inf"), 0) for r in ranks]
+
+
+def assert_cuts(actual: list[ops.Cut], expected: list[ops.Cut]) -> None:
+    np.testing.assert_array_equal([c.magnitude for c in actual], [c.magnitude for c in expected])
+    assert [c.index for c in actual] == [c.index for c in expected]
+
+
+@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize("name", HARD)
+@pytest.mark.parametrize("backend", CPU)
+def test_cuts_of_hard_tensors(backend: str, name: str, n: int) -> None:
+    """Where many magnitudes are equal, or all are nearly so, the cut is still the one of a stable sort."""
+    base, model = HARD[name](n)
+    ranks = ranks_of(n)
+    assert_cuts(ops.kth_magnitude(base, [model], [ranks], backend=backend)[0], by_sorting(base, model, ranks))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_cuts_of_every_rank(dtype: torch.dtype) -> None:
+    """All ranks of two models at once, more than lists have room for."""
+    base, models = make(700, dtype, 1), [make(700, dtype, 2), make(700, dtype, 3, special=False)]
+    found = ops.kth_magnitude(base, models, [range(701)] * 2)
+    for model, cuts in zip(models, found, strict=True):
+        assert_cuts(cuts, by_sorting(base, model, list(range(701))))
+
+
+@given(st.lists(st.sampled_from([0.0, -0.0, 1.0, -1.0, 1.5, 3e-39, -3e-39]), min_size=1, max_size=40), st.data())
+def test_a_cut_has_its_rank_above(values: list[float], data: st.DataObject) -> None:
+    """Exactly r elements are above the cut of rank r, and none of them is smaller than one that is not."""
+    tau = torch.tensor(values)
+    rank = data.draw(st.integers(0, len(values)))
+    ((cut,),) = ops.kth_magnitude(torch.zeros_like(tau), [tau], [[rank]], backend=data.draw(st.sampled_from(CPU)))
+    size = tau.abs()
+    above = (size > cut.magnitude) | ((size == cut.magnitude) & (torch.arange(len(values)) < cut.index))
+    assert int(above.sum()) == rank
+    if 0 < rank < len(values):
+        assert size[above].min() >= size[~above].max()
+
+
+def spread(expert: ops.Expert, n: int) -> Tensor:
+    """An expert as a dense tensor of float64, written out in Python."""
+    dense = torch.zeros(n, dtype=torch.float64)
+    block = [b for b, count in enumerate(expert.counts.tolist()) for _ in range(count)]
+    for b, offset, value in zip(block, expert.offsets.tolist(), expert.values.tolist(), strict=True):
+        dense[b * ops.BLOCK + offset] = value
+    return dense
+
+
+@pytest.mark.parametrize("name", [name for name in HARD if "NaN" not in name])
+@pytest.mark.parametrize("backend", CPU)
+def test_an_expert_is_the_task_vector_above_the_cut(backend: str, name: str) -> None:
+    """Its elements are the first k of a stable sort, with their values; adding it to zeros gives just them."""
+    n = 70_001
+    base, model = HARD[name](n)
+    tau = (model.double() - base.double()).to(ops.working_dtype([base, model]))
+    for k in (0, 1, 700, n // 2, n):
+        expert = ops.extract_topk(base, model, k, dtype=tau.dtype, backend=backend)
+        order = np.argsort(-tau.abs().numpy(), kind="stable")[:k]
+        expected = torch.zeros(n, dtype=tau.dtype)
+        expected[order] = tau[order]
+        built = torch.zeros(n, dtype=tau.dtype)
+        ops.scatter_add(built, expert, backend=backend)
+        assert built.equal(expected)
+        assert int(expert.counts.sum()) == expert.offsets.numel() == expert.values.numel() == k
+        if k == 700:
+            assert spread(expert, n).equal(expected.double())
+            assert ops.extract_topk(base, model, cut=ops.Cut(*by_sorting(base, model, [k])[0])).offsets.equal(
+                expert.offsets
+            )
+
+
+def test_an_expert_of_nan_is_smaller() -> None:
+    """NaN take places of the k largest, but are not extracted."""
+    base, model = HARD["mostly NaN"](1000)
+    missing = int((model - base).isnan().sum())
+    assert ops.extract_topk(base, model, missing).values.numel() == 0
+    expert = ops.extract_topk(base, model, missing + 50)
+    assert expert.values.numel() == expert.offsets.numel() == int(expert.counts.sum()) == 50
+
+
+def test_experts_of_any_shape_and_dtype() -> None:
+    base, model = make(60, BF16, 1, special=False).view(6, 10), make(60, BF16, 2, special=False).view(6, 10)
+    flat = ops.extract_topk(base.view(-1), model.view(-1), 20)
+    expert = ops.extract_topk(base, model, 20)
+    assert expert.values.dtype == BF16
+    assert all(a.equal(b) for a, b in zip(expert, flat, strict=True))
+    theta, transposed = torch.zeros(6, 10), torch.zeros(10, 6).t()
+    ops.scatter_add(theta, expert, 0.5)
+    ops.scatter_add(transposed, expert, 0.5)
+    assert transposed.equal(theta)
+    assert theta.view(-1).equal(0.5 * spread(flat, 60).float())
+    assert ops.extract_topk(base, model, 3, dtype=torch.float64).values.dtype == torch.float64
+
+
+@given(st.integers(0, 300), st.integers(0, 300), st.sampled_from(CPU))
+def test_adding_and_taking_away(n: int, k: int, backend: str) -> None:
+    """On numbers whose sums are exact an expert is taken away without a trace."""
+    base, model, theta = grid(n, BF16, 1), grid(n, BF16, 2), grid(n, BF16, 3)
+    expert = ops.extract_topk(base, model, min(k, n), backend=backend)
+    changed = theta.clone()
+    ops.scatter_add(changed, expert, 2.0, backend=backend)
+    assert int((changed != theta).sum()) == int((expert.values != 0).sum())
+    ops.scatter_add(changed, expert, -2.0, backend=backend)
+    assert changed.equal(theta)
+
+
+def test_histograms_add_up() -> None:
+    """Over chunks of a tensor, over tensors of different dtypes where wide, and over a bucket's bins by lower bits."""
+    base, models = make(100_003, BF16, 1), [make(100_003, BF16, 2), make(100_003, BF16, 3)]
+    whole, chunked = ops.magnitude_histogram(base, models), torch.zeros(2, 2048, dtype=torch.int64)
+    for part in (slice(0, 70_001), slice(70_001, None)):
+        ops.magnitude_histogram(base[part], [m[part] for m in models], counts=chunked)
+    assert chunked.equal(whole)
+    assert whole.sum(1).tolist() == [100_003, 100_003]
+    exact = grid(1000, BF16, 1), [grid(1000, BF16, 2)]
+    assert ops.magnitude_histogram(*exact, wide=True).equal(ops.magnitude_histogram(exact[0].double(), exact[1]))
+    largest = whole.argmax(1)
+    lower = ops.magnitude_histogram(base, models, shift=7, bits=13, prefixes=largest.tolist())
+    assert lower.sum(1).equal(whole.gather(1, largest[:, None])[:, 0])
+
+
+def test_a_known_histogram_saves_a_reading() -> None:
+    base, models = grid(1000, BF16, 1), [grid(1000, BF16, 2)]
+    histogram = ops.magnitude_histogram(base, models)
+    assert ops.kth_magnitude(base, models, [[3]], histogram=histogram) == ops.kth_magnitude(base, models, [[3]])
+
+
+def test_a_wrong_histogram_is_found_out() -> None:
+    """One of another tensor, with as many elements: it cannot make lists overflow."""
+    base, other = torch.zeros(100_000), torch.full((100_000,), 1.7)
+    of_other = ops.magnitude_histogram(base, [other])
+    spread = ops.magnitude_histogram(base, [torch.linspace(1.6, 1.9, 100_000)])
+    for wrong, model in ((of_other, base), (of_other, other * 2), (spread, torch.full_like(other, 1.8))):
+        if "native" in CPU:
+            with pytest.raises(ValueError, match="not that of these tensors"):
+                ops.kth_magnitude(base, [model], [[70_000]], histogram=wrong, backend="native")
+
+
+BASE = torch.zeros(10)
+EXPERT = ops.extract_topk(BASE, torch.arange(10.0), 4)
+
+
+@pytest.mark.parametrize(
+    ("call", "expected"),
+    [
+        (lambda: ops.kth_magnitude(BASE, [BASE], [[11]]), r"rank 11 of models\[0\] is not one of 0 to 10"),
+        (lambda: ops.kth_magnitude(BASE, [BASE, BASE], [[1], [-1]]), r"rank -1 of models\[1\]"),
+        (lambda: ops.kth_magnitude(BASE, [BASE], []), "ranks must be 1 lists"),
+        (lambda: ops.kth_magnitude(BASE, [BASE, BASE], [[1], [1, 2]]), "lists of equal length"),
+        (lambda: ops.kth_magnitude(BASE, [BASE], [[1]], histogram=torch.zeros(1, 2048).long()), "not of 10 elements"),
+        (lambda: ops.kth_magnitude(BASE, [BASE], [[1]], histogram=torch.zeros(2048)), "histogram must be torch.int64"),
+        (lambda: ops.extract_topk(BASE, BASE), "either k or a cut"),
+        (lambda: ops.extract_topk(BASE, BASE, 1, cut=ops.Cut(0.0, 0)), "either k or a cut"),
+        (lambda: ops.extract_topk(BASE, BASE, 11), "rank 11"),
+        (lambda: ops.extract_topk(BASE, BASE[:3], 1), "model has shape"),
+        (lambda: ops.scatter_add(BASE[:3], EXPERT), "not those of 4 of 3 elements"),
+        (lambda: ops.scatter_add(BASE, EXPERT._replace(counts=EXPERT.counts - 1)), "not those of 4 of 10"),
+        (lambda: ops.scatter_add(BASE, EXPERT._replace(counts=EXPERT.counts[:0])), r"counts must be torch.int32 \[1\]"),
+        (lambda: ops.scatter_add(BASE, EXPERT._replace(offsets=EXPERT.offsets[:3])), r"offsets must be .* \[4\]"),
+        (lambda: ops.scatter_add(BASE, EXPERT._replace(values=EXPERT.offsets)), "values is torch.uint16"),
+        (lambda: ops.scatter_add(BASE.int(), EXPERT), "theta is torch.int32"),
+        (lambda: ops.magnitude_histogram(BASE, [BASE], bits=14), "1 to 13 of 31 bits"),
+        (lambda: ops.magnitude_histogram(BASE, [BASE], shift=21), "shift 21 and bits 11"),
+        (lambda: ops.magnitude_histogram(BASE, [BASE], shift=10, prefixes=[1, 2]), "1 models need as many prefixes"),
+        (lambda: ops.magnitude_histogram(BASE, [BASE], shift=10, bits=10, prefixes=[2048]), "has not the 11 bits"),
+        (lambda: ops.magnitude_histogram(BASE, [BASE[:3]]), r"models\[0\] has shape \[3\]"),
+    ],
+)
+def test_bad_arguments(call: Callable[[], object], expected: str) -> None:
+    with pytest.raises(InputError, match=expected):
+        call()

@@ -1,0 +1,106 @@
+"""Calls of the ops that select by magnitude, for the conformance test, and tensors that are hard to select from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from tensors import BF16, expert_of, make
+from torch import Tensor
+
+from fastmerge import ops
+
+Call = Callable[[Tensor, Sequence[Tensor], torch.dtype, str], list[Tensor]]
+
+
+def ranks_of(n: int) -> list[int]:
+    """None, one, some, half, nearly all and all of n elements."""
+    return [min(r, n) for r in (0, 1, n // 10, n // 2, n - n // 8, n)]
+
+
+def cuts(found: list[list[ops.Cut]]) -> list[Tensor]:
+    flat = [cut for row in found for cut in row]
+    return [torch.tensor([c.magnitude for c in flat], dtype=torch.float64), torch.tensor([c.index for c in flat])]
+
+
+def magnitude_histogram(base: Tensor, models: Sequence[Tensor], _: torch.dtype, backend: str) -> list[Tensor]:
+    """By the highest bits; by lower ones of all magnitudes, and of those that share a frequent prefix; in float64."""
+    whole = ops.magnitude_histogram(base, models, backend=backend)
+    bits = 63 if ops.working_dtype([base, *models]) == torch.float64 else 31
+    frequent = whole.argmax(1).tolist()
+    return [
+        whole,
+        ops.magnitude_histogram(base, models, shift=3, bits=13, backend=backend),
+        ops.magnitude_histogram(base, models, shift=bits - 21, bits=10, prefixes=frequent, backend=backend),
+        ops.magnitude_histogram(base, models, wide=True, counts=torch.ones(len(models), 2048).long(), backend=backend),
+    ]
+
+
+def kth_magnitude(base: Tensor, models: Sequence[Tensor], _: torch.dtype, backend: str) -> list[Tensor]:
+    return cuts(ops.kth_magnitude(base, models, [ranks_of(base.numel())] * len(models), backend=backend))
+
+
+def extract_topk(base: Tensor, models: Sequence[Tensor], dtype: torch.dtype, backend: str) -> list[Tensor]:
+    """Of every rank, and above a cut between equal magnitudes."""
+    n = base.numel()
+    experts = [ops.extract_topk(base, models[-1], k, dtype=dtype, backend=backend) for k in ranks_of(n)]
+    experts.append(ops.extract_topk(base, models[0], cut=ops.Cut(0.25, n // 3), dtype=dtype, backend=backend))
+    return [part.view(torch.int16) if part.dtype == torch.uint16 else part for e in experts for part in e]
+
+
+def scatter_add(base: Tensor, models: Sequence[Tensor], dtype: torch.dtype, backend: str) -> list[Tensor]:
+    theta = models[-1].clone()
+    ops.scatter_add(theta, ops.extract_topk(base, models[0], base.numel() // 3, dtype=dtype), -0.7, backend=backend)
+    return [theta]
+
+
+def gather(base: Tensor, models: Sequence[Tensor], _: torch.dtype, backend: str) -> list[Tensor]:
+    return [ops.gather(base, expert_of(m > 0.3, base), backend=backend) for m in models]
+
+
+def scatter(base: Tensor, models: Sequence[Tensor], _: torch.dtype, backend: str) -> list[Tensor]:
+    """Experts that overlap."""
+    theta = base.clone()
+    ops.scatter(theta, [expert_of(m > 0.3, m.to(base.dtype)) for m in models], backend=backend)
+    return [theta]
+
+
+def rank_drop(base: Tensor, models: Sequence[Tensor], _: torch.dtype, backend: str) -> list[Tensor]:
+    """In rows of one element, of a few, and of all; from the start of the tensor, and from its second block on."""
+    n, masks = base.numel(), []
+    for columns in {1, next(c for c in (7, 5, 3, 2, 1) if n % c == 0), max(1, n)}:
+        odds = [torch.linspace((4 - k % 4) << 30, k % 3 << 28, columns).to(torch.int64) for k in range(len(models))]
+        keys = range(11, 11 + len(models))
+        starts = (0, ops.BLOCK) if n > ops.BLOCK else (0,)
+        masks += [ops.rank_drop(base, models, columns, keys, odds, start=s, backend=backend) for s in starts]
+    return masks
+
+
+CALLS: dict[str, Call] = {
+    f.__name__: f for f in (magnitude_histogram, kth_magnitude, extract_topk, scatter_add, gather, scatter, rank_drop)
+}
+
+
+def mostly(value: float, share: float, n: int, dtype: torch.dtype, seed: int) -> tuple[Tensor, Tensor]:
+    """A base and a model whose task vector is `value` in that share of its elements."""
+    generator = torch.Generator().manual_seed(seed)
+    base, model = make(n, dtype, seed, special=False), make(n, dtype, seed + 1, special=False)
+    same = torch.rand(n, generator=generator) < share
+    return torch.where(same, 0, base), torch.where(same, torch.tensor(value, dtype=dtype), model)
+
+
+HARD: dict[str, Callable[[int], tuple[Tensor, Tensor]]] = {
+    "a third at the threshold": lambda n: mostly(1.0, 0.34, n, BF16, 1),
+    "a third equal to a long number": lambda n: mostly(0.7, 0.34, n, torch.float32, 1),
+    "all equal": lambda n: mostly(0.7, 1.1, n, torch.float32, 1),
+    "all zero": lambda n: mostly(0.0, 1.1, n, BF16, 1),
+    "all in one bucket": lambda n: (torch.zeros(n), 1 + make(n, torch.float32, 1, special=False).abs() / 64),
+    "mostly zero": lambda n: mostly(0.0, 0.9, n, BF16, 1),
+    "mostly −0": lambda n: mostly(-0.0, 0.9, n, torch.float64, 1),
+    "mostly infinite": lambda n: mostly(torch.inf, 0.6, n, BF16, 1),
+    "mostly NaN": lambda n: mostly(torch.nan, 0.6, n, BF16, 1),
+    "float64 in one octave": lambda n: (
+        torch.zeros(n).double(),
+        1 + make(n, torch.float64, 1, special=False).abs() / 128,
+    ),
+}
