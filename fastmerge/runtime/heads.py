@@ -30,7 +30,7 @@ class Heads:
             for name, places in self.places.items()
             if name not in self.home
         }
-        self.config = getattr(model, "config", None)
+        self.config: Any = getattr(model, "config", None)
         first = self._labels(contents.source.config if self.home else None, contents.source.label)
         self.labels: dict[str | None, dict[str, Any]] = {None: first}
         for task in contents.folder.tasks:
@@ -46,7 +46,7 @@ class Heads:
         for label, value in self.labels[task].items():
             setattr(self.config, label, value)
         if self.labels[task] and hasattr(self.model, "num_labels"):
-            self.model.num_labels = self.config.num_labels  # type: ignore[union-attr]
+            self.model.num_labels = self.config.num_labels
 
     def _put(self, value: Tensor, places: tuple[str, ...]) -> None:
         """In place where the shape is the same, else by another parameter in its module."""
@@ -83,15 +83,15 @@ class Heads:
             return {}
         try:
             if content:
-                config = type(config).from_dict(content)  # type: ignore[union-attr]
+                config = type(config).from_dict(content)
             return {key: getattr(config, key) for key in LABELS}
         except Exception as error:  # whatever the configuration's class makes of a stranger's file
             raise InputError(f"{owner}: its config.json cannot be read: {error}") from None
 
 
-def _resize(module: nn.Module) -> None:
+def _resize(module: Any) -> None:
     """Tell a module of its weight's shape."""
     if isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
     elif hasattr(module, "normalized_shape"):
-        module.normalized_shape = tuple(module.weight.shape)  # type: ignore[union-attr, arg-type]
+        module.normalized_shape = tuple(module.weight.shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ OTHERWISE = "build the model yourself and pass it as model="
 def build(contents: Contents) -> nn.Module:
     """The model that the folder's configuration describes, or, where tasks have heads, the first such task's."""
     try:
-        import transformers
+        transformers: Any = importlib.import_module("transformers")
     except ImportError as error:
         raise InputError(f"transformers cannot be imported ({error}); install it, or {OTHERWISE}") from None
     source, folder = contents.source.path, contents.folder.path
@@ -29,9 +30,9 @@ def build(contents: Contents) -> nn.Module:
     transformers.logging.set_verbosity_error()  # that heads are not in the folder, and come later, is no news
     try:
         config = transformers.AutoConfig.from_pretrained(described, trust_remote_code=False)
-        return _class(transformers, config, described).from_pretrained(
-            source, config=config, ignore_mismatched_sizes=True, **{_dtype_name(transformers): "auto"}
-        )
+        options = {"ignore_mismatched_sizes": True, _dtype_name(transformers): "auto"}
+        model: nn.Module = _class(transformers, config, described).from_pretrained(source, config=config, **options)
+        return model
     except InputError:
         raise
     except Exception as error:  # whatever transformers makes of a stranger's folder

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel
@@ -151,7 +151,7 @@ class Router:
 
 def _labels(labels: Tensor | Sequence[str] | Sequence[int], tasks: Sequence[str] | None) -> tuple[list[str], Tensor]:
     """The names of the tasks, and the place of each label's among them, −1 where it has none."""
-    given = labels.tolist() if isinstance(labels, Tensor) else list(labels)
+    given: list[Any] = labels.tolist() if isinstance(labels, Tensor) else list(labels)
     if all(isinstance(label, str) for label in given):
         names = list(dict.fromkeys(given)) if tasks is None else list(tasks)
         place = {name: k for k, name in enumerate(names)}

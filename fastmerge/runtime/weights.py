@@ -78,9 +78,9 @@ class EmrWeights(Weights):
 
     def apply(self, active: Active) -> None:
         for name in self.source:
-            if active:
-                self._modulate(name, self.artefact.tasks.index(*active))
-            else:
+            for task in active:
+                self._modulate(name, self.artefact.tasks.index(task))
+            if not active:
                 self.restore(name)
 
     def _modulate(self, name: str, row: int) -> None:

@@ -176,6 +176,23 @@ def test_the_model_answers_for_what_the_wrapper_lacks(folder: Path) -> None:
         _ = live.nothing
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize("kind", ["artefact", "folder"])
+def test_on_a_gpu(kind: str, request: pytest.FixtureRequest) -> None:
+    """The bits of the CPU; moved there before or after loading, and back."""
+    path = request.getfixturevalue(kind)
+    here, there = fm.runtime.load(path, Net(1)), fm.runtime.load(path, Net(1), device="cuda")
+    for task in ("math", "law", None, "law"):
+        here.set_task(task)
+        there.set_task(task)
+        assert same(there.model.cpu(), bits(here.model)), task
+        there.model.cuda()
+    here.model.cuda()
+    here.set_task("code")
+    there.set_task("code")
+    assert same(here.model.cpu(), bits(there.model.cpu()))
+
+
 def test_misuse_changes_nothing(artefact: Path, folder: Path) -> None:
     experts, masks = fm.runtime.load(folder, Net(1), task="math"), fm.runtime.load(artefact, Net(1), task="math")
     before, masked = bits(experts.model), bits(masks.model)
