@@ -56,11 +56,14 @@ class Inputs:
         self.check_unchanged()
 
     def check_unchanged(self) -> None:
-        """Raise a MergeError if a file was written to since its header was read."""
+        """Raise a MergeError if a file was written to since its header was read. One that was removed stays mapped."""
         for file, header in self._headers.items():
-            status = file.stat()
+            try:
+                status = file.stat()
+            except FileNotFoundError:
+                continue
             if (status.st_size, status.st_mtime_ns) != (header.size, header.modified):
-                raise MergeError(f"{file}: has changed since its header was read; merge again")
+                raise MergeError(f"{file}: has changed since its header was read; start again")
 
     def tensor(self, span: Span, dtype: torch.dtype) -> Tensor:
         """A 1-D tensor over bytes of a file, which may be misaligned for its dtype."""

@@ -59,9 +59,12 @@ class TaskModel(nn.Module):
         the task with the largest weight, the first of equals. InputError, with nothing changed, for a task that is not
         there or a file that is damaged.
         """
-        wanted = {task: 1.0} if isinstance(task, str) else dict(task or {})
+        try:
+            wanted = {task: 1.0} if isinstance(task, str) else dict(task or {})
+        except (TypeError, ValueError):
+            raise InputError(f"a task is a name, {{name: weight}} or None, not {task!r}") from None
         self._folder.need(wanted)
-        wrong = [name for name, weight in wanted.items() if not math.isfinite(weight)]
+        wrong = [name for name, w in wanted.items() if not (isinstance(w, (int, float)) and math.isfinite(w))]
         if wrong:
             raise InputError(f"task {name}: its weight is {wanted[name]}; expected a finite number" for name in wrong)
         active = {name: float(wanted[name]) for name in self._folder.tasks if name in wanted}

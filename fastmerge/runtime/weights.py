@@ -1,7 +1,8 @@
 """The weights that tasks share, changed in place: by an EMR artefact's masks, or by sparse experts.
 
 Both kinds have `prepare`, which reads and checks and changes nothing, and `apply`, which brings the model from whatever
-state an earlier call left it in, finished or not, to the one asked for.
+state an earlier call left it in, finished or not, to the one asked for. Every change is made known to autograd, which
+then refuses to go backward through what was computed with other weights.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 
 from .. import ops
 from ..errors import InputError
@@ -32,9 +34,9 @@ class Weights(ABC):
         self.source = {name: files.whole(info) for name, info in contents.shared.items()}
         self.integers = {place: files.whole(contents.copied[name]) for name, place in matched.copied.items()}
 
-    @abstractmethod
     def prepare(self, active: Active) -> None:
-        """Make ready for a set of tasks; InputError where it cannot be."""
+        """Make ready for a set of tasks; InputError where it cannot be, MergeError where a file has changed."""
+        self.files.check_unchanged()
 
     @abstractmethod
     def apply(self, active: Active) -> None:
@@ -56,6 +58,7 @@ class Weights(ABC):
                 theta.copy_(stored)
             else:
                 ops.combine(None, [stored.to(theta.device)], out=theta)
+                increment_version(theta)
 
 
 class EmrWeights(Weights):
@@ -70,6 +73,7 @@ class EmrWeights(Weights):
         self.masks = {name: files.whole(info) for name, info in artefact.masks.items()}
 
     def prepare(self, active: Active) -> None:
+        super().prepare(active)
         if len(active) > 1 or any(weight != 1 for weight in active.values()):
             raise InputError(
                 f"{self.artefact.path}: an EMR artefact gives one task at a time, not {active}; several with weights "
@@ -90,6 +94,7 @@ class EmrWeights(Weights):
             theta = tensor_of(self.model, place).detach()
             base, unified, mask = (tensor.to(theta.device) for tensor in stored)
             ops.modulate(base, unified, mask, scale, out=theta)
+            increment_version(theta)
 
 
 @dataclass(slots=True)
@@ -134,6 +139,7 @@ class ExpertWeights(Weights):
         self._touched: list[str] = []  # tasks whose values may be in the model
 
     def prepare(self, active: Active) -> None:
+        super().prepare(active)
         for task in active:
             if task not in self._experts:
                 read = self.folder.read(task, self.files)
@@ -162,6 +168,7 @@ class ExpertWeights(Weights):
         scales = self.folder.record.experts
         wanted = [(parts[task], weight * scales[task].scale) for task, weight in active.items() if task in parts]
         ops.scatter(theta, [*back, *_sums(theta, wanted)])
+        increment_version(theta)
 
 
 def _sums(theta: Tensor, wanted: Sequence[tuple[_Part, float]]) -> list[ops.Expert]:

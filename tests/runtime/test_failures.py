@@ -131,6 +131,21 @@ def test_an_expert_cut_short(damaged: Path) -> None:
     assert same(model, before)
 
 
+@pytest.mark.parametrize("file", ["experts/t1.safetensors", "model.safetensors"])
+def test_a_file_that_changes_while_it_is_in_use(damaged: Path, file: str) -> None:
+    """Written to, it is found out before it is read; removed, it is of use still."""
+    live, other = (fm.runtime.load(damaged, Net(1), task="t0") for _ in range(2))
+    before = bits(live.model)
+    (damaged / file).rename(damaged / "gone")
+    other.set_task("t1")
+    with (damaged / "gone").open("r+b") as stream:
+        stream.truncate(4096)
+    (damaged / "gone").rename(damaged / file)
+    with pytest.raises(MergeError, match="has changed since its header was read"):
+        live.set_task("t1")
+    assert (live.current, same(live.model, before)) == ("t0", True)
+
+
 def test_emr_masks_cut_short(tmp_path: Path) -> None:
     artefact = emr(tmp_path)
     file = artefact / "masks.safetensors"

@@ -131,6 +131,16 @@ def test_any_load_gives_the_same_model(kind: str, request: pytest.FixtureRequest
 
 
 @pytest.mark.parametrize("kind", ["artefact", "folder"])
+def test_no_gradients_through_another_task(kind: str, request: pytest.FixtureRequest) -> None:
+    """What was computed under one task does not go backward under the next."""
+    live = fm.runtime.load(request.getfixturevalue(kind), Net(1, F32), task="law")
+    loss = live(torch.arange(5)).sum()
+    live.set_task("math")
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("kind", ["artefact", "folder"])
 def test_with_task_comes_back(kind: str, request: pytest.FixtureRequest) -> None:
     live = fm.runtime.load(request.getfixturevalue(kind), Net(1), task="law")
     before = bits(live.model)
@@ -200,6 +210,8 @@ def test_misuse_changes_nothing(artefact: Path, folder: Path) -> None:
         (lambda: experts.set_task("maths"), "did you mean 'math'"),
         (lambda: experts.set_task({"math": 1.0, "cod": 1.0}), "did you mean 'code'"),
         (lambda: experts.add_expert("code", float("nan")), "weight is nan"),
+        (lambda: experts.add_expert("code", "1"), "weight is 1; expected a finite number"),  # type: ignore[arg-type]
+        (lambda: experts.set_task(["math"]), "a task is a name"),  # type: ignore[arg-type]
         (lambda: experts.remove_expert("code"), "not in force; those are: math"),
         (lambda: masks.set_task({"math": 0.5}), "one task at a time"),
         (lambda: masks.add_expert("code"), "one task at a time"),
