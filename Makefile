@@ -28,7 +28,7 @@ sanitize-address: build/sanitized/address
 
 sanitize-thread: build/sanitized/thread
 	PYTHONPATH=$(CURDIR)/$< LD_PRELOAD='$(call library,libtsan.so)' \
-	TSAN_OPTIONS='halt_on_error=1 ignore_noninstrumented_modules=1 suppressions=tests/ops/tsan.supp' \
+	TSAN_OPTIONS='halt_on_error=1 ignore_noninstrumented_modules=1' \
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 tests/ops/test_conformance.py tests/ops/planted.py \
 	-k 'blocks and native or threads or thread-race'
 

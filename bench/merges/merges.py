@@ -16,13 +16,23 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from family import write
 from harness import BUFFER, Process, read_all, run_process
 
-JOBS = [("linear", 3), ("task_arithmetic", 3), ("emr", 3), ("emr", 12)]
+JOBS: list[tuple[str, int, dict[str, float]]] = [
+    ("linear", 3, {}),
+    ("task_arithmetic", 3, {}),
+    ("emr", 3, {}),
+    ("ties", 3, {"density": 0.2}),
+    ("dare_ties", 3, {"density": 0.5}),
+    ("breadcrumbs", 3, {"density": 0.9, "gamma": 0.01}),
+    ("della", 3, {"density": 0.5, "epsilon": 0.1}),
+    ("emr", 12, {}),
+]
 PROGRAM = str(Path(sys.executable).with_name("fastmerge"))
 
 
@@ -52,11 +62,14 @@ def merge(arguments: list[str]) -> tuple[Process, dict[str, Any]]:
     return done, json.loads(done.output)
 
 
-def job(method: str, folders: list[Path], scratch: Path, rounds: int = 5) -> dict[str, Any]:
+def job(
+    method: str, params: Mapping[str, float], folders: list[Path], scratch: Path, rounds: int = 5
+) -> dict[str, Any]:
     """One method on a base and models, alternating with its floor."""
     base, *models = folders
     named = [part for model in models for part in ("--model", f"{model.name}={model}")]
-    arguments = [method, "--base", str(base), *named, "--out", str(scratch / "out"), "--overwrite"]
+    values = [part for name, value in params.items() for part in ("-p", f"{name}={value}")]
+    arguments = [method, "--base", str(base), *named, *values, "--out", str(scratch / "out"), "--overwrite"]
     read = models if method == "linear" else folders
     files = [file for folder in read for file in sorted(folder.glob("*.safetensors"))]
     warm, report = merge(arguments)
@@ -65,13 +78,14 @@ def job(method: str, folders: list[Path], scratch: Path, rounds: int = 5) -> dic
     for _ in range(rounds):
         floors.append(floor(files, report["bytes_written"], scratch / "floor"))
         starts.append(startup())
+        shutil.rmtree(scratch / ".fastmerge", ignore_errors=True)  # each merge gathers its statistics itself
         done, report = merge(arguments)
         merges.append(done.seconds)
         peak = max(peak, done.memory_mib)
     start = statistics.median(starts)
     shutil.rmtree(scratch / "out")
     return {
-        "method": method,
+        "method": ", ".join([method, *(f"{name} {value}" for name, value in params.items())]),
         "k": len(models),
         "gigabytes": (report["bytes_read"] + report["bytes_written"]) / 1e9,
         "seconds": statistics.median(merges),
@@ -91,6 +105,6 @@ def run(folder: Path | None = None) -> list[dict[str, Any]]:
         rows = []
         for layers, wanted in ((22, 3), (5, 12)):
             folders = write(root / f"family{layers}", wanted, layers)
-            rows += [job(method, folders, root) for method, k in JOBS if k == wanted]
+            rows += [job(method, params, folders, root) for method, k, params in JOBS if k == wanted]
             shutil.rmtree(root / f"family{layers}")
     return rows

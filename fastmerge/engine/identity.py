@@ -27,8 +27,8 @@ def fingerprint(plan: MergePlan) -> dict[str, Any]:
     for output in plan.outputs:
         found |= {output.folder + name: value for name, value in output.parameters.record()["params"].items()}
         found |= layout_files(output.all_layouts)
-    for patterns, changed in plan.outputs[0].parameters.overrides:
-        found[f"tensors {', '.join(patterns)}"] = changed
+    for i, (patterns, changed) in enumerate(plan.outputs[0].parameters.overrides):
+        found[f"tensors[{i}], {', '.join(patterns)}"] = changed
     found |= input_files({c.label: c.headers for c in plan.checkpoints})
     return found | {"the choice of tensors": digest(_tensors(plan))}
 

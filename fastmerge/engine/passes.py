@@ -59,7 +59,7 @@ class TensorPass:
 
     @property
     def needs_whole(self) -> bool:
-        return any(share.one.needs_whole for share in self.shares)
+        return self.subject.numel > 0 and any(share.one.needs_whole for share in self.shares)
 
     def prepare(self, base: Tensor | None, models: list[Tensor]) -> None:
         """Look at the whole tensor, 1-D: the cuts that any output needs, found together, then what each prepares."""
@@ -87,6 +87,8 @@ class TensorPass:
         targets: Sequence[Mapping[Written, Tensor]],
     ) -> None:
         """Work on the elements from `start` on; `targets` are each output's memory for what its pass writes."""
+        if not self.subject.numel:
+            return
         for share, memory in zip(self.shares, targets, strict=True):
             block = self._block(share, start, base, models)
             for kind, tensor in memory.items():

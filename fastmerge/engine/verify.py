@@ -167,7 +167,7 @@ def _merge_checks(
         paths.pop("base", None),
         paths,
         params=record.params,
-        tensors=[override for own in record.tensors for override in own.overrides],
+        tensors=[(own.match, own.parameters) for own in record.tensors],
         task_specific=record.task_specific,
         rename=record.rename,
         dtype=record.dtype,

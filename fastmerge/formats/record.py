@@ -42,11 +42,6 @@ class TensorsRecord(BaseModel):
     match: list[str]
     parameters: dict[str, Any]
 
-    @property
-    def overrides(self) -> list[tuple[str, dict[str, Any]]]:
-        """The same as `plan` takes it."""
-        return [(pattern, self.parameters) for pattern in self.match]
-
 
 class MergeRecord(BaseModel):
     """`base` and `models` in the order of merging; `results` the method's numbers per model, such as rescalers; `files`

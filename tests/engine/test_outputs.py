@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,8 @@ from folders import family, near, read, state, write
 from tensors import assert_same_bits
 
 import fastmerge as fm
-from fastmerge import ops
+from fastmerge import methods, ops
 from fastmerge.errors import InputError, MergeError
-from fastmerge.methods._declaration import Block, Method, Pass, Statistics, Subject
 from fastmerge.recipe.layers import at_depth, depths
 
 SHAPES = {
@@ -25,8 +23,11 @@ SHAPES = {
     **{f"layers.{i}.{part}.weight": (33, 8) for i in range(3) for part in ("attn", "mlp")},
     "norm.weight": (131_073,),
 }
-# Each method with parameters that may differ between outputs, and some that may differ between tensors too.
+DENSITY = {"a": {"density": 0.1}, "b": {"density": 0.3, "scale": 0.9}}
 SWEEPS: list[tuple[str, dict[str, dict[str, Any]]]] = [
+    *((name, DENSITY) for name in methods.names() if "density" in methods.get(name).model_fields),
+    ("ties", {"a": {"scope": "global", "density": 0.1}, "b": {"preset": "paper", "density": 0.2}}),
+    ("dare_linear", {"a": {"rescale": "l1", "seed": 3}, "b": {"density": [0.5, 0.7, 0.5]}}),
     ("linear", {"a": {"weights": [1, 2, 3]}, "b": {"normalize": False}}),
     (
         "task_arithmetic",
@@ -48,21 +49,22 @@ def content(folder: Path) -> dict[str, bytes]:
     return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
 
 
-@pytest.mark.parametrize(("method", "sweep"), SWEEPS, ids=[method for method, _ in SWEEPS])
+@pytest.mark.parametrize(("method", "sweep"), SWEEPS, ids=[f"{method} {list(s['b'])}" for method, s in SWEEPS])
 def test_each_output_is_a_merge_of_its_own(
     method: str, sweep: dict[str, dict[str, Any]], models: tuple[Path, dict[str, Path]], tmp_path: Path
 ) -> None:
     """Every file of every output, in small chunks as in large ones; and the inputs are read as for one of them."""
     base, folders = models
-    alone: list[int] = []
+    once = fm.plan(method, base, folders, outputs=sweep).bytes_read
     for name, changes in sweep.items():
-        fm.merge(method, base, folders, tmp_path / "alone" / name, changes, progress=alone.append)
+        assert fm.plan(method, base, folders, params=changes).bytes_read == once
+        fm.merge(method, base, folders, tmp_path / "alone" / name, changes)
     for memory in ("1GiB", "24MiB"):
         seen: list[int] = []
         report = fm.merge(method, base, folders, tmp_path / memory, outputs=sweep, memory=memory, progress=seen.append)
         assert report.outputs == list(sweep)
         assert {path.name for path in (tmp_path / memory).iterdir()} == set(sweep)
-        assert sum(seen) == sum(alone) // len(sweep) == report.bytes_read
+        assert sum(seen) == once >= report.bytes_read  # less where a first pass is known from the merge before
         for name in sweep:
             one, many = content(tmp_path / "alone" / name), content(tmp_path / memory / name)
             assert set(one) == set(many)
@@ -78,49 +80,31 @@ def rescalers(folder: Path) -> list[float] | None:
     return json.loads(file.read_text())["rescalers"] if file.exists() else None
 
 
-@pytest.mark.parametrize("method", ["task_arithmetic", "magmax"])
-def test_parameters_by_tensor(method: str, models: tuple[Path, dict[str, Path]], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("method", "parameter"),
+    [("magmax", "scale"), *((m, "density") for m in ("ties", "dare_ties", "della_linear", "breadcrumbs"))],
+)
+def test_parameters_by_tensor(
+    method: str, parameter: str, models: tuple[Path, dict[str, Path]], tmp_path: Path
+) -> None:
     """Each tensor is that of a whole merge with the parameters that hold for it; streamed, and in memory."""
     base, folders = models
     gradient = {"layers": [0.1, 0.5, 0.9]}
-    tensors = [("*.mlp.*", {"scale": 2, "weights": {"m1": 3}}), (["norm.*", "layers.1.*"], {"scale": 0.25})]
-    fm.merge(method, base, folders, tmp_path / "out", {"scale": gradient}, tensors=tensors)
+    tensors = [("*.mlp.*", {parameter: 0.75, "weights": {"m1": 3}}), (["norm.*", "layers.1.*"], {parameter: 0.25})]
+    fm.merge(method, base, folders, tmp_path / "out", {parameter: gradient}, tensors=tensors)
     states = read(base), {name: read(folder) for name, folder in folders.items()}
-    in_memory = fm.merge_state_dicts(method, *states, scale=gradient, tensors=tensors).state_dict
+    in_memory = fm.merge_state_dicts(method, *states, tensors=tensors, **{parameter: gradient}).state_dict
     placed = depths(list(SHAPES))
     for name, tensor in read(tmp_path / "out").items():
-        scale, weight = at_depth(gradient, placed[name]), 1.0
+        value, weight = at_depth(gradient, placed[name]), 1
         if ".mlp." in name:
-            scale, weight = 2, 3.0
+            value, weight = 0.75, 3
         if name == "norm.weight" or name.startswith("layers.1."):
-            scale = 0.25
-        expected = fm.merge_state_dicts(method, *states, scale=scale, weights=[1, weight, 1]).state_dict[name]
+            value = 0.25
+        whole = {parameter: value, "weights": [1, weight, 1]}
+        expected = fm.merge_state_dicts(method, *states, **whole).state_dict[name]
         assert_same_bits(tensor, expected, name)
         assert_same_bits(in_memory[name], expected, name)
-
-
-class Trimmed(Method):
-    """Sums what is larger than the cut at `density`, which a look at the whole tensor finds."""
-
-    name = "trimmed"
-    source = "this test"
-    per_tensor = frozenset({"density"})
-
-    density: float = 0.5
-
-    def passes(self, models: Sequence[str], wide: bool = False) -> tuple[Pass, ...]:
-        def ranks(subject: Subject, _: Sequence[Statistics]) -> list[list[int]]:
-            return [[int(self.density * subject.numel)] for _ in models]
-
-        def merge(block: Block, _: Sequence[Statistics]) -> None:
-            assert block.merged is not None
-            total = torch.zeros(len(block.merged))
-            for model, own, cuts in zip(block.models, block.ranks, block.cuts, strict=True):
-                delta = model.float() - block.base.float()
-                total += torch.where(delta.abs() > cuts[own[0]].magnitude, delta, 0)
-            block.merged.copy_(block.base.float() + total)
-
-        return (Pass(merge, writes=("merged",), ranks=ranks),)
 
 
 def test_statistics_of_the_inputs_are_shared(
@@ -133,10 +117,10 @@ def test_statistics_of_the_inputs_are_shared(
     monkeypatch.setattr(ops, "magnitude_histogram", lambda *a, **k: counted.append(a) or count(*a, **k))
     sweep = {"a": {"density": 0.1}, "b": {"density": 0.5}, "c": {"density": 0.9}}
     tensors = [("*.mlp.*", {"density": 0.25}), ("norm.*", {"density": 0.75})]
-    fm.merge(Trimmed(), base, folders, tmp_path / "out", outputs=sweep, tensors=tensors)
+    fm.merge("ties", base, folders, tmp_path / "out", outputs=sweep, tensors=tensors)
     assert len(counted) == len(SHAPES)
     for name, changes in sweep.items():
-        fm.merge(Trimmed(**changes), base, folders, tmp_path / "alone" / name, tensors=tensors)
+        fm.merge("ties", base, folders, tmp_path / "alone" / name, changes, tensors=tensors)
         assert content(tmp_path / "out" / name) == content(tmp_path / "alone" / name)
 
 

@@ -198,3 +198,22 @@ def test_a_resumed_merge_keeps_them(models: Models, tmp_path: Path) -> None:
     assert again.bytes_read <= whole.bytes_read / 2
     assert content(tmp_path / "out") == content(tmp_path / "new" / "out")
     assert kept_file(tmp_path).read_bytes() == kept_file(tmp_path / "new").read_bytes()
+
+
+def test_another_density_needs_no_histogram(models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trimming looks at each tensor twice before it merges; with the histogram of another density, once."""
+    fm.merge("ties", *models, tmp_path / "one", {"density": 0.2})
+    fm.merge("ties", *models, tmp_path / "elsewhere" / "two", {"density": 0.5})
+    monkeypatch.setattr(ops, "magnitude_histogram", None)
+    fm.merge("ties", *models, tmp_path / "two", {"density": 0.5})
+    assert content(tmp_path / "two") == content(tmp_path / "elsewhere" / "two")
+    monkeypatch.setattr(ops, "kth_magnitude", None)
+    fm.merge("ties", *models, tmp_path / "three", {"density": 0.5, "scale": 0.1})
+
+
+def test_another_global_density_skips_a_pass(models: Models, tmp_path: Path) -> None:
+    first = fm.merge("ties", *models, tmp_path / "one", {"scope": "global"})
+    fm.merge("ties", *models, tmp_path / "elsewhere" / "two", {"scope": "global", "density": 0.5})
+    second = fm.merge("ties", *models, tmp_path / "two", {"scope": "global", "density": 0.5})
+    assert second.bytes_read * 4 == first.bytes_read * 3
+    assert content(tmp_path / "two") == content(tmp_path / "elsewhere" / "two")

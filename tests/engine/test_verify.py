@@ -17,7 +17,13 @@ from fastmerge.engine import remerge
 from fastmerge.errors import InputError, MergeError, VerifyError
 from fastmerge.formats.safetensors import read_header
 
-SHAPES = {"embed.weight": (300, 700), "layers.0.weight": (33, 8), "norm.weight": (8,), "empty": (0, 3)}
+SHAPES = {
+    "embed.weight": (300, 700),
+    "layers.0.weight": (33, 8),
+    "layers.1.weight": (9,),
+    "norm.weight": (8,),
+    "empty": (0, 3),
+}
 JOBS: dict[str, dict[str, Any]] = {
     "linear": {"method": "linear"},
     "emr": {"method": "emr"},
@@ -27,6 +33,16 @@ JOBS: dict[str, dict[str, Any]] = {
     "heads": {"method": "emr", "task_specific": ["head.*"]},
     "base's heads": {"method": "linear", "task_specific": ["head.*"]},
     "renamed": {"method": "linear", "rename": {"m1": [("model.", "")]}},
+    "ties": {"method": "ties", "params": {"density": 0.3}},
+    "ties by preset": {"method": "ties", "params": {"preset": "paper"}},
+    "dare": {"method": "dare_ties", "params": {"seed": 7, "rescale": "l1"}, "tensors": [(["e*"], {"density": 0.9})]},
+    "della": {"method": "della", "params": {"density": {"m0": 0.4, "m1": 0.5, "m2": 0.6}}},
+    "tall masks": {"method": "tall_masks"},
+    "gradient": {
+        "method": "task_arithmetic",
+        "params": {"scale": {"layers": [0.1, 0.9]}},
+        "tensors": [("norm*", {"weights": {"m1": 2}}), ("norm*", {"scale": 2})],
+    },
 }
 
 

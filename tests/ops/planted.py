@@ -7,9 +7,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+PRELUDE = """
+import threading, torch
+from fastmerge.kernels.native import _native, delta_sum
+"""
 READ_PAST_THE_END = """
 mask, packed = torch.zeros(64, dtype=torch.bool), torch.zeros(16, dtype=torch.uint8)
 _native.pack_bits(72, mask.data_ptr(), packed.data_ptr())
@@ -24,10 +29,8 @@ _native.inner_products(64, x.data_ptr(), 2, [x.data_ptr()], [2], sums.data_ptr()
 """
 TWO_CALLS_WRITE_ONE_OUTPUT = """
 x, out = torch.ones(200_000), torch.zeros(200_000)
-def work():
-    for _ in range(200):
-        native.delta_sum(x, [x], [1.0], out)
-threads = [threading.Thread(target=work) for _ in range(2)]
+calls = lambda: [delta_sum(x, [x], [1.0], out) for _ in range(200)]
+threads = [threading.Thread(target=calls) for _ in range(2)]
 for thread in threads: thread.start()
 for thread in threads: thread.join()
 """
@@ -42,10 +45,9 @@ for thread in threads: thread.join()
         pytest.param(TWO_CALLS_WRITE_ONE_OUTPUT, "data race", id="thread-race"),
     ],
 )
-def test_planted_fault_is_reported(fault: str, report: str) -> None:
-    program = "import threading, torch\nfrom fastmerge.kernels import native\n"
-    program += "from fastmerge.kernels.native import _native\n" + fault
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+def test_planted_fault_is_reported(fault: str, report: str, tmp_path: Path) -> None:
+    program = [sys.executable, "-c", PRELUDE + fault]
+    done = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode, "nothing was reported"
     assert report in done.stderr, done.stderr
     assert "kernels/native" in done.stderr, done.stderr
