@@ -1,11 +1,11 @@
 """Run benchmarks, print their tables, keep the run in bench/results/.
 
-    python bench/run.py [ops] [merges] [peers] [--layers N]
+    python bench/run.py [ops] [merges] [switching] [peers] [--layers N]
     python bench/run.py --markdown bench/results/peers-….json
 
-Without a name ops and merges run. peers merges by mergekit too, which it installs in bench/peers/.venv; that takes
-twenty minutes. --layers tries it on models with fewer than the 22 layers of 1.1 B parameters; --markdown prints a kept
-result of it as the README's table.
+Without a name ops, merges and switching run. peers merges by mergekit too, which it installs in bench/peers/.venv; that
+takes twenty minutes. --layers tries switching and peers on models with fewer than the 22 layers of 1.1 B parameters;
+--markdown prints a kept result of peers as the README's table.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE / "merges"), str(HERE / "peers")]
+sys.path[:0] = [str(HERE), str(HERE / "merges"), str(HERE / "peers"), str(HERE / "runtime")]
 console = Console(width=140)
 
 
@@ -59,22 +59,40 @@ def show_merges(rows: list[dict[str, Any]]) -> None:
     console.print(table)
 
 
+def show_switching(rows: list[dict[str, Any]]) -> None:
+    table = Table(title="switching a live model's task, against a copy of its bytes", box=None)
+    for heading in ("kind", "from", "to", "10⁶ parameters", "threads", "copy ms", "switch ms", "of copy"):
+        table.add_column(heading, justify="left" if heading in ("kind", "from", "to") else "right")
+    for row in rows:
+        times = (f"{1000 * row[key]:.1f}" for key in ("copy_seconds", "seconds"))
+        size = f"{row['parameters'] / 1e6:.0f}"
+        table.add_row(row["kind"], row["from"], row["to"], size, str(row["threads"]), *times, f"{row['of_copy']:.2f}")
+    console.print(table)
+
+
 def main() -> None:
     import merges
     import peers
+    import switching
     from harness import save
 
+    kinds = {
+        "ops": (ops, show_ops),
+        "merges": (merges.run, show_merges),
+        "switching": (lambda: switching.run(layers=wanted.layers), show_switching),
+    }
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kinds", nargs="*", default=["ops", "merges"], metavar="ops|merges|peers")
+    parser.add_argument("kinds", nargs="*", default=list(kinds), metavar="ops|merges|switching|peers")
     parser.add_argument("--layers", type=int, default=22)
     parser.add_argument("--markdown", type=Path, metavar="FILE")
     wanted = parser.parse_args()
     if wanted.markdown:
         print(peers.markdown(json.loads(wanted.markdown.read_text())))
         return
-    if unknown := set(wanted.kinds) - {"ops", "merges", "peers"}:
+    if unknown := set(wanted.kinds) - {*kinds, "peers"}:
         parser.error(f"no such benchmark: {', '.join(sorted(unknown))}")
-    for kind, measure, show in (("ops", ops, show_ops), ("merges", merges.run, show_merges)):
+    for kind, (measure, show) in kinds.items():
         if kind in wanted.kinds:
             rows = measure()
             show(rows)

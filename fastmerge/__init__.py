@@ -19,6 +19,7 @@ _HOMES = {
     "run": "fastmerge.engine.run:run",
     "Recipe": "fastmerge.recipe.schema:Recipe",
     "task": "fastmerge.engine.task:task",
+    "runtime": "fastmerge.runtime",
     "verify": "fastmerge.engine.verify:verify",
     "diff": "fastmerge.engine.diff:diff",
     "merge_state_dicts": "fastmerge.engine.state_dicts:merge_state_dicts",
@@ -28,6 +29,7 @@ __all__ = [*_HOMES]
 if TYPE_CHECKING:
     from . import errors as errors
     from . import ops as ops
+    from . import runtime as runtime
     from .engine.diff import diff as diff
     from .engine.merge import merge as merge
     from .engine.run import run as run

@@ -8,8 +8,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from .formats import emr, experts
 from .formats.checkpoint import open_checkpoint
-from .formats.emr import RECORD, EmrArtefact
 
 
 def examine() -> dict[str, Any]:
@@ -41,17 +41,34 @@ def examine() -> dict[str, Any]:
 
 
 def describe(path: str) -> dict[str, Any]:
-    """What a checkpoint or an EMR artefact holds, from headers only."""
-    if (Path(path) / RECORD).is_file():
-        emr = EmrArtefact(Path(path))
+    """What a checkpoint, an EMR artefact or a folder of experts holds, from headers only."""
+    if (Path(path) / emr.RECORD).is_file():
+        artefact = emr.EmrArtefact(Path(path))
         return {
             "kind": "EMR artefact",
-            "method": emr.record.method,
-            "base": emr.record.base.source,
-            "rescalers": dict(zip(emr.record.tasks, emr.record.rescalers, strict=True)),
-            "tensors": len(emr.unified),
-            "parameters": sum(info.numel for info in emr.unified.values()),
-            "bytes": sum(info.nbytes for part in (emr.unified, emr.masks) for info in part.values()),
+            "method": artefact.record.method,
+            "base": artefact.record.base.source,
+            "rescalers": dict(zip(artefact.record.tasks, artefact.record.rescalers, strict=True)),
+            "tensors": len(artefact.unified),
+            "parameters": sum(info.numel for info in artefact.unified.values()),
+            "bytes": sum(info.nbytes for part in (artefact.unified, artefact.masks) for info in part.values()),
+        }
+    if (Path(path) / experts.RECORD).is_file():
+        folder = experts.ExpertsFolder(Path(path))
+        return {
+            "kind": "experts",
+            "method": folder.record.method,
+            "base": folder.record.base.source,
+            "scales": {task: folder.record.experts[task].scale for task in folder.tasks},
+            "densities": {task: folder.record.experts[task].density for task in folder.tasks},
+            "parameters": sum(info.numel for info in folder.backbone.tensors.values()),
+            "bytes": {
+                "backbone": sum(info.nbytes for info in folder.backbone.tensors.values()),
+                **{
+                    task: sum(info.nbytes for parts in folder.experts[task].values() for info in parts)
+                    for task in folder.tasks
+                },
+            },
         }
     checkpoint = open_checkpoint(path, "checkpoint")
     tensors = checkpoint.tensors.values()

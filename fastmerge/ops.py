@@ -123,6 +123,8 @@ OPS: dict[str, Op] = {
             reach="tensor",
         ),
         Op("scatter_add", {"theta": "weight", "values": "delta"}, lambda n, _, size: n * (3 * size + 2)),
+        Op("gather", {"theta": "weight", "out": "weight"}, lambda n, _, size: n * (2 * size + 2)),
+        Op("scatter", {"theta": "weight", "experts": "weight"}, lambda n, k, size: k * n * (2 * size + 2)),
         Op("pack_bits", {"mask": "mask", "out": "mask"}, lambda n, *_: n + packed_bytes(n)),
         Op("unpack_bits", {"packed": "mask", "out": "mask"}, lambda n, *_: n + packed_bytes(n)),
     )
@@ -701,12 +703,37 @@ def extract_topk(
 
 def scatter_add(theta: Tensor, expert: Expert, scale: float = 1.0, *, backend: str | None = None) -> None:
     """theta += scale · expert, in place and only where the expert has elements, each sum rounded once."""
-
     _check("scatter_add", {"theta": theta})
-    _check_expert(theta, expert)
+    _check("scatter_add", {"the expert's values": expert.values})
+    _check_expert(theta, expert, expert.values.dtype)
     kernel = dispatch.choose("scatter_add", theta.device.type, backend)
     with _Flat(theta) as flat:
-        kernel(flat, expert.counts.contiguous(), _flat(expert.offsets), _flat(expert.values), float(scale))
+        _need_elements("scatter_add", theta, [expert], kernel(flat, *map(_flat, expert), float(scale)))
+
+
+def gather(theta: Tensor, expert: Expert, *, out: Tensor | None = None, backend: str | None = None) -> Tensor:
+    """What theta has at an expert's elements, to the bit: [k], theta's dtype. The expert's values play no part."""
+    out = theta.new_empty(expert.offsets.shape) if out is None else out
+    _check("gather", {"theta": theta})
+    _check_expert(theta, expert._replace(values=out), theta.dtype)
+    kernel = dispatch.choose("gather", theta.device.type, backend)
+    with _Flat(out) as flat:
+        fit = kernel(_flat(theta), _flat(expert.counts), _flat(expert.offsets), flat)
+        _need_elements("gather", theta, [expert], fit)
+    return out
+
+
+def scatter(theta: Tensor, experts: Sequence[Expert], *, backend: str | None = None) -> None:
+    """Write experts' values in the place of theta's, to the bit, one expert after the other: the last one's stays.
+
+    Values have theta's dtype. Where an expert does not fit theta, InputError is raised and nothing changed.
+    """
+    _check("scatter", {"theta": theta})
+    for expert in experts:
+        _check_expert(theta, expert, theta.dtype)
+    kernel = dispatch.choose("scatter", theta.device.type, backend)
+    with _Flat(theta) as flat:
+        _need_elements("scatter", theta, experts, kernel(flat, [tuple(map(_flat, expert)) for expert in experts]))
 
 
 def pack_bits(mask: Tensor, *, out: Tensor | None = None, backend: str | None = None) -> Tensor:
@@ -848,23 +875,19 @@ def _check_ranks(ranks: Sequence[Sequence[int]], models: int, n: int) -> None:
                 raise InputError(f"kth_magnitude: rank {rank} of models[{k}] is not one of 0 to {n}, its elements")
 
 
-def _check_expert(theta: Tensor, expert: Expert) -> None:
-    """The expert is one of a tensor of theta's size: nothing is written elsewhere."""
+def _check_expert(theta: Tensor, expert: Expert, dtype: torch.dtype) -> None:
     import torch
 
-    n, k, device = theta.numel(), expert.values.numel(), theta.device
-    _check_buffer("the expert's counts", expert.counts, (-(-n // BLOCK),), torch.int32, device)
+    k, device = expert.values.numel(), theta.device
+    _check_buffer("the expert's counts", expert.counts, (-(-theta.numel() // BLOCK),), torch.int32, device)
     _check_buffer("the expert's offsets", expert.offsets, (k,), torch.uint16, device)
-    _check("scatter_add", {"the expert's values": expert.values})
-    if expert.values.device != device:
-        raise InputError(f"scatter_add: the expert's values are on {expert.values.device}, theta is on {device}")
-    last = n - n // BLOCK * BLOCK or BLOCK
-    if not n:
-        return
-    tail = int(expert.counts[-1])
-    beyond = tail > 0 and k >= tail and int(expert.offsets[k - tail :].to(torch.int64).max()) >= last
-    if int(expert.counts.sum()) != k or int(expert.counts.min()) < 0 or beyond:
-        raise InputError(f"scatter_add: the expert's counts and offsets are not those of {k} of {n} elements")
+    _check_buffer("the expert's values", expert.values, (k,), dtype, device)
+
+
+def _need_elements(op: str, theta: Tensor, experts: Sequence[Expert], fit: bool) -> None:
+    if not fit:
+        k = " or ".join(str(expert.offsets.numel()) for expert in experts)
+        raise InputError(f"{op}: the expert's counts and offsets are not those of {k} of {theta.numel()} elements")
 
 
 def _accumulator(

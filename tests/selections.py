@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from tensors import BF16, make
+from tensors import BF16, expert_of, make
 from torch import Tensor
 
 from fastmerge import ops
@@ -54,6 +54,17 @@ def scatter_add(base: Tensor, models: Sequence[Tensor], dtype: torch.dtype, back
     return [theta]
 
 
+def gather(base: Tensor, models: Sequence[Tensor], _: torch.dtype, backend: str) -> list[Tensor]:
+    return [ops.gather(base, expert_of(m > 0.3, base), backend=backend) for m in models]
+
+
+def scatter(base: Tensor, models: Sequence[Tensor], _: torch.dtype, backend: str) -> list[Tensor]:
+    """Experts that overlap."""
+    theta = base.clone()
+    ops.scatter(theta, [expert_of(m > 0.3, m.to(base.dtype)) for m in models], backend=backend)
+    return [theta]
+
+
 def rank_drop(base: Tensor, models: Sequence[Tensor], _: torch.dtype, backend: str) -> list[Tensor]:
     """In rows of one element, of a few, and of all; from the start of the tensor, and from its second block on."""
     n, masks = base.numel(), []
@@ -66,7 +77,7 @@ def rank_drop(base: Tensor, models: Sequence[Tensor], _: torch.dtype, backend: s
 
 
 CALLS: dict[str, Call] = {
-    f.__name__: f for f in (magnitude_histogram, kth_magnitude, extract_topk, scatter_add, rank_drop)
+    f.__name__: f for f in (magnitude_histogram, kth_magnitude, extract_topk, scatter_add, gather, scatter, rank_drop)
 }
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastmerge.ops import BLOCK, Expert
+
 BF16, F16, F32, F64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
 DTYPES = (BF16, F16, F32, F64)
 WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -39,6 +41,14 @@ def at_odd_address(x: Tensor) -> Tensor:
         return x
     raw = bytearray(1) + bytearray(x.contiguous().view(torch.uint8).numpy().tobytes())
     return torch.frombuffer(raw, dtype=x.dtype, offset=1)
+
+
+def expert_of(where: Tensor, values: Tensor) -> Expert:
+    """The expert that has `values` where `where` is true."""
+    at = where.nonzero().flatten()
+    blocks = -(-where.numel() // BLOCK)
+    counts = torch.bincount(at // BLOCK, minlength=blocks).to(torch.int32)
+    return Expert(counts, (at % BLOCK).to(torch.uint16), values[where])
 
 
 def poisoned(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

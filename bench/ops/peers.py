@@ -94,6 +94,15 @@ def index_add(base: Tensor, models: Sequence[Tensor]) -> tuple[Tensor, ...]:
     return (models[0].index_add_(0, indices, base[: indices.numel()], alpha=0.5),)
 
 
+def index_select(base: Tensor, models: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return (models[0].index_select(0, torch.arange(0, base.numel(), 100)),)
+
+
+def index_copy(base: Tensor, models: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    indices = torch.arange(0, base.numel(), 100)
+    return (models[0].index_copy_(0, indices, base[: indices.numel()]),)
+
+
 def kept_sums(base: Tensor, models: Sequence[Tensor]) -> tuple[Tensor, ...]:
     sizes = [(m.float() - base.float()).abs() for m in models]
     return tuple(s.sum(dtype=torch.float64) for s in (*sizes, *(torch.where(s > 0.0128, s, 0) for s in sizes)))
@@ -132,6 +141,8 @@ OF_WHOLE_TENSORS: dict[str, dict[str, Peer]] = {
     "extract_topk": {"topk": topk},
     "rank_drop": {"two argsorts": rank_drop},
     "scatter_add": {"index_add_": index_add},
+    "gather": {"index_select": index_select},
+    "scatter": {"index_copy_": index_copy},
 }
 
 

@@ -19,8 +19,10 @@ PEER_ELEMENTS = 1 << 22  # PyTorch works on a part, or it would take an hour; pe
 CASES = [(torch.bfloat16, 3), (torch.bfloat16, 8), (torch.float16, 3), (torch.float32, 3)]
 OPS = ["elect", "modulate", "mask_against", "combine", "delta_sum", "moments", "inner_products"]
 OPS += ["kept_sums", "magnitude_histogram", "kth_magnitude", "rank_drop", "extract_topk", "scatter_add"]
+OPS += ["gather", "scatter"]
 OPS += ["combine, trim and vote", "combine, drop"]  # what TIES-Merging and DARE make of it
-OF_ONE_MODEL = ("extract_topk", "scatter_add")
+OF_AN_EXPERT = ("scatter_add", "gather", "scatter")
+OF_ONE_MODEL = ("extract_topk", *OF_AN_EXPERT)
 
 
 def ours(op: str, base: Tensor, models: list[Tensor]) -> Callable[[], object]:
@@ -29,7 +31,7 @@ def ours(op: str, base: Tensor, models: list[Tensor]) -> Callable[[], object]:
     masks = torch.zeros(len(models), ops.packed_bytes(base.numel()), dtype=torch.uint8)
     wide = torch.empty(base.shape, dtype=torch.float32)
     weights = [0.3] * len(models)
-    expert = ops.extract_topk(base, models[0], base.numel() // 100 if op == "scatter_add" else 0)
+    expert = ops.extract_topk(base, models[0], base.numel() // 100 if op in OF_AN_EXPERT else 0)
     cut = ops.Cut(0.0128, 0)  # about the largest fifth
     trim = ops.Kept(trim=[ops.Window(bottom=cut) for _ in models])
     drop = ops.Kept(drop=[ops.Drop(k, 1 << 31) for k in range(len(models))])
@@ -52,6 +54,8 @@ def ours(op: str, base: Tensor, models: list[Tensor]) -> Callable[[], object]:
         ),
         "combine, drop": lambda: ops.combine(base, models, weights, kept=drop, out=out),
         "scatter_add": lambda: ops.scatter_add(models[0], expert, 0.5),
+        "gather": lambda: ops.gather(models[0], expert, out=expert.values),
+        "scatter": lambda: ops.scatter(models[0], [expert]),
     }[op]
 
 
@@ -68,13 +72,15 @@ def test_op(benchmark: BenchmarkFixture, op: str, dtype: torch.dtype, k: int, th
     models = [(base.float() + 0.01 * torch.randn(ELEMENTS)).to(dtype) for _ in range(k)]
     if op in OF_ONE_MODEL and k > 3:
         pytest.skip("takes one model")
-    share = 0.01 if op == "scatter_add" else 1  # of the tensor's elements that take part
+    share = 0.01 if op in OF_AN_EXPERT else 1  # of the tensor's elements that take part
     part = base[:PEER_ELEMENTS], [m[:PEER_ELEMENTS] for m in models]
     measure(
         benchmark,
         ours(op, base, models),
         elements=int(ELEMENTS * share),
-        moved=ops.OPS[op.partition(",")[0]].traffic(int(ELEMENTS * share), k, dtype.itemsize),
+        moved=ops.OPS[op.partition(",")[0]].traffic(
+            int(ELEMENTS * share), 1 if op in OF_ONE_MODEL else k, dtype.itemsize
+        ),
         ways={name: partial(run, *part) for name, run in peers.ways(op).items()} if threads == 1 else {},
         ways_elements=int(PEER_ELEMENTS * share),
         op=op,

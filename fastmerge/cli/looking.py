@@ -93,14 +93,14 @@ def diff(
 @app.command()
 def bench(
     which: Annotated[
-        str, typer.Argument(help="ops, merges, or peers: other tools", metavar="[ops|merges|peers]")
+        str, typer.Argument(help="… or peers: other tools", metavar="[ops|merges|switching|peers]")
     ] = "ops",
 ) -> None:
     """Run the benchmarks of a source checkout, from its folder."""
     with errors(False):
         script = Path("bench") / "run.py"
-        if which not in ("ops", "merges", "peers"):
-            raise InputError(f"unknown benchmark {which!r}; there are ops, merges and peers")
+        if which not in ("ops", "merges", "switching", "peers"):
+            raise InputError(f"unknown benchmark {which!r}; there are ops, merges, switching and peers")
         if not script.is_file():
             raise InputError("benchmarks are part of the source: clone the repository and run this in its folder")
         import subprocess

@@ -7,8 +7,8 @@ from typing import NoReturn
 
 from .. import ops
 from ..errors import MergeError
+from ..formats.mapping import Inputs
 from ..recipe.preflight import TensorPlan
-from .mapping import Inputs
 from .stream import Source
 
 

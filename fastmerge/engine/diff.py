@@ -14,9 +14,9 @@ from torch import Tensor
 from .. import ops
 from ..errors import InputError
 from ..formats.checkpoint import open_checkpoint
+from ..formats.mapping import Inputs
 from ..recipe.plan import MAX_CHUNK
 from ..recipe.preflight import Rename, TensorPlan, align
-from .mapping import Inputs
 from .run_pass import Progress
 from .stream import Source, Work, stream
 from .writer import Slot

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..formats.mapping import Inputs
 from ..methods._declaration import Method, Statistics
 from ..recipe.parameters import Override
 from ..recipe.plan import MergePlan, plan
 from ..recipe.preflight import Rename
 from .hashes import hash_files
 from .identity import backend, fingerprint, inputs_key
-from .mapping import Inputs
 from .publish import Publication
 from .report import Report
 from .run_pass import Progress, run_pass

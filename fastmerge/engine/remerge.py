@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ..formats.mapping import Inputs
 from ..methods._declaration import Statistics
 from ..recipe.plan import BLOCK, MergePlan
-from .mapping import Inputs
 from .run_pass import Progress
 from .statistics import Kept
 from .stream import Piece, Work, slot_bytes, stream

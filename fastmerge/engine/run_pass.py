@@ -8,9 +8,9 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..formats.layout import FilePlan
+from ..formats.mapping import Inputs
 from ..recipe.plan import SLOTS
 from . import journal
-from .mapping import Inputs
 from .publish import Publication
 from .stream import Work, slot_bytes, stream
 from .writer import Writer

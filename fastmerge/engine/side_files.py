@@ -12,6 +12,7 @@ from ..formats import emr, record
 from ..formats.checkpoint import Checkpoint
 from ..formats.folder import copy_side_files, model_card, set_dtype, write_json
 from ..formats.record import CheckpointRecord, FileRecord, MergeRecord
+from ..formats.tasks import BaseRecord
 from ..methods._declaration import Statistics
 from ..recipe.plan import DTYPE_NAMES, MergePlan, Output
 
@@ -111,7 +112,7 @@ def _write_emr_record(
         params=output.parameters.record()["params"],
         tasks=plan.names,
         rescalers=results["rescalers"],
-        base=emr.BaseRecord(**base),
+        base=BaseRecord(**base),
         unified=files["unified"],
         masks=files["masks"],
         tensors={

@@ -13,24 +13,17 @@ from torch import Tensor
 from .. import ops
 from ..errors import InputError, MergeError, nearest
 from ..formats.checkpoint import Checkpoint
+from ..formats.mapping import INTEGER_DTYPES, TORCH_DTYPES
 from ..formats.safetensors import TensorInfo
 from ..methods._declaration import Method, Statistics, Subject, Written
 from ..recipe.parameters import Override, declare
 from ..recipe.preflight import Alignment, TensorPlan, align
-from .mapping import TORCH_DTYPES
 from .passes import TensorPass
 from .statistics import Kept
 
 StateDict = Mapping[str, Tensor]
 
-CODES = {dtype: code for code, dtype in TORCH_DTYPES.items()} | {
-    torch.bool: "BOOL",
-    torch.uint8: "U8",
-    torch.int8: "I8",
-    torch.int16: "I16",
-    torch.int32: "I32",
-    torch.int64: "I64",
-}
+CODES = {dtype: code for code, dtype in (TORCH_DTYPES | INTEGER_DTYPES).items()}
 
 
 @dataclass(slots=True)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..formats.layout import Place
+from ..formats.mapping import TORCH_DTYPES, Inputs, ReadAhead, Span
 from ..formats.safetensors import DTYPES, TensorInfo
-from .mapping import TORCH_DTYPES, Inputs, ReadAhead, Span
 from .writer import PAGE, Segment, Slot
 
 

@@ -8,15 +8,15 @@ from pathlib import Path
 from torch import Tensor
 
 from .. import __version__, ops
-from ..errors import InputError, nearest
+from ..errors import InputError
 from ..formats.checkpoint import Checkpoint, open_checkpoint
 from ..formats.emr import RECORD, EmrArtefact
 from ..formats.folder import copy_side_files, model_card, write_json
 from ..formats.layout import Layout, plan_layout
-from ..formats.safetensors import FLOATS, TensorInfo, read_header
+from ..formats.mapping import Inputs
+from ..formats.safetensors import TensorInfo, read_header
 from ..recipe.plan import MAX_CHUNK, output_problems
 from .identity import backend, digest, input_files, layout_files
-from .mapping import Inputs
 from .publish import Publication
 from .report import Report
 from .run_pass import Progress, run_pass
@@ -41,11 +41,10 @@ def task(
     begin = time.perf_counter()
     emr, destination = EmrArtefact(Path(artefact)), Path(out)
     record = emr.record
-    if name not in record.tasks:
-        raise InputError(f"{artefact}: no task {name!r}{nearest(name, record.tasks)}; it has {', '.join(record.tasks)}")
+    emr.need([name])
     origin = open_checkpoint(base or record.base.source, "base")
     own = emr.own_tensors(name)
-    _check_base(emr, origin, set(own))
+    emr.check_base(origin, "--base", set(own))
     layout = _layout(emr, origin, own)
     problems = output_problems(
         destination, layout.total_bytes, [Path(artefact), origin.path], overwrite=overwrite, resume=resume
@@ -89,25 +88,6 @@ def _write_side_files(emr: EmrArtefact, base: Checkpoint, name: str, layout: Lay
     recipe = {"fastmerge": __version__, "task": name, "base": emr.record.base.model_dump(mode="json")}
     card = model_card(title, [f"Task `{name}` of an EMR merge of {len(emr.record.tasks)} models."], recipe)
     (folder / "README.md").write_text(card, encoding="utf-8")
-
-
-def _check_base(emr: EmrArtefact, base: Checkpoint, own: set[str]) -> None:
-    record = emr.record
-    problems = []
-    if [entry["header_sha256"] for entry in base.identity()] != [e.get("header_sha256") for e in record.base.files]:
-        problems.append(
-            f"{emr.path}: {base.path} is not the base model it was made with ({record.base.source}); "
-            "pass that one with --base"
-        )
-    for name, info in emr.unified.items():
-        stored = base.tensors.get(name)
-        if stored is None or stored.shape != info.shape or stored.dtype not in FLOATS:
-            problems.append(f"{emr.path}: base has no tensor {name!r} of shape {list(info.shape)}")
-    known = {*emr.unified, *record.copied, *record.replaced, *own}
-    known |= {alias for aliases in record.aliases.values() for alias in aliases}
-    problems += [f"{emr.path}: says nothing of base's tensor {name!r}" for name in base.tensors if name not in known]
-    if problems:
-        raise InputError(problems)
 
 
 def _layout(emr: EmrArtefact, base: Checkpoint, own: dict[str, TensorInfo]) -> Layout:

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from ..errors import MergeError
 from ..formats.layout import FilePlan, Place
+from ..formats.mapping import Inputs
 from ..formats.safetensors import TensorInfo
 from ..methods._declaration import Pass, Statistics, Subject, Written
 from ..ops import BLOCK
 from ..recipe.plan import MergePlan, Output, inputs
 from ..recipe.preflight import TensorPlan
 from .culprit import check_finite
-from .mapping import Inputs
 from .passes import TensorPass
 from .statistics import Kept
 from .stream import Source, Target, Work

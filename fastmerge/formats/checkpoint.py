@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from .safetensors import Header, TensorInfo, limited, read_header
 STEMS = ("model", "diffusion_pytorch_model", "adapter_model")  # names that Hugging Face libraries write
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 JSON_LIMIT = 50_000_000  # bytes
+PIECES, PIECE = 256, 4096  # of a file that its sample consists of, and bytes of each
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken"]
 
@@ -30,8 +33,14 @@ class Checkpoint:
     notes: tuple[str, ...]
 
     def identity(self) -> list[dict[str, Any]]:
-        """What tells this checkpoint from another without reading its weights."""
-        return [{"file": h.file.name, "size": h.size, "header_sha256": h.digest} for h in self.headers]
+        """What tells this checkpoint from another without reading all of its weights.
+
+        Fine-tunes of one model have headers that are equal; samples of their files are not.
+        """
+        return [
+            {"file": h.file.name, "size": h.size, "header_sha256": h.digest, "sample_sha256": _sample(h.file)}
+            for h in self.headers
+        ]
 
 
 def open_checkpoint(path: str | Path, label: str) -> Checkpoint:
@@ -76,6 +85,31 @@ def open_checkpoint(path: str | Path, label: str) -> Checkpoint:
     if problems:
         raise InputError(f"{label}: {problem}" for problem in problems)
     return Checkpoint(root, label, tensors, config, tuple(headers), tuple(f"{label}: {note}" for note in notes))
+
+
+def same_files(recorded: Sequence[Mapping[str, Any]], checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint's files are those of a recorded identity, whatever they are called."""
+
+    def same(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+        sample = new["sample_sha256"]  # which old records lack
+        return bool(old.get("header_sha256") == new["header_sha256"] and old.get("sample_sha256", sample) == sample)
+
+    now = checkpoint.identity()
+    return len(recorded) == len(now) and all(map(same, recorded, now))
+
+
+def _sample(file: Path) -> str:
+    """SHA-256 of pieces spread evenly over a file, of all of it where it is small."""
+    digest = hashlib.sha256()
+    try:
+        with file.open("rb", buffering=0) as stream:
+            span = max(0, file.stat().st_size - PIECES * PIECE)
+            for i in range(PIECES):
+                stream.seek(i * PIECE + span * i // (PIECES - 1))
+                digest.update(stream.read(PIECE))
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read: {error.strerror}") from None
+    return digest.hexdigest()
 
 
 def read_json(file: Path) -> dict[str, Any]:

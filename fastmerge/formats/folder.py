@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 SUFFIXES = {".json", ".txt", ".model", ".jinja", ".tiktoken", ".bpe", ".vocab", ".py"}
-RECORDS = {"emr.json", "fastmerge.json"}  # of another merge
+RECORDS = {"emr.json", "experts.json", "router.json", "fastmerge.json"}  # of another merge
 SIZE_LIMIT = 100_000_000  # bytes
 
 

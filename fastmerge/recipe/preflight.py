@@ -190,7 +190,7 @@ def _match(
             own[name] = stored
     known = set(groups).union(*groups.values())
     extra = [name for name in model.tensors if name not in known and not _matches(name, task_specific)]
-    prefix = _prefix(missing, extra, [name for name in model.tensors if name in known])
+    prefix = uniform_prefix(missing, extra, [name for name in model.tensors if name in known])
     if prefix is not None:
         return own, [_prefix_problem(lead, model, len(missing), *prefix)], notes
 
@@ -243,7 +243,7 @@ def _is_alias(name: str, model: Checkpoint, own: Mapping[str, TensorInfo]) -> bo
     return any(_tie_rank(n) < len(TIED) and info.shape == model.tensors[name].shape for n, info in own.items())
 
 
-def _prefix(missing: Sequence[str], extra: Sequence[str], right: Sequence[str]) -> tuple[str, str] | None:
+def uniform_prefix(missing: Sequence[str], extra: Sequence[str], right: Sequence[str]) -> tuple[str, str] | None:
     """(old, new) so that replacing that prefix gives exactly the missing names and touches none that is right."""
     if not missing or len(missing) > len(extra):
         return None

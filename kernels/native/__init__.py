@@ -248,17 +248,22 @@ def extract_topk(
     )
 
 
-def scatter_add(theta: Tensor, counts: Tensor, offsets: Tensor, values: Tensor, scale: float) -> None:
-    _native.scatter_add(
-        theta.numel(),
-        theta.data_ptr(),
-        DTYPES[theta.dtype],
-        counts.data_ptr(),
-        offsets.data_ptr(),
-        values.data_ptr(),
-        DTYPES[values.dtype],
-        scale,
-    )
+def scatter_add(theta: Tensor, counts: Tensor, offsets: Tensor, values: Tensor, scale: float) -> bool:
+    expert = _expert(counts, offsets, values)
+    dtypes = DTYPES[theta.dtype], DTYPES[values.dtype]
+    return _native.scatter_add(theta.numel(), theta.data_ptr(), dtypes[0], expert, dtypes[1], scale)
+
+
+def gather(theta: Tensor, counts: Tensor, offsets: Tensor, out: Tensor) -> bool:
+    return _native.gather(theta.numel(), theta.data_ptr(), DTYPES[theta.dtype], _expert(counts, offsets, out))
+
+
+def scatter(theta: Tensor, experts: Sequence[tuple[Tensor, Tensor, Tensor]]) -> bool:
+    return _native.scatter(theta.numel(), theta.data_ptr(), DTYPES[theta.dtype], [_expert(*e) for e in experts])
+
+
+def _expert(counts: Tensor, offsets: Tensor, values: Tensor) -> tuple[int, int, int, int, int]:
+    return counts.data_ptr(), counts.numel(), offsets.data_ptr(), offsets.numel(), values.data_ptr()
 
 
 def rank_drop(

@@ -1,5 +1,7 @@
 // Experts of whole tensors.
 #pragma once
+#include <vector>
+
 #include "selection.hpp"
 
 namespace fm {
@@ -8,6 +10,21 @@ namespace fm {
 int64_t extract(const Args &, int64_t n, double magnitude, int64_t index, int32_t *counts, uint16_t *offsets,
                 const Out &values, int64_t room);
 
-void scatter(const Out &theta, int64_t n, const int32_t *counts, const uint16_t *offsets, const In &values, double scale);
+// The elements of an expert: how many each of `blocks` has, and all k offsets.
+struct Elements {
+    const char *counts;
+    int64_t blocks;
+    const char *offsets;
+    int64_t k;
+};
+struct Valued {
+    Elements elements;
+    char *values;
+};
+
+// False, with nothing written, where counts and offsets are not those of k elements of a tensor of n.
+bool add(const Out &theta, int64_t n, const Elements &, const In &values, double scale);
+bool gather(const In &theta, int64_t n, const Valued &);
+bool scatter(const Out &theta, int64_t n, const std::vector<Valued> &);
 
 }  // namespace fm

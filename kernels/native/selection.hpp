@@ -47,6 +47,7 @@ constexpr int64_t RANK_BYTES = 64, RANK_TABLES = 1 << 18;
 // extract_topk writes the elements above the cut, offsets from `begin` and values; returns how many.
 // rank_drop packs the masks of elements from … to of whole rows begin … begin + n (multiples of 8) of the only model.
 // scatter_add: theta is the block, with n offsets; values begin … begin + n are theirs.
+// gather and scatter move the n values of the block theta, of 2, 4 or 8 bytes each, bits and all.
 #define FM_DECLARE(isa)                                                                                                  \
     namespace isa {                                                                                                      \
     void magnitude_histogram(const Args &, const Digit &, int64_t begin, int64_t n, uint32_t *counts);                   \
@@ -57,6 +58,8 @@ constexpr int64_t RANK_BYTES = 64, RANK_TABLES = 1 << 18;
     void rank_drop(const Args &, const RankDrop &, int64_t columns, int64_t begin, int64_t n, int64_t from, int64_t to,  \
                    char *memory, uint8_t *bits);                                                                         \
     void scatter_add(const Out &theta, const uint16_t *offsets, const In &values, int64_t begin, int64_t n, double scale); \
+    void gather(const char *theta, int64_t item_size, const char *offsets, int64_t n, char *values);                     \
+    void scatter(char *theta, int64_t item_size, const char *offsets, int64_t n, const char *values);                    \
     }
 FM_DECLARE(base)
 FM_DECLARE(v3)

@@ -1,7 +1,9 @@
 // Binds the ops that select by magnitude.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <tuple>
 #include <vector>
 
 #include "cuts.hpp"
@@ -66,11 +68,29 @@ int64_t extract_topk(int64_t n, uintptr_t base, int base_dtype, uintptr_t model,
                    {pointer<void>(values), values_dtype}, room);
 }
 
-void scatter_add(int64_t n, uintptr_t theta, int theta_dtype, uintptr_t counts, uintptr_t offsets, uintptr_t values,
-                 int values_dtype, double scale) {
+using Expert = std::tuple<uintptr_t, int64_t, uintptr_t, int64_t, uintptr_t>;  // counts, blocks, offsets, k, values
+
+Valued valued(const Expert &expert) {
+    const auto &[counts, blocks, offsets, k, values] = expert;
+    return {{pointer<const char>(counts), blocks, pointer<const char>(offsets), k}, pointer<char>(values)};
+}
+
+bool scatter_add(int64_t n, uintptr_t theta, int theta_dtype, const Expert &expert, int values_dtype, double scale) {
+    const Valued own = valued(expert);
     nb::gil_scoped_release release;
-    scatter({pointer<void>(theta), theta_dtype}, n, pointer<const int32_t>(counts), pointer<const uint16_t>(offsets),
-            {pointer<const void>(values), values_dtype}, scale);
+    return add({pointer<void>(theta), theta_dtype}, n, own.elements, {own.values, values_dtype}, scale);
+}
+
+bool gather_from(int64_t n, uintptr_t theta, int theta_dtype, const Expert &expert) {
+    nb::gil_scoped_release release;
+    return gather({pointer<const void>(theta), theta_dtype}, n, valued(expert));
+}
+
+bool scatter_into(int64_t n, uintptr_t theta, int theta_dtype, const std::vector<Expert> &experts) {
+    std::vector<Valued> all;
+    for (const Expert &expert : experts) all.push_back(valued(expert));
+    nb::gil_scoped_release release;
+    return scatter({pointer<void>(theta), theta_dtype}, n, all);
 }
 
 }  // namespace
@@ -81,6 +101,8 @@ void bind_selection(nb::module_ &m) {
     m.def("rank_drop", &rank_drop);
     m.def("extract_topk", &extract_topk);
     m.def("scatter_add", &scatter_add);
+    m.def("gather", &gather_from);
+    m.def("scatter", &scatter_into);
 }
 
 }  // namespace fm

@@ -4,6 +4,7 @@ from .combine import combine
 from .delta_sum import delta_sum
 from .elect import elect
 from .extract_topk import extract_topk
+from .gather import gather
 from .highpass import highpass
 from .highpass_merge import highpass_merge
 from .inner_products import inner_products
@@ -15,6 +16,7 @@ from .modulate import modulate
 from .moments import moments
 from .pack_bits import pack_bits
 from .rank_drop import rank_drop
+from .scatter import scatter
 from .scatter_add import scatter_add
 from .unpack_bits import unpack_bits
 
@@ -23,6 +25,7 @@ __all__ = [
     "delta_sum",
     "elect",
     "extract_topk",
+    "gather",
     "highpass",
     "highpass_merge",
     "inner_products",
@@ -34,6 +37,7 @@ __all__ = [
     "moments",
     "pack_bits",
     "rank_drop",
+    "scatter",
     "scatter_add",
     "unpack_bits",
 ]

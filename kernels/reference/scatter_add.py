@@ -5,16 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .numeric import BLOCK, narrow, working_dtype
+from .experts import indices
+from .numeric import narrow, working_dtype
 
 
-def scatter_add(theta: Tensor, counts: Tensor, offsets: Tensor, values: Tensor, scale: float) -> None:
+def scatter_add(theta: Tensor, counts: Tensor, offsets: Tensor, values: Tensor, scale: float) -> bool:
     """theta_i = theta_i + scale · value_i, in place, for the elements that extract_topk wrote.
 
-    theta: [N]; counts: int32 [ceil(N/65 536)]; offsets: uint16 [k]; values: [k].
+    theta: [N]; counts: int32 [ceil(N/65 536)]; offsets: uint16 [k]; values: [k]. False: theta has no such elements.
     """
+    place = indices(theta.numel(), counts, offsets)
+    if place is None:
+        return False
     dtype = working_dtype([theta, values])
-    blocks = torch.arange(counts.numel(), device=theta.device).repeat_interleave(counts.to(torch.int64))
-    place = blocks * BLOCK + offsets.to(torch.int64)
     changed = theta[place].to(dtype) + torch.tensor(scale, dtype=dtype) * values.to(dtype)
     theta[place] = narrow(changed, theta.dtype)
+    return True

@@ -27,8 +27,8 @@ from fastmerge import interrupts
 from fastmerge.cli import app
 from fastmerge.engine import merge, publish, stream, writer
 from fastmerge.engine.journal import Journal
-from fastmerge.engine.mapping import Inputs
 from fastmerge.errors import InputError, MergeError, ResumableError
+from fastmerge.formats.mapping import Inputs
 from fastmerge.recipe.plan import partial_folder, plan
 
 SHAPES = {f"layers.{i}.weight": (257, 300) for i in range(16)} | {"norm.weight": (5,), "empty": (0, 4)}

@@ -15,13 +15,22 @@ import torch
 from torch import Tensor
 
 from ..errors import MergeError
-from ..formats.safetensors import Header
+from .safetensors import Header, TensorInfo
 
 TORCH_DTYPES = {
     "BF16": torch.bfloat16,
     "F16": torch.float16,
     "F32": torch.float32,
     "F64": torch.float64,
+}
+INTEGER_DTYPES = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "U16": torch.uint16,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
 }
 POPULATE_READ, DONTNEED = 22, 4  # madvise(2) on Linux
 AHEAD = 4  # chunks
@@ -47,11 +56,14 @@ class Inputs:
         self.check_unchanged()
 
     def check_unchanged(self) -> None:
-        """Raise a MergeError if a file was written to since its header was read."""
+        """Raise a MergeError if a file was written to since its header was read. One that was removed stays mapped."""
         for file, header in self._headers.items():
-            status = file.stat()
+            try:
+                status = file.stat()
+            except FileNotFoundError:
+                continue
             if (status.st_size, status.st_mtime_ns) != (header.size, header.modified):
-                raise MergeError(f"{file}: has changed since its header was read; merge again")
+                raise MergeError(f"{file}: has changed since its header was read; start again")
 
     def tensor(self, span: Span, dtype: torch.dtype) -> Tensor:
         """A 1-D tensor over bytes of a file, which may be misaligned for its dtype."""
@@ -61,6 +73,11 @@ class Inputs:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The given buffer is not writable")
             return torch.frombuffer(self._maps[file], dtype=dtype, count=(stop - start) // dtype.itemsize, offset=start)
+
+    def whole(self, info: TensorInfo) -> Tensor:
+        """A stored tensor in its shape."""
+        dtype = (TORCH_DTYPES | INTEGER_DTYPES)[info.dtype]
+        return self.tensor((info.file, info.start, info.stop), dtype).view(info.shape)
 
     def populate(self, spans: Iterable[Span]) -> None:
         """Map the pages of bytes about to be read; a hint, so failures are left to the reading itself."""

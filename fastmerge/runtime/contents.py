@@ -1,0 +1,81 @@
+"""What a folder of tasks has for a model: the weights that all tasks share, and those that a task has for itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import InputError
+from ..formats import emr, experts
+from ..formats.checkpoint import Checkpoint, open_checkpoint
+from ..formats.emr import EmrArtefact
+from ..formats.experts import ExpertsFolder
+from ..formats.safetensors import FLOATS, Header, TensorInfo, read_header
+from ..formats.tasks import TasksRecord, read_record
+
+RECORDS = (emr.RECORD, experts.RECORD)
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """`source` is the model without a task: base, or the backbone.
+
+    Of it, `shared` are the weights, `copied` the integer tensors, `home` the tensors in whose place a task may have its
+    own; `aliases` are further names of shared ones. `own` are each task's.
+    """
+
+    folder: EmrArtefact | ExpertsFolder
+    source: Checkpoint
+    shared: dict[str, TensorInfo]
+    copied: dict[str, TensorInfo]
+    home: dict[str, TensorInfo]
+    aliases: dict[str, list[str]]
+    own: dict[str, dict[str, TensorInfo]]
+
+    @property
+    def headers(self) -> list[Header]:
+        """Of all files that a live model may read."""
+        infos = [info for tensors in self.own.values() for info in tensors.values()]
+        if isinstance(self.folder, EmrArtefact):
+            infos += [*self.folder.unified.values(), *self.folder.masks.values()]
+        else:
+            infos += [info for expert in self.folder.experts.values() for parts in expert.values() for info in parts]
+        return [*self.source.headers, *map(read_header, dict.fromkeys(info.file for info in infos))]
+
+
+def recorded_tasks(path: Path) -> list[str] | None:
+    """The tasks of a folder; None where it is not one of tasks."""
+    file = next((path / name for name in RECORDS if (path / name).is_file()), None)
+    return None if file is None else read_record(file, TasksRecord).tasks
+
+
+def open_contents(path: Path, base: str | Path | None) -> Contents:
+    """Open an EMR artefact, whose base lies where it says or at `base`, or a folder of experts. Headers only."""
+    folder: EmrArtefact | ExpertsFolder
+    if (path / emr.RECORD).is_file():
+        folder = EmrArtefact(path)
+        source = open_checkpoint(base or folder.record.base.source, "base")
+        own = {task: folder.own_tensors(task) for task in folder.tasks}
+        folder.check_base(source, "base=", {name for tensors in own.values() for name in tensors})
+        merged = set(folder.unified)
+    elif (path / experts.RECORD).is_file():
+        folder = ExpertsFolder(path)
+        source = folder.backbone
+        own = {task: folder.own_tensors(task) for task in folder.tasks}
+        if base is not None:
+            folder.check_base(open_checkpoint(base, "base"), "base=")
+        merged = {name for name, info in source.tensors.items() if info.dtype in FLOATS}
+        merged -= {*folder.record.replaced}.union(*folder.record.aliases.values())
+    else:
+        kind = f"has neither {' nor '.join(RECORDS)}" if path.is_dir() else "is no folder"
+        raise InputError(f"{path}: {kind}; give the folder of an EMR merge or of experts")
+    record = folder.record
+    return Contents(
+        folder,
+        source,
+        shared={name: info for name, info in source.tensors.items() if name in merged},
+        copied={name: source.tensors[name] for name in record.copied if name in source.tensors},
+        home={name: source.tensors[name] for name in record.replaced if name in source.tensors},
+        aliases={name: names for name, names in record.aliases.items() if name in merged},
+        own=own,
+    )

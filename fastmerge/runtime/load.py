@@ -1,0 +1,54 @@
+"""Loading a folder of tasks into a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..formats.emr import EmrArtefact
+from ..formats.mapping import Inputs
+from ..recipe.preflight import Rename
+from .contents import open_contents
+from .heads import Heads
+from .huggingface import build
+from .matching import match
+from .task_model import TaskModel, Wanted
+from .weights import EmrWeights, ExpertWeights, Weights
+
+
+def load(
+    path: str | Path,
+    model: nn.Module | None = None,
+    *,
+    task: Wanted = None,
+    base: str | Path | None = None,
+    device: str | torch.device | None = None,
+    rename: Rename = (),
+) -> TaskModel:
+    """A live model of an EMR artefact or a folder of experts, which `set_task` makes the model of one task or another.
+
+    model: gets the weights, in place and in its own dtypes; by default a Hugging Face model is built from the folder's
+    configuration. task: the one to begin with. base: where an artefact's base model is now, if no longer where it says;
+    of a folder of experts, what they must have been cut from. device: where the model is moved. rename: (old, new)
+    prefixes that turn the model's names into the folder's. Raises InputError with every problem found, before a weight
+    is changed.
+    """
+    contents = open_contents(Path(path).expanduser(), base)
+    contents.folder.need([] if task is None else [task] if isinstance(task, str) else task)
+    if model is None:
+        model = build(contents)
+    if device is not None:
+        model.to(device)
+    matched = match(model, contents, rename)
+    files = Inputs(contents.headers)
+    weights: Weights
+    if isinstance(contents.folder, EmrArtefact):
+        weights = EmrWeights(model, contents, matched, files, contents.folder)
+    else:
+        weights = ExpertWeights(model, contents, matched, files, contents.folder)
+    live = TaskModel(model, contents.folder, weights, Heads(model, contents, matched, files))
+    live.fill()
+    live.set_task(task)
+    return live

@@ -1,0 +1,149 @@
+"""A model that is the model of one task after another."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from ..errors import InputError, MergeError
+from ..formats.tasks import TaskFolder
+from .heads import Heads
+from .weights import Active, Weights
+
+Wanted = str | Mapping[str, float] | None
+
+
+class TaskModel(nn.Module):
+    """Wraps `model`, whose parameters it changes in place; whatever else is asked of it, the model answers.
+
+    A switch that fails, whatever the reason, leaves the task that was in force. Should even that fail, the model
+    refuses to compute until another switch succeeds.
+    """
+
+    def __init__(self, model: nn.Module, folder: TaskFolder, weights: Weights, heads: Heads) -> None:
+        super().__init__()
+        self.model = model
+        self._folder, self._weights, self._heads = folder, weights, heads
+        self._active: Active = {}
+        self._refusals: list[RemovableHandle] = []
+
+    @property
+    def tasks(self) -> list[str]:
+        """The names of all tasks."""
+        return list(self._folder.tasks)
+
+    @property
+    def current(self) -> str | dict[str, float] | None:
+        """What is in force: a task, several with their weights, or None, the model without a task."""
+        if list(self._active.values()) == [1.0]:
+            return next(iter(self._active))
+        return dict(self._active) or None
+
+    def fill(self) -> None:
+        """Give the model all weights anew, as they are without a task."""
+        with torch.inference_mode(False), torch.no_grad():
+            self._weights.fill()
+            self._heads.apply(None)
+        self._active = {}
+
+    def set_task(self, task: Wanted) -> None:
+        """Become the model of a task, of several experts with weights, or with None base or the backbone itself.
+
+        Parameters stay where they are in memory, but those of a head with another shape. Heads and labels are those of
+        the task with the largest weight, the first of equals. InputError, with nothing changed, for a task that is not
+        there or a file that is damaged.
+        """
+        try:
+            wanted = {task: 1.0} if isinstance(task, str) else dict(task or {})
+        except (TypeError, ValueError):
+            raise InputError(f"a task is a name, {{name: weight}} or None, not {task!r}") from None
+        self._folder.need(wanted)
+        wrong = [name for name, w in wanted.items() if not (isinstance(w, (int, float)) and math.isfinite(w))]
+        if wrong:
+            raise InputError(f"task {name}: its weight is {wanted[name]}; expected a finite number" for name in wrong)
+        active = {name: float(wanted[name]) for name in self._folder.tasks if name in wanted}
+        if active == self._active and not self._refusals:
+            return
+        self._weights.prepare(active)
+        try:
+            self._become(active)
+            self._active = active
+        except BaseException as error:
+            self._go_back(error)
+            raise
+        self._accept()
+
+    def add_expert(self, task: str, weight: float = 1.0) -> None:
+        """Let an expert join those in force, or change its weight."""
+        self.set_task({**self._active, task: weight})
+
+    def remove_expert(self, task: str) -> None:
+        """Take an expert out; what stays has the very bits that it would have without it."""
+        if task not in self._active:
+            raise InputError(f"expert {task!r} is not in force; those are: {', '.join(self._active) or 'none'}")
+        self.set_task({name: weight for name, weight in self._active.items() if name != task})
+
+    @contextmanager
+    def task(self, task: Wanted) -> Iterator[TaskModel]:
+        """With this task; afterwards with the one before again."""
+        before = dict(self._active)
+        self.set_task(task)
+        try:
+            yield self
+        finally:
+            self.set_task(before)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.model(*args, **kwargs)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's, under the model's own names."""
+        return self.model.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's."""
+        return self.model.load_state_dict(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "model":
+                raise
+            return getattr(self.model, name)
+
+    def _become(self, active: Active) -> None:
+        with torch.inference_mode(False), torch.no_grad():
+            self._weights.apply(active)
+            self._heads.apply(max(active, key=lambda name: active[name], default=None))
+
+    def _go_back(self, cause: BaseException) -> None:
+        try:
+            self._become(self._active)
+        except BaseException as error:
+            reason = (
+                f"the model is of no task: a switch failed ({cause!r}), and so did going back ({error!r}); set a task "
+                "again, or load it again"
+            )
+            self._refuse(reason)
+            raise MergeError(reason) from cause
+
+    def _refuse(self, reason: str) -> None:
+        """Let no module compute, whichever way it is called."""
+
+        def refuse(*_: object) -> None:
+            raise MergeError(reason)
+
+        self._accept()
+        self._refusals = [module.register_forward_pre_hook(refuse) for module in self.model.modules()]
+
+    def _accept(self) -> None:
+        for refusal in self._refusals:
+            refusal.remove()
+        self._refusals = []

@@ -1,0 +1,194 @@
+"""The weights that tasks share, changed in place: by an EMR artefact's masks, or by sparse experts.
+
+Both kinds have `prepare`, which reads and checks and changes nothing, and `apply`, which brings the model from whatever
+state an earlier call left it in, finished or not, to the one asked for. Every change is made known to autograd, which
+then refuses to go backward through what was computed with other weights.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import increment_version
+
+from .. import ops
+from ..errors import InputError
+from ..formats.emr import EmrArtefact
+from ..formats.experts import ExpertsFolder
+from ..formats.mapping import Inputs
+from .contents import Contents
+from .matching import Matched, tensor_of
+
+Active = dict[str, float]  # the tasks in force, in the order of the folder's, and the weight of each
+
+
+class Weights(ABC):
+    """What the two kinds have in common: the model, the folder's files, and where its tensors are in the model."""
+
+    def __init__(self, model: nn.Module, contents: Contents, matched: Matched, files: Inputs) -> None:
+        self.model, self.files, self.places = model, files, matched.shared
+        self.source = {name: files.whole(info) for name, info in contents.shared.items()}
+        self.integers = {place: files.whole(contents.copied[name]) for name, place in matched.copied.items()}
+
+    def prepare(self, active: Active) -> None:
+        """Make ready for a set of tasks; InputError where it cannot be, MergeError where a file has changed."""
+        self.files.check_unchanged()
+
+    @abstractmethod
+    def apply(self, active: Active) -> None:
+        """Bring the model's weights to a set of tasks; none of them is the model without a task."""
+
+    def fill(self) -> None:
+        """Give the model every tensor of the source, integers included."""
+        for name in self.source:
+            self.restore(name)
+        for place, stored in self.integers.items():
+            tensor_of(self.model, place).copy_(stored)
+
+    def restore(self, name: str) -> None:
+        """Give the model one tensor as it is without a task."""
+        stored = self.source[name]
+        for place in self.places[name]:
+            theta = tensor_of(self.model, place).detach()
+            if theta.dtype == stored.dtype:
+                theta.copy_(stored)
+            else:
+                ops.combine(None, [stored.to(theta.device)], out=theta)
+                increment_version(theta)
+
+
+class EmrWeights(Weights):
+    """base + rescaler · mask ⊙ unified, base and artefact read from their memory maps."""
+
+    def __init__(
+        self, model: nn.Module, contents: Contents, matched: Matched, files: Inputs, artefact: EmrArtefact
+    ) -> None:
+        super().__init__(model, contents, matched, files)
+        self.artefact = artefact
+        self.unified = {name: files.whole(info) for name, info in artefact.unified.items()}
+        self.masks = {name: files.whole(info) for name, info in artefact.masks.items()}
+
+    def prepare(self, active: Active) -> None:
+        super().prepare(active)
+        if len(active) > 1 or any(weight != 1 for weight in active.values()):
+            raise InputError(
+                f"{self.artefact.path}: an EMR artefact gives one task at a time, not {active}; several with weights "
+                "need a folder of experts"
+            )
+
+    def apply(self, active: Active) -> None:
+        for name in self.source:
+            for task in active:
+                self._modulate(name, self.artefact.tasks.index(task))
+            if not active:
+                self.restore(name)
+
+    def _modulate(self, name: str, row: int) -> None:
+        stored = self.source[name], self.unified[name], self.masks[name][row]
+        scale = self.artefact.record.rescalers[row]
+        for place in self.places[name]:
+            theta = tensor_of(self.model, place).detach()
+            base, unified, mask = (tensor.to(theta.device) for tensor in stored)
+            ops.modulate(base, unified, mask, scale, out=theta)
+            increment_version(theta)
+
+
+@dataclass(slots=True)
+class _Part:
+    """An expert's part of one tensor of the model, with that tensor's device and dtype.
+
+    kept: what is there without experts, unknown at first. alone: what is there with this one alone, at a scale.
+    """
+
+    expert: ops.Expert
+    kept: Tensor | None = None
+    alone: Tensor | None = None
+    scale: float = 0.0
+
+    def like(self, theta: Tensor) -> _Part:
+        """The part for a model that has been moved, or changed its dtype."""
+        if self.kept is None:
+            return _Part(ops.Expert(*(part.to(theta.device) for part in self.expert)))
+        if self.kept.dtype == theta.dtype and self.kept.device == theta.device:
+            return self
+        return _Part(ops.Expert(*(part.to(theta.device) for part in self.expert)), self.kept.to(theta))
+
+    def with_values(self, values: Tensor | None) -> ops.Expert:
+        assert values is not None
+        return self.expert._replace(values=values)
+
+
+class ExpertWeights(Weights):
+    """The backbone with the sum of the active experts at the elements that they touch.
+
+    What the backbone has there is kept, and every change starts from it: the same set of experts gives the same bits,
+    whatever came before.
+    """
+
+    def __init__(
+        self, model: nn.Module, contents: Contents, matched: Matched, files: Inputs, folder: ExpertsFolder
+    ) -> None:
+        super().__init__(model, contents, matched, files)
+        self.folder = folder
+        self._experts: dict[str, dict[str, ops.Expert]] = {}  # by task and tensor
+        self._parts: dict[tuple[str, str], _Part] = {}  # by task and place
+        self._touched: list[str] = []  # tasks whose values may be in the model
+
+    def prepare(self, active: Active) -> None:
+        super().prepare(active)
+        for task in active:
+            if task not in self._experts:
+                read = self.folder.read(task, self.files)
+                self._experts[task] = {name: ops.Expert(*parts) for name, parts in read.items()}
+
+    def apply(self, active: Active) -> None:
+        self._touched = [task for task in self.folder.tasks if task in active or task in self._touched]
+        changed = {name for task in self._touched for name in self._experts[task]}
+        for name in self.source:
+            for place in self.places[name] if name in changed else ():
+                self._change(name, place, active)
+        self._touched = list(active)
+
+    def _change(self, name: str, place: str, active: Active) -> None:
+        theta = tensor_of(self.model, place).detach()
+        parts = {}
+        for task in self._touched:
+            if name in self._experts[task]:
+                part = self._parts.get((task, place)) or _Part(self._experts[task][name])
+                self._parts[task, place] = parts[task] = part.like(theta)
+        if any(part.kept is None for part in parts.values()):
+            ops.scatter(theta, [part.with_values(part.kept) for part in parts.values() if part.kept is not None])
+            for part in parts.values():
+                part.kept = ops.gather(theta, part.expert) if part.kept is None else part.kept
+        back = [part.with_values(part.kept) for task, part in parts.items() if task not in active]
+        scales = self.folder.record.experts
+        wanted = [(parts[task], weight * scales[task].scale) for task, weight in active.items() if task in parts]
+        ops.scatter(theta, [*back, *_sums(theta, wanted)])
+        increment_version(theta)
+
+
+def _sums(theta: Tensor, wanted: Sequence[tuple[_Part, float]]) -> list[ops.Expert]:
+    """Experts with the values that theta shall have: its kept ones + Σ scale · values, rounded once.
+
+    wanted: the parts with their scales, in the order of the sum.
+    """
+    if len(wanted) == 1:
+        [(part, scale)] = wanted
+        if part.alone is None or part.scale != scale:
+            part.alone, part.scale = _plus(part.kept, scale, part.expert.values, theta.dtype), scale
+        return [part.with_values(part.alone)]
+    wide = ops.working_dtype([theta, *(part.expert.values for part, _ in wanted)])
+    sums = theta.new_zeros(theta.numel() if wanted else 0, dtype=wide)
+    for part, scale in wanted:
+        ops.scatter_add(sums, part.expert, scale)
+    return [part.with_values(_plus(part.kept, 1.0, ops.gather(sums, part.expert), theta.dtype)) for part, _ in wanted]
+
+
+def _plus(kept: Tensor | None, scale: float, values: Tensor, dtype: torch.dtype) -> Tensor:
+    """kept + scale · values, rounded once."""
+    assert kept is not None
+    return ops.combine(None, [kept, values], [1.0, scale], dtype=dtype).merged
