@@ -90,6 +90,12 @@ OPS: dict[str, Op] = {
             reach="tensor",
         ),
         Op(
+            "rank_drop",
+            {"base": "weight", "models": "weight", "masks": "mask"},
+            lambda n, k, size: n * size * (k + 1) + k * packed_bytes(n),
+            reach="row",
+        ),
+        Op(
             "extract_topk",
             {"base": "weight", "models": "weight", "values": "delta"},
             lambda n, _, size: 2 * n * size,
@@ -406,6 +412,63 @@ def kth_magnitude(
     kernel(_flat(base), _flat_all(models), [list(row) for row in ranks], histogram, magnitudes, indices)
     rows = zip(magnitudes.tolist(), indices.tolist(), strict=True)
     return [[Cut(*cut) for cut in zip(*row, strict=True)] for row in rows]
+
+
+def rank_drop(
+    base: Tensor,
+    models: Sequence[Tensor],
+    columns: int,
+    keys: Sequence[int],
+    thresholds: Sequence[Tensor],
+    *,
+    start: int = 0,
+    stop: int | None = None,
+    out: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Packed masks uint8 [K, ceil((stop - start)/8)] of a random choice by rank (DELLA, Deep et al. 2024, Section 3.1).
+
+    base, models: whole tensors, in rows of `columns` elements; keys: for each model the 64-bit key of its random words;
+    thresholds: for each model int64 [columns], 0 … 2^32. An element is dropped where its word is below the threshold of
+    its rank in its row, the smallest magnitude having rank 0 and of equal ones the first the lower. `start`, a multiple
+    of BLOCK, and `stop` choose the elements that masks are wanted of; rows that they cut are ranked whole.
+    """
+    import torch
+
+    _check("rank_drop", {"base": base, **_numbered(models)})
+    n, k = base.numel(), len(models)
+    stop = n if stop is None else stop
+    problems = []
+    if not 1 <= columns < 1 << 31 or n % columns:
+        problems.append(f"rank_drop: {n} elements are not rows of {columns}")
+    if not 0 <= start <= stop <= n or start % BLOCK:
+        problems.append(f"rank_drop: start {start} (a multiple of {BLOCK}) and stop {stop} must be in order in 0 … {n}")
+    if len(keys) != k or len(thresholds) != k:
+        problems.append(f"rank_drop: {k} models need as many keys and thresholds, not {len(keys)}, {len(thresholds)}")
+    if any(not 0 <= key < 1 << 64 for key in keys):
+        problems.append("rank_drop: keys must be of 64 bits")
+    if problems:
+        raise InputError(problems)
+    for i, limits in enumerate(thresholds):
+        _check_buffer(f"thresholds[{i}]", limits, (columns,), torch.int64, base.device)
+        if not 0 <= int(limits.min()) <= int(limits.max()) <= 1 << 32:
+            raise InputError(f"rank_drop: thresholds[{i}] must be in 0 … 2^32")
+    shape = k, packed_bytes(stop - start)
+    masks = base.new_empty(shape, dtype=torch.uint8) if out is None else out
+    _check_buffer("out", masks, shape, torch.uint8, base.device)
+    kernel = dispatch.choose("rank_drop", base.device.type, backend)
+    with _Flat(masks) as flat:
+        kernel(
+            _flat(base),
+            _flat_all(models),
+            columns,
+            keys,
+            [limits.contiguous() for limits in thresholds],
+            start,
+            stop,
+            flat.view(shape),
+        )
+    return masks
 
 
 def extract_topk(

@@ -40,6 +40,28 @@ def kth_magnitude(base: Tensor, models: Sequence[Tensor], _: torch.dtype, backen
     return cuts(ops.kth_magnitude(base, models, [ranks_of(base.numel())] * len(models), backend=backend))
 
 
+def thresholds(columns: int, density: float = 0.5, spread: float = 0.3) -> Tensor:
+    """DELLA's: the larger the magnitude, the more rarely it is dropped."""
+    rank = torch.arange(columns).double() / max(columns - 1, 1)
+    return ((1 - density + spread / 2 - spread * rank) * 2**32).long()
+
+
+def rank_drop(base: Tensor, models: Sequence[Tensor], _: torch.dtype, backend: str) -> list[Tensor]:
+    """In rows and in one row, with thresholds in order and not, of the whole and from the second block."""
+    n, k = base.numel(), len(models)
+    columns = next((c for c in (4096, 257, 64, 9, 7) if n and n % c == 0), 1)
+    keys = [2**64 - 1 - 12345678901 * i for i in range(k)]
+
+    def masks(columns: int, limits: Tensor, **part: int) -> Tensor:
+        return ops.rank_drop(base, models, columns, keys, [limits] * k, backend=backend, **part)
+
+    mixed = thresholds(max(n, 1))[torch.randperm(max(n, 1), generator=torch.Generator().manual_seed(1))]
+    found = [masks(columns, thresholds(columns)), masks(max(n, 1), mixed)]
+    if n > ops.BLOCK:
+        found.append(masks(columns, thresholds(columns), start=ops.BLOCK, stop=n - 1))
+    return found
+
+
 def extract_topk(base: Tensor, models: Sequence[Tensor], dtype: torch.dtype, backend: str) -> list[Tensor]:
     """Of every rank, and above a cut between equal magnitudes."""
     n = base.numel()
@@ -54,7 +76,9 @@ def scatter_add(base: Tensor, models: Sequence[Tensor], dtype: torch.dtype, back
     return [theta]
 
 
-CALLS: dict[str, Call] = {f.__name__: f for f in (magnitude_histogram, kth_magnitude, extract_topk, scatter_add)}
+CALLS: dict[str, Call] = {
+    f.__name__: f for f in (magnitude_histogram, kth_magnitude, rank_drop, extract_topk, scatter_add)
+}
 
 
 def mostly(value: float, share: float, n: int, dtype: torch.dtype, seed: int) -> tuple[Tensor, Tensor]:

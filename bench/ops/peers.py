@@ -94,8 +94,19 @@ def index_add(base: Tensor, models: Sequence[Tensor]) -> tuple[Tensor, ...]:
     return (models[0].index_add_(0, indices, base[: indices.numel()], alpha=0.5),)
 
 
+def ranks(base: Tensor, models: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """A rank's probability by sorting twice, and PyTorch's own random numbers."""
+    kept = []
+    for model in models:
+        size = (model.float() - base.float()).abs().view(-1, 4096)
+        rank = size.argsort(1).argsort(1)
+        kept.append(torch.rand_like(size) >= 0.6 - 0.2 / 4095 * rank)
+    return tuple(kept)
+
+
 OF_WHOLE_TENSORS: dict[str, dict[str, Peer]] = {
     "kth_magnitude": {"kthvalue": kthvalue, "sort": sort},
+    "rank_drop": {"argsort twice": ranks},
     "extract_topk": {"topk": topk},
     "scatter_add": {"index_add_": index_add},
 }

@@ -23,7 +23,7 @@ PEER_ELEMENTS = 1 << 22  # PyTorch works on a part, or it would take an hour; pe
 ROUNDS, PEER_ROUNDS = 7, 2
 CASES = [(torch.bfloat16, 3), (torch.bfloat16, 8), (torch.float16, 3), (torch.float32, 3)]
 OPS = ["elect", "modulate", "mask_against", "combine", "delta_sum", "moments", "inner_products"]
-OPS += ["magnitude_histogram", "kth_magnitude", "extract_topk", "scatter_add"]
+OPS += ["magnitude_histogram", "kth_magnitude", "rank_drop", "extract_topk", "scatter_add"]
 OF_ONE_MODEL = ("extract_topk", "scatter_add")
 COPY = Copy()
 
@@ -35,6 +35,7 @@ def ours(op: str, base: Tensor, models: list[Tensor]) -> Callable[[], object]:
     wide = torch.empty(base.shape, dtype=torch.float32)
     weights = [0.3] * len(models)
     expert = ops.extract_topk(base, models[0], base.numel() // 100 if op == "scatter_add" else 0)
+    limits = ((0.6 - 0.2 / 4095 * torch.arange(4096)) * 2**32).long()
     return {
         "elect": lambda: ops.elect(base, models, out=(out, masks)),
         "modulate": lambda: ops.modulate(base, models[0], masks[0], 1.3, out=out),
@@ -45,6 +46,7 @@ def ours(op: str, base: Tensor, models: list[Tensor]) -> Callable[[], object]:
         "inner_products": lambda: ops.inner_products(base, models),
         "magnitude_histogram": lambda: ops.magnitude_histogram(base, models),
         "kth_magnitude": lambda: ops.kth_magnitude(base, models, [[base.numel() // 5]] * len(models)),
+        "rank_drop": lambda: ops.rank_drop(base, models, 4096, range(len(models)), [limits] * len(models), out=masks),
         "extract_topk": lambda: ops.extract_topk(base, models[0], base.numel() // 100),
         "scatter_add": lambda: ops.scatter_add(models[0], expert, 0.5),
     }[op]

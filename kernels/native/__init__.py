@@ -196,3 +196,27 @@ def scatter_add(theta: Tensor, counts: Tensor, offsets: Tensor, values: Tensor, 
         DTYPES[values.dtype],
         scale,
     )
+
+
+def rank_drop(
+    base: Tensor,
+    models: Sequence[Tensor],
+    columns: int,
+    keys: Sequence[int],
+    thresholds: Sequence[Tensor],
+    start: int,
+    stop: int,
+    masks: Tensor,
+) -> None:
+    _native.rank_drop(
+        base.numel(),
+        base.data_ptr(),
+        DTYPES[base.dtype],
+        *_models(models),
+        columns,
+        list(keys),
+        [t.data_ptr() for t in thresholds],
+        start,
+        stop,
+        masks.data_ptr(),
+    )

@@ -88,6 +88,19 @@ def kth_magnitude(
     magnitudes: int,
     indices: int,
 ) -> None: ...
+def rank_drop(
+    n: int,
+    base: int,
+    base_dtype: int,
+    models: Sequence[int],
+    dtypes: Sequence[int],
+    columns: int,
+    keys: Sequence[int],
+    thresholds: Sequence[int],
+    start: int,
+    stop: int,
+    masks: int,
+) -> None: ...
 def extract_topk(
     n: int,
     base: int,

@@ -29,11 +29,23 @@ struct Found {
 };
 constexpr int ROOM = 16;
 
+// Element i of a tensor is dropped where philox(i, key) is below the threshold of its rank; all are in least … most, and they
+// may be monotone.
+struct RankDrop {
+    uint64_t key;
+    const int64_t *thresholds;
+    uint64_t least, most;
+    bool monotone;
+};
+// Bytes that rank_drop needs: for each of its elements (and 64 more), and for the bins of a row.
+constexpr int64_t RANK_BYTES = 64, RANK_TABLES = 1 << 18;
+
 // `begin` is a multiple of BLOCK, `n` at most BLOCK.
 // magnitude_histogram adds to counts [K][2^bits][COUNTERS].
 // kth_magnitude fills in what it finds in each bucket.
 // nth_equal is the offset of the nth element (from 0) with that key.
 // extract_topk writes the elements above the cut, offsets from `begin` and values; returns how many.
+// rank_drop packs the masks of elements from … to of whole rows begin … begin + n (multiples of 8) of the only model.
 // scatter_add: theta is the block, with n offsets; values begin … begin + n are theirs.
 #define FM_DECLARE(isa)                                                                                                  \
     namespace isa {                                                                                                      \
@@ -42,6 +54,8 @@ constexpr int ROOM = 16;
     int64_t nth_equal(const Args &, int model, uint64_t key, int64_t nth, int64_t begin, int64_t n);                     \
     int64_t extract_topk(const Args &, double magnitude, int64_t index, int64_t begin, int64_t n, uint16_t *offsets,     \
                          const Out &values);                                                                             \
+    void rank_drop(const Args &, const RankDrop &, int64_t columns, int64_t begin, int64_t n, int64_t from, int64_t to,  \
+                   char *memory, uint8_t *bits);                                                                         \
     void scatter_add(const Out &theta, const uint16_t *offsets, const In &values, int64_t begin, int64_t n, double scale); \
     }
 FM_DECLARE(base)

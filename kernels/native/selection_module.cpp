@@ -6,6 +6,7 @@
 
 #include "cuts.hpp"
 #include "experts.hpp"
+#include "ranks.hpp"
 
 namespace nb = nanobind;
 
@@ -48,6 +49,15 @@ void kth_magnitude(int64_t n, uintptr_t base, int base_dtype, const Addresses &m
     find_cuts(all.args, n, ranks, pointer<const int64_t>(histogram), pointer<double>(magnitudes), pointer<int64_t>(indices));
 }
 
+void rank_drop(int64_t n, uintptr_t base, int base_dtype, const Addresses &models, const Dtypes &dtypes, int64_t columns,
+               const std::vector<uint64_t> &keys, const Addresses &thresholds, int64_t start, int64_t stop, uintptr_t masks) {
+    const Models all(base, base_dtype, models, dtypes);
+    std::vector<const int64_t *> limits;
+    for (const uintptr_t address : thresholds) limits.push_back(pointer<const int64_t>(address));
+    nb::gil_scoped_release release;
+    drop_by_rank(all.args, n, columns, keys, limits, start, stop, pointer<uint8_t>(masks));
+}
+
 int64_t extract_topk(int64_t n, uintptr_t base, int base_dtype, uintptr_t model, int dtype, double magnitude, int64_t index,
                      uintptr_t counts, uintptr_t offsets, uintptr_t values, int values_dtype, int64_t room) {
     const Models all(base, base_dtype, {model}, {dtype});
@@ -68,6 +78,7 @@ void scatter_add(int64_t n, uintptr_t theta, int theta_dtype, uintptr_t counts, 
 void bind_selection(nb::module_ &m) {
     m.def("magnitude_histogram", &magnitude_histogram);
     m.def("kth_magnitude", &kth_magnitude);
+    m.def("rank_drop", &rank_drop);
     m.def("extract_topk", &extract_topk);
     m.def("scatter_add", &scatter_add);
 }

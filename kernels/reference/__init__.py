@@ -11,6 +11,7 @@ from .mask_against import mask_against
 from .modulate import modulate
 from .moments import moments
 from .pack_bits import pack_bits
+from .rank_drop import rank_drop
 from .scatter_add import scatter_add
 from .unpack_bits import unpack_bits
 
@@ -26,6 +27,7 @@ __all__ = [
     "modulate",
     "moments",
     "pack_bits",
+    "rank_drop",
     "scatter_add",
     "unpack_bits",
 ]

@@ -29,6 +29,7 @@ SHARED = {
     "magnitude",
     "cuts",
     "experts",
+    "ranks",
     "selection_module",
 }  # sources that are no op of their own
 MIXTURES = ((BF16, F32), (F32, BF16), (F16, BF16, F32), (BF16, BF16, F64), (F64, F16))
