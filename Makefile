@@ -3,7 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := pyproject.toml CMakeLists.txt $(shell find fastmerge kernels bindings -type f -not -name '*.pyc')
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint sanitize bench clean
+# Threads that wait by spinning take the cores from those that work, which costs minutes where others run beside.
+demo test: export OMP_WAIT_POLICY := passive
+
 demo: .venv/installed
 	$(BIN)/python bench/demo/run.py
 
@@ -14,6 +17,25 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	cd .venv && ../$(BIN)/mypy --config-file ../pyproject.toml -p fastmerge
+
+# The native ops under the address, undefined-behaviour and thread sanitizers, each with a build of its own.
+sanitize: sanitize-address sanitize-thread
+
+library = $(shell $(CXX) -print-file-name=$(1))
+sanitize-address: build/sanitized/address
+	PYTHONPATH=$(CURDIR)/$< LD_PRELOAD='$(call library,libasan.so) $(call library,libstdc++.so)' ASAN_OPTIONS=detect_leaks=0 \
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 tests/ops/test_conformance.py tests/ops/planted.py -k 'instruction or address'
+
+sanitize-thread: build/sanitized/thread
+	PYTHONPATH=$(CURDIR)/$< LD_PRELOAD='$(call library,libtsan.so)' \
+	TSAN_OPTIONS='halt_on_error=1 ignore_noninstrumented_modules=1' \
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 tests/ops/test_conformance.py tests/ops/planted.py \
+	-k 'blocks and native or threads or thread-race'
+
+build/sanitized/%: .venv/installed
+	CXX=$(CXX) $(BIN)/pip install --no-build-isolation --no-deps --upgrade --target $@ \
+	-C build-dir=build/$* -C cmake.define.FASTMERGE_SANITIZE=$* -C install.strip=false .
+	touch $@
 
 bench: .venv/installed
 	$(BIN)/python bench/run.py

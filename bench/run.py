@@ -1,7 +1,16 @@
-"""python bench/run.py [ops|merges]: run the benchmarks, print their tables, keep the run in bench/results/."""
+"""Run benchmarks, print their tables, keep the run in bench/results/.
+
+    python bench/run.py [ops] [merges] [peers] [--layers N]
+    python bench/run.py --markdown bench/results/peers-….json
+
+Without a name ops and merges run. peers merges by mergekit too, which it installs in bench/peers/.venv; that takes
+twenty minutes. --layers tries it on models with fewer than the 22 layers of 1.1 B parameters; --markdown prints a kept
+result of it as the README's table.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -13,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE / "merges")]
+sys.path[:0] = [str(HERE), str(HERE / "merges"), str(HERE / "peers")]
 console = Console(width=140)
 
 
@@ -51,15 +60,30 @@ def show_merges(rows: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
+    import merges
+    import peers
     from harness import save
-    from merges import run
 
-    wanted = sys.argv[1:] or ["ops", "merges"]
-    for kind, measure, show in (("ops", ops, show_ops), ("merges", run, show_merges)):
-        if kind in wanted:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kinds", nargs="*", default=["ops", "merges"], metavar="ops|merges|peers")
+    parser.add_argument("--layers", type=int, default=22)
+    parser.add_argument("--markdown", type=Path, metavar="FILE")
+    wanted = parser.parse_args()
+    if wanted.markdown:
+        print(peers.markdown(json.loads(wanted.markdown.read_text())))
+        return
+    if unknown := set(wanted.kinds) - {"ops", "merges", "peers"}:
+        parser.error(f"no such benchmark: {', '.join(sorted(unknown))}")
+    for kind, measure, show in (("ops", ops, show_ops), ("merges", merges.run, show_merges)):
+        if kind in wanted.kinds:
             rows = measure()
             show(rows)
             console.print(f"kept in {save(kind, rows).relative_to(Path.cwd())}")
+    if "peers" in wanted.kinds:
+        rows, about = peers.run(wanted.layers)
+        file = save("peers", rows, **about)
+        print(peers.markdown(json.loads(file.read_text())))
+        console.print(f"kept in {file.relative_to(Path.cwd())}")
 
 
 if __name__ == "__main__":

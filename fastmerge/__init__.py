@@ -16,7 +16,11 @@ _HOMES = {
     "FastmergeError": "fastmerge.errors:FastmergeError",
     "merge": "fastmerge.engine.merge:merge",
     "plan": "fastmerge.recipe.plan:plan",
+    "run": "fastmerge.engine.run:run",
+    "Recipe": "fastmerge.recipe.schema:Recipe",
     "task": "fastmerge.engine.task:task",
+    "verify": "fastmerge.engine.verify:verify",
+    "diff": "fastmerge.engine.diff:diff",
     "merge_state_dicts": "fastmerge.engine.state_dicts:merge_state_dicts",
 }
 __all__ = [*_HOMES]
@@ -24,11 +28,15 @@ __all__ = [*_HOMES]
 if TYPE_CHECKING:
     from . import errors as errors
     from . import ops as ops
+    from .engine.diff import diff as diff
     from .engine.merge import merge as merge
+    from .engine.run import run as run
     from .engine.state_dicts import merge_state_dicts as merge_state_dicts
     from .engine.task import task as task
+    from .engine.verify import verify as verify
     from .errors import FastmergeError as FastmergeError
     from .recipe.plan import plan as plan
+    from .recipe.schema import Recipe as Recipe
 
 
 def __getattr__(name: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Any
 
 
 class FastmergeError(Exception):
@@ -23,7 +24,20 @@ class InputError(FastmergeError):
 
 
 class MergeError(FastmergeError):
-    """The merge failed while running (a non-finite weight, the disk gone); no output is left."""
+    """The merge failed while running, such as at a non-finite weight; no output is left."""
+
+
+class ResumableError(MergeError):
+    """The merge was cut short by what passes, such as a full disk; no output is left, and it can be resumed."""
+
+
+class VerifyError(MergeError):
+    """A merged folder is not what its record says, or its inputs are not; carries every difference."""
+
+    def __init__(self, verification: Any) -> None:
+        self.verification = verification
+        self.problems: list[str] = verification.problems
+        super().__init__("\n".join(self.problems))
 
 
 class BackendError(FastmergeError):

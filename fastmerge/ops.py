@@ -12,11 +12,14 @@ torch is imported by the first call, so that planning and the command line start
 
 from __future__ import annotations
 
+import ctypes
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from . import dispatch
+from .cutoff import Convention, Cutoff
 from .errors import InputError
 
 if TYPE_CHECKING:
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 
 Domain = Literal["weight", "delta", "mask", "gradient"]
 Reach = Literal["element", "row", "tensor"]  # how a tensor may be cut: anywhere, between rows, not at all
+Consensus = Literal["sum", "max", "weighted", "unweighted", "count"]
 
 BLOCK = 65_536  # elements summed in float64 on their own
 MAX_MODELS = 64
@@ -37,7 +41,8 @@ class Op:
     """What the engine and the benchmarks know of an op.
 
     `traffic(n, k, itemsize)` is the least number of bytes that must move for n elements, k models and inputs and
-    outputs of `itemsize` bytes. Elementwise results equal the reference's bit for bit; sums agree to `sums_rtol`.
+    outputs of `itemsize` bytes. Elementwise results equal the reference's bit for bit, or where an op has a `tolerance`
+    to that fraction of the largest magnitude that is transformed (in float32); sums agree to `sums_rtol`.
     """
 
     name: str
@@ -45,6 +50,7 @@ class Op:
     traffic: Callable[[int, int, int], int]
     reach: Reach = "element"
     sums_rtol: float = 1e-12
+    tolerance: float = 0.0
 
 
 def packed_bytes(n: int) -> int:
@@ -75,10 +81,25 @@ OPS: dict[str, Op] = {
             {"base": "weight", "models": "weight", "out": "weight"},
             lambda n, k, size: n * size * (k + 2),
         ),
+        Op("kept_sums", {"base": "weight", "models": "weight"}, lambda n, k, size: n * size * (k + 1)),
         Op(
             "delta_sum",
             {"base": "weight", "models": "weight", "out": "delta"},
             lambda n, k, size: n * size * (k + 1) + n * max(4, size),
+        ),
+        Op(
+            "highpass",
+            {"x": "delta", "out": "delta"},
+            lambda n, _, size: n * (2 * size + max(4, size)),  # twice: the spectrum needs all before there is a result
+            reach="tensor",
+            tolerance=1e-6,
+        ),
+        Op(
+            "highpass_merge",
+            {"base": "weight", "models": "weight", "out": "weight"},
+            lambda n, k, size: n * size * (2 * (k + 1) + 1),
+            reach="tensor",
+            tolerance=1e-6,
         ),
         Op("moments", {"base": "weight", "models": "weight"}, lambda n, k, size: n * size * (k + 1)),
         Op("inner_products", {"g": "gradient", "models": "weight"}, lambda n, k, size: n * size * (k + 1)),
@@ -126,8 +147,47 @@ class Masked(NamedTuple):
     kept: Tensor
 
 
+class Cut(NamedTuple):
+    """Divides a tensor by |τ|: above it are larger magnitudes, and equal ones before `index`, counted from the tensor's
+    start. The cut of rank r has r elements above it; that of rank 0 is (∞, 0)."""
+
+    magnitude: float
+    index: int  # type: ignore[assignment]  # not tuple's method
+
+
+class Window(NamedTuple):
+    """The elements not above `top` and not below `bottom`; None: no bound on that side."""
+
+    top: Cut | None = None
+    bottom: Cut | None = None
+
+
+class Drop(NamedTuple):
+    """Random drop: element i goes where its Philox word under `key` (64 bits) is less than `threshold` (0 … 2^32)."""
+
+    key: int
+    threshold: int
+
+
+class Kept(NamedTuple):
+    """Which elements of each model take part: all that no part of it excludes. One window and one drop a model; keep:
+    uint8 [K, ceil(N/8)], packed as by pack_bits."""
+
+    trim: Sequence[Window] | None = None
+    drop: Sequence[Drop] | None = None
+    keep: Tensor | None = None
+
+
+class KeptSums(NamedTuple):
+    """Σ|τ_k| over all elements, and over those kept; float64 [K]."""
+
+    magnitude: Tensor
+    kept: Tensor
+
+
 class Combined(NamedTuple):
-    """merged has the models' shape; nonfinite counts its NaN and infinite elements."""
+    """merged has the models' shape; nonfinite counts its NaN and infinite elements, and where a selection or a vote may
+    hide them, those of any task vector."""
 
     merged: Tensor
     nonfinite: int
@@ -141,13 +201,6 @@ class Moments(NamedTuple):
     energy: Tensor
     peak: Tensor
     nonfinite: Tensor
-
-
-class Cut(NamedTuple):
-    """Divides a tensor in the order of magnitudes: above it are |τ_i| > magnitude, and equal ones with i < index."""
-
-    magnitude: float
-    index: int  # type: ignore[assignment]  # a cut is never searched as a tuple
 
 
 class Expert(NamedTuple):
@@ -232,16 +285,21 @@ def mask_against(
     models: Sequence[Tensor],
     merged: Tensor,
     *,
+    tall: Sequence[float] | None = None,
     out: Tensor | None = None,
     sums: Tensor | None = None,
     backend: str | None = None,
 ) -> Masked:
     """Packed masks and rescaler sums for an already merged task vector (Huang et al. 2024, Table 7).
 
-    merged: a task vector τ_m of base's shape; `out`: uint8 [K, ceil(N/8)]; `sums`: float64 [2, K].
+    A mask is 1 where τ_k has the sign of τ_m or, given `tall` (K numbers λ_k), where |τ_k| ≥ λ_k · |τ_m − τ_k|
+    (Wang et al. 2024, TALL-masks, arXiv 2405.07813). merged: a task vector τ_m of base's shape; `out`: uint8
+    [K, ceil(N/8)]; `sums`: float64 [2, K].
     """
     import torch
 
+    if tall is not None and len(tall) != len(models):
+        raise InputError(f"mask_against: {len(models)} models need as many numbers in tall, there are {len(tall)}")
     _check("mask_against", {"base": base, "merged": merged, **_numbered(models)})
     shape = (len(models), packed_bytes(base.numel()))
     masks = base.new_empty(shape, dtype=torch.uint8) if out is None else out
@@ -249,7 +307,7 @@ def mask_against(
     sums = _accumulator(sums, (2, len(models)), base)
     kernel = dispatch.choose("mask_against", base.device.type, backend)
     with _Flat(masks) as flat:
-        kernel(_flat(base), _flat_all(models), _flat(merged), flat.view(shape), sums)
+        kernel(_flat(base), _flat_all(models), _flat(merged), tall and list(map(float, tall)), flat.view(shape), sums)
     return Masked(masks, sums[0], sums[1])
 
 
@@ -260,7 +318,11 @@ def combine(
     *,
     scale: float = 1.0,
     normalize: bool = False,
-    consensus: Literal["sum", "max"] = "sum",
+    consensus: Consensus = "sum",
+    merge: Literal["sum", "mean", "weighted_mean"] = "sum",
+    kept: Kept | None = None,
+    factors: Sequence[float] | None = None,
+    offset: int = 0,
     as_delta: bool = False,
     dtype: torch.dtype | None = None,
     out: Tensor | None = None,
@@ -268,27 +330,90 @@ def combine(
 ) -> Combined:
     """Generalised task arithmetic: base + scale · consensus_k(w_k · τ_k) / divisor (Ilharco et al. 2023).
 
-    Without a base, τ_k is θ_k itself. weights: K numbers, ones by default; `normalize` divides by their sum;
-    consensus "max" takes, per element, the term of largest magnitude (MagMax); `as_delta` leaves base off. Without
-    `out` the result has `dtype`, or base's (the first model's).
+    Without a base, τ_k is θ_k itself. weights: K numbers, ones by default; `kept` says which elements take part, the
+    others count as 0 (trimming, DARE's drop); `factors`, K numbers, rescale what is left of each, and no divisor counts
+    them; its cuts and drops count elements from the start of the tensor, of which
+    the first here is number `offset`, a multiple of BLOCK. `as_delta` leaves base off. Without `out` the result has
+    `dtype`, or base's (the first model's).
+
+    consensus "sum" adds the terms; `normalize` divides by the sum of the weights. "max" takes, per element, the term of
+    largest magnitude (MagMax). "weighted", "unweighted" and "count" elect a sign, that of Σ w_k τ_k, of Σ τ_k or of the
+    majority (zero: +), and add the terms that have it; merge "mean" divides by their number, "weighted_mean" by the sum
+    of their weights where that is not zero (TIES-Merging, Yadav et al. 2023, arXiv 2306.01708).
     """
     weights = [1.0] * len(models) if weights is None else [float(w) for w in weights]
-    if len(weights) != len(models):
-        raise InputError(f"combine: {len(models)} models need as many weights, there are {len(weights)}")
-    divisor = sum(weights) if normalize else 1.0
-    if divisor == 0:
-        raise InputError(f"combine: the weights {weights} sum to zero and cannot be normalized")
-    if consensus not in ("sum", "max"):
-        raise InputError(f"combine: consensus is 'sum' or 'max', not {consensus!r}")
+    divisor = _divisor(weights, len(models), normalize, consensus, merge)
+    if factors is not None and len(factors) != len(models):
+        raise InputError(f"combine: {len(models)} models need as many factors, there are {len(factors)}")
+    rescaled = weights if factors is None else [w * float(f) for w, f in zip(weights, factors, strict=True)]
     _check("combine", {**({} if base is None else {"base": base}), **_numbered(models)})
     first = models[0] if base is None else base
     out = _empty(first, dtype) if out is None else out
     _check("combine", {"models[0]": first, "out": out})
     kernel = dispatch.choose("combine", first.device.type, backend)
     flat_base = None if base is None else _flat(base)
+    selection = _selection("combine", kept or Kept(), offset, first, len(models))
     with _Flat(out) as flat:
-        nonfinite = kernel(flat_base, _flat_all(models), weights, divisor, float(scale), consensus, as_delta, flat)
+        nonfinite = kernel(
+            flat_base, _flat_all(models), rescaled, divisor, float(scale), consensus, as_delta, selection, offset, flat
+        )
     return Combined(out, nonfinite)
+
+
+def kept_sums(
+    base: Tensor,
+    models: Sequence[Tensor],
+    kept: Kept,
+    *,
+    offset: int = 0,
+    sums: Tensor | None = None,
+    backend: str | None = None,
+) -> KeptSums:
+    """Σ|τ_k| over all elements and over those kept: what rescaling to the L1 norm before the drop needs.
+
+    `kept` and `offset` as in combine; `sums`: float64 [2, K].
+    """
+    _check("kept_sums", {"base": base, **_numbered(models)})
+    selection = _selection("kept_sums", kept, offset, base, len(models))
+    sums = _accumulator(sums, (2, len(models)), base)
+    kernel = dispatch.choose("kept_sums", base.device.type, backend)
+    kernel(_flat(base), _flat_all(models), selection, offset, sums)
+    return KeptSums(sums[0], sums[1])
+
+
+def geodesic(
+    base: Tensor,
+    model: Tensor,
+    t: float,
+    *,
+    dtype: torch.dtype | None = None,
+    out: Tensor | None = None,
+    backend: str | None = None,
+) -> Combined:
+    """The point t of the way on the arc from base (t = 0) to model (t = 1), each taken as one vector (Shoemake 1985).
+
+    Composed of `inner_products`, `arc` and `combine`. Without `out` the result has `dtype`, or base's.
+    """
+    products = inner_products(base, [model], backend=backend)
+    ends = arc(float(products.dots[0]), float(products.gradient_norm), float(products.norms[0]), t)
+    return combine(None, [base, model], ends, dtype=dtype or base.dtype, out=out, backend=backend)
+
+
+def arc(dot: float, base_norm: float, model_norm: float, t: float) -> tuple[float, float]:
+    """What the ends of an arc are multiplied by for its point t, from ⟨a, b⟩, ‖a‖² and ‖b‖², rounded to float32.
+
+    sin((1 − t)ω) / sin ω and sin(tω) / sin ω, ω the angle between them; on the straight line, 1 − t and t, where
+    |cos ω| > 0.9995 or one is zero.
+    """
+    lengths = math.sqrt(base_norm) * math.sqrt(model_norm)
+    cosine = dot / lengths if lengths else 1.0
+    if not abs(cosine) <= 0.9995:
+        ends = 1.0 - t, t
+    else:
+        angle = math.acos(cosine)
+        ends = math.sin((1.0 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle)
+    first, second = (ctypes.c_float(end).value for end in ends)
+    return first, second
 
 
 def delta_sum(
@@ -313,6 +438,74 @@ def delta_sum(
     with _Flat(out) as flat:
         kernel(_flat(base), _flat_all(models), weights, flat)
     return out
+
+
+def highpass(
+    x: Tensor,
+    *,
+    cutoff: float | None = None,
+    bins: float | None = None,
+    convention: Convention = "paper",
+    ratio: float | None = None,
+    out: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """The high frequencies of every matrix of x [..., H, W] (Zheng & Wang 2025, Eq. 1-2): float32, or float64 as x is.
+
+    `cutoff` (0.3 if nothing is given), `bins`, or convention="released" and `ratio` (0.7) say which (fastmerge.cutoff).
+    Right to 1e-6 of the largest |x| (float64: 1e-13), and to the bit the same for any number of threads.
+    """
+    limits = Cutoff(cutoff, bins, convention, ratio)
+    wide = working_dtype([x])
+    out = _empty(x, wide) if out is None else out
+    _check("highpass", {"x": x, "out": out})
+    if out.dtype != wide:
+        raise InputError(f"highpass: out must be {wide}, the working type of this input, not {out.dtype}")
+    h, w = _matrix("highpass", "x", x)
+    if x.numel():
+        kernel = dispatch.choose("highpass", x.device.type, backend)
+        with _Flat(out) as flat:
+            kernel(_flat(x).view(-1, h, w), convention, limits.limit(h, w), flat.view(-1, h, w))
+    return out
+
+
+def highpass_merge(
+    base: Tensor,
+    models: Sequence[Tensor],
+    weights: Sequence[float] | None = None,
+    *,
+    cutoff: float | None = None,
+    bins: float | None = None,
+    convention: Convention = "paper",
+    ratio: float | None = None,
+    scale: float = 1.0,
+    as_delta: bool = False,
+    dtype: torch.dtype | None = None,
+    out: Tensor | None = None,
+    backend: str | None = None,
+) -> Combined:
+    """base + scale · highpass(Σ_k w_k · τ_k), rounded once (Zheng & Wang 2025): one filter, since it is linear.
+
+    base and models: [..., H, W]; weights: K numbers, ones by default; the filter as in `highpass`, and as right (of the
+    largest |Σ_k w_k · τ_k|, before scale and rounding); `as_delta` leaves base off. Without `out` the result has
+    `dtype`, or base's.
+    """
+    limits = Cutoff(cutoff, bins, convention, ratio)
+    weights = [1.0] * len(models) if weights is None else [float(w) for w in weights]
+    if len(weights) != len(models):
+        raise InputError(f"highpass_merge: {len(models)} models need as many weights, there are {len(weights)}")
+    out = _empty(base, dtype) if out is None else out
+    _check("highpass_merge", {"base": base, "out": out, **_numbered(models)})
+    h, w = _matrix("highpass_merge", "base", base)
+    nonfinite = 0
+    if base.numel():
+        kernel = dispatch.choose("highpass_merge", base.device.type, backend)
+        matrices = [_flat(t).view(-1, h, w) for t in (base, *models)]
+        limit = limits.limit(h, w)
+        with _Flat(out) as flat:
+            to = flat.view(-1, h, w)
+            nonfinite = kernel(matrices[0], matrices[1:], weights, convention, limit, float(scale), as_delta, to)
+    return Combined(out, nonfinite)
 
 
 def moments(
@@ -545,6 +738,60 @@ def unpack_bits(
     return out
 
 
+def _divisor(weights: list[float], k: int, normalize: bool, consensus: str, merge: str) -> float | list[float]:
+    """What combine divides by: a number, or K of which those of the terms that agree are added up."""
+    divisors: dict[str, float | list[float]] = {"sum": 1.0, "mean": [1.0] * k, "weighted_mean": weights}
+    voted = consensus in ("weighted", "unweighted", "count")
+    problems = []
+    if len(weights) != k:
+        problems.append(f"combine: {k} models need as many weights, there are {len(weights)}")
+    elif normalize and sum(weights) == 0:
+        problems.append(f"combine: the weights {weights} sum to zero and cannot be normalized")
+    if not voted and consensus not in ("sum", "max"):
+        problems.append(
+            f"combine: consensus is 'sum', 'max', or a vote, 'weighted', 'unweighted' or 'count', not {consensus!r}"
+        )
+    if merge not in divisors:
+        problems.append(f"combine: merge is 'sum', 'mean' or 'weighted_mean', not {merge!r}")
+    elif not voted and merge != "sum":
+        problems.append(f"combine: merge {merge!r} needs a vote; with consensus {consensus!r} use normalize")
+    if voted and normalize:
+        problems.append(f"combine: normalize is for consensus 'sum' and 'max'; with {consensus!r} use merge")
+    if problems:
+        raise InputError(problems)
+    return float(sum(weights)) if normalize else divisors[merge]
+
+
+def _selection(op: str, kept: Kept, offset: int, like: Tensor, k: int) -> tuple[object, object, Tensor | None]:
+    """`kept` as backends take it: plain numbers, unbounded windows with cuts that exclude nothing."""
+    import torch
+
+    problems = []
+    if offset < 0 or offset % BLOCK:
+        problems.append(f"{op}: offset must be a multiple of {BLOCK}, it is {offset}")
+    for name, part in (("windows in trim", kept.trim), ("drops", kept.drop)):
+        if part is not None and len(part) != k:
+            problems.append(f"{op}: {k} models need as many {name}, there are {len(part)}")
+    for i, window in enumerate(kept.trim or ()):
+        for side, cut in zip(Window._fields, window, strict=True):
+            if cut is not None and (cut.magnitude < 0 or not 0 <= cut.index < 1 << 63):
+                problems.append(f"{op}: {side} of trim[{i}] is {cut}, a magnitude and an index are not negative")
+    for i, (key, threshold) in enumerate(kept.drop or ()):
+        if not 0 <= key < 1 << 64:
+            problems.append(f"{op}: the key of drop[{i}] must have 64 bits, it is {key}")
+        if not 0 <= threshold <= 1 << 32:
+            problems.append(f"{op}: the threshold of drop[{i}] must be from 0 to 2^32, it is {threshold}")
+    if problems:
+        raise InputError(problems)
+    trim, drop, keep = kept
+    if keep is not None:
+        shape = (k, packed_bytes(like.numel()))
+        _check_buffer("keep", keep, shape, torch.uint8, like.device)
+        keep = _flat(keep).view(shape)
+    plain_trim = None if trim is None else [(*(w.top or (float("inf"), 0)), *(w.bottom or (-1.0, 0))) for w in trim]
+    return plain_trim, None if drop is None else [tuple(d) for d in drop], keep
+
+
 class _Flat:
     """A 1-D contiguous stand-in for an output; where the output is not contiguous it is copied there at the end."""
 
@@ -572,6 +819,15 @@ def _numbered(models: Sequence[Tensor]) -> dict[str, Tensor]:
     if not 1 <= len(models) <= MAX_MODELS:
         raise InputError(f"1 to {MAX_MODELS} models can be merged, these are {len(models)}")
     return {f"models[{k}]": m for k, m in enumerate(models)}
+
+
+def _matrix(op: str, name: str, tensor: Tensor) -> tuple[int, int]:
+    """Height and width of the matrices that a tensor is made of."""
+    if tensor.ndim < 2:
+        raise InputError(
+            f"{op}: {name} has shape {list(tensor.shape)}, expected matrices [..., H, W]; view a vector as [1, N]"
+        )
+    return tensor.shape[-2], tensor.shape[-1]
 
 
 def _empty(like: Tensor, dtype: torch.dtype | None) -> Tensor:

@@ -48,3 +48,18 @@ def family(root: Path, count: int = 3, dtype: torch.dtype = torch.bfloat16) -> t
     base = state(0, dtype)
     folders = {f"m{k}": write(root / f"m{k}", near(base, k + 1)) for k in range(count)}
     return write(root / "base", base), folders
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """All files, to the byte."""
+    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
+
+
+class Patched:
+    """A module with some of its functions replaced."""
+
+    def __init__(self, module: object, **replaced: object) -> None:
+        self._module, self._replaced = module, replaced
+
+    def __getattr__(self, name: str) -> object:
+        return self._replaced.get(name) or getattr(self._module, name)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 BATCH = 128
 
 
-def pretrain(task: Task, folder: Path, epochs: int = 20) -> str:
+def pretrain(task: Task, folder: Path, epochs: int = 8) -> str:
     """Train the base and save it without a head. Returns a line to print."""
     torch.manual_seed(0)
     model = VisionTransformer(task.classes)
@@ -48,9 +48,8 @@ def _fit(model: VisionTransformer, train: tuple[Tensor, Tensor], epochs: int, ra
     # A fresh head learns faster than the trunk that it is put on.
     heads = [p for n, p in model.named_parameters() if is_head(n)]
     trunk = [p for n, p in model.named_parameters() if not is_head(n)]
-    optimizer = torch.optim.AdamW(
-        [{"params": trunk, "lr": rate}, {"params": heads, "lr": 30 * rate}], weight_decay=0.01
-    )
+    groups = [{"params": trunk, "lr": rate}, {"params": heads, "lr": 30 * rate}]
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.01, fused=True)
     steps = epochs * -(-len(labels) // BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, [rate, 30 * rate], total_steps=steps, pct_start=0.2)
     loss_of = nn.CrossEntropyLoss(label_smoothing=0.05)

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 HIDDEN, INTERMEDIATE, VOCABULARY, KEY_VALUE = 2048, 5632, 32_000, 256
+HEAD = 64  # elements of an attention head
 PERIOD = 1 << 24  # noise repeats, from another start in every tensor, so that writing is as fast as the disk
 
 
@@ -30,6 +31,21 @@ def tensors(layers: int) -> Iterator[tuple[str, tuple[int, ...]]]:
     yield "lm_head.weight", (VOCABULARY, HIDDEN)
 
 
+def config(layers: int) -> dict[str, object]:
+    return {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": HIDDEN,
+        "intermediate_size": INTERMEDIATE,
+        "vocab_size": VOCABULARY,
+        "num_hidden_layers": layers,
+        "num_attention_heads": HIDDEN // HEAD,
+        "num_key_value_heads": KEY_VALUE // HEAD,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+    }
+
+
 def write(folder: Path, models: int, layers: int = 22) -> list[Path]:
     """The folders of a base and `models` fine-tunes in bfloat16, written where they are not there yet."""
     torch.manual_seed(0)
@@ -46,7 +62,7 @@ def write(folder: Path, models: int, layers: int = 22) -> list[Path]:
             state[name] = (0.02 * base + (0.002 * number) * delta).bfloat16().view(shape)
             start += size + 1
         save_file(state, target / "model.safetensors", {"format": "pt"})
-        (target / "config.json").write_text(json.dumps({"model_type": "llama"}))
+        (target / "config.json").write_text(json.dumps(config(layers)))
     return folders
 
 

@@ -15,40 +15,25 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from family import write
+from harness import BUFFER, Process, read_all, run_process
 
-BUFFER = 4 << 20
-JOBS = [("linear", 3), ("task_arithmetic", 3), ("emr", 3), ("emr", 12)]
+JOBS: list[tuple[str, int, dict[str, float]]] = [
+    ("linear", 3, {}),
+    ("task_arithmetic", 3, {}),
+    ("emr", 3, {}),
+    ("ties", 3, {"density": 0.2}),
+    ("dare_ties", 3, {"density": 0.5}),
+    ("breadcrumbs", 3, {"density": 0.9, "gamma": 0.01}),
+    ("della", 3, {"density": 0.5, "epsilon": 0.1}),
+    ("emr", 12, {}),
+]
 PROGRAM = str(Path(sys.executable).with_name("fastmerge"))
-
-
-def read_all(files: list[Path]) -> None:
-    jobs = [(file, start) for file in files for start in range(0, file.stat().st_size, 64 * BUFFER)]
-    lock = threading.Lock()
-
-    def work() -> None:
-        buffer = bytearray(BUFFER)
-        while True:
-            with lock:
-                if not jobs:
-                    return
-                file, start = jobs.pop()
-            fd = os.open(file, os.O_RDONLY)
-            for offset in range(start, start + 64 * BUFFER, BUFFER):
-                if not os.preadv(fd, [buffer], offset):
-                    break
-            os.close(fd)
-
-    threads = [threading.Thread(target=work) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
 
 
 def floor(files: list[Path], out_bytes: int, scratch: Path) -> float:
@@ -71,45 +56,36 @@ def startup() -> float:
     return time.perf_counter() - begin
 
 
-def merge(arguments: list[str]) -> tuple[float, dict[str, Any], float]:
-    """Seconds, the report, and the peak of memory that is no file's (MiB)."""
-    begin = time.perf_counter()
-    process = subprocess.Popen([PROGRAM, "merge", *arguments, "--json"], stdout=subprocess.PIPE, text=True)
-    peak = 0.0
-    status = Path(f"/proc/{process.pid}/status")
-    while process.poll() is None:
-        try:
-            lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
-            peak = max(peak, (int(lines["RssAnon"].split()[0]) + int(lines["RssShmem"].split()[0])) / 1024)
-        except (OSError, KeyError, ValueError):
-            pass
-        time.sleep(0.02)
-    took = time.perf_counter() - begin
-    assert process.stdout is not None
-    if process.returncode:
-        raise SystemExit(process.returncode)
-    return took, json.loads(process.stdout.read()), peak
+def merge(arguments: list[str]) -> tuple[Process, dict[str, Any]]:
+    """What the process took, and the merge's report."""
+    done = run_process([PROGRAM, "merge", *arguments, "--json"])
+    return done, json.loads(done.output)
 
 
-def job(method: str, folders: list[Path], scratch: Path, rounds: int = 5) -> dict[str, Any]:
+def job(
+    method: str, params: Mapping[str, float], folders: list[Path], scratch: Path, rounds: int = 5
+) -> dict[str, Any]:
     """One method on a base and models, alternating with its floor."""
     base, *models = folders
     named = [part for model in models for part in ("--model", f"{model.name}={model}")]
-    arguments = [method, "--base", str(base), *named, "--out", str(scratch / "out"), "--overwrite"]
+    values = [part for name, value in params.items() for part in ("-p", f"{name}={value}")]
+    arguments = [method, "--base", str(base), *named, *values, "--out", str(scratch / "out"), "--overwrite"]
     read = models if method == "linear" else folders
     files = [file for folder in read for file in sorted(folder.glob("*.safetensors"))]
-    _, report, peak = merge(arguments)
+    warm, report = merge(arguments)
+    peak = warm.memory_mib
     floors, starts, merges = [], [], []
     for _ in range(rounds):
         floors.append(floor(files, report["bytes_written"], scratch / "floor"))
         starts.append(startup())
-        took, report, now = merge(arguments)
-        merges.append(took)
-        peak = max(peak, now)
+        shutil.rmtree(scratch / ".fastmerge", ignore_errors=True)  # each merge gathers its statistics itself
+        done, report = merge(arguments)
+        merges.append(done.seconds)
+        peak = max(peak, done.memory_mib)
     start = statistics.median(starts)
     shutil.rmtree(scratch / "out")
     return {
-        "method": method,
+        "method": ", ".join([method, *(f"{name} {value}" for name, value in params.items())]),
         "k": len(models),
         "gigabytes": (report["bytes_read"] + report["bytes_written"]) / 1e9,
         "seconds": statistics.median(merges),
@@ -129,6 +105,6 @@ def run(folder: Path | None = None) -> list[dict[str, Any]]:
         rows = []
         for layers, wanted in ((22, 3), (5, 12)):
             folders = write(root / f"family{layers}", wanted, layers)
-            rows += [job(method, folders, root) for method, k in JOBS if k == wanted]
+            rows += [job(method, params, folders, root) for method, k, params in JOBS if k == wanted]
             shutil.rmtree(root / f"family{layers}")
     return rows

@@ -94,29 +94,82 @@ def index_add(base: Tensor, models: Sequence[Tensor]) -> tuple[Tensor, ...]:
     return (models[0].index_add_(0, indices, base[: indices.numel()], alpha=0.5),)
 
 
-def ranks(base: Tensor, models: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """A rank's probability by sorting twice, and PyTorch's own random numbers."""
-    kept = []
+def kept_sums(base: Tensor, models: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    sizes = [(m.float() - base.float()).abs() for m in models]
+    return tuple(s.sum(dtype=torch.float64) for s in (*sizes, *(torch.where(s > 0.0128, s, 0) for s in sizes)))
+
+
+def trim_and_vote(base: Tensor, models: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """TIES-Merging, given the thresholds."""
+    wide = base.float()
+    terms = torch.stack([m.float() - wide for m in models])
+    terms = torch.where(terms.abs() > 0.0128, 0.3 * terms, 0)
+    agree = terms.sign() == torch.where(terms.sum(0) < 0, -1.0, 1.0)
+    merged = torch.where(agree, terms, 0).sum(0) / (0.3 * agree.sum(0)).clamp(min=0.3)
+    return ((wide + merged).to(base.dtype),)
+
+
+def drop(base: Tensor, models: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """DARE."""
+    wide = base.float()
+    delta = torch.zeros_like(wide)
     for model in models:
-        size = (model.float() - base.float()).abs().view(-1, 4096)
-        rank = size.argsort(1).argsort(1)
-        kept.append(torch.rand_like(size) >= 0.6 - 0.2 / 4095 * rank)
-    return tuple(kept)
+        delta += 0.3 * (model.float() - wide) * torch.bernoulli(torch.full_like(wide, 0.5))
+    return ((wide + delta).to(base.dtype),)
 
 
+def rank_drop(base: Tensor, models: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """DELLA's drop, by an argsort of an argsort."""
+    wide = base.float().view(-1, 2048)
+    chances = torch.linspace(0.3, 0.7, 2048)
+    ranks = ((m.float().view(-1, 2048) - wide).abs().argsort(1).argsort(1) for m in models)
+    return tuple(torch.rand_like(wide) < chances[rank] for rank in ranks)
+
+
+NAMED = {"combine, trim and vote": trim_and_vote, "combine, drop": drop}
 OF_WHOLE_TENSORS: dict[str, dict[str, Peer]] = {
     "kth_magnitude": {"kthvalue": kthvalue, "sort": sort},
-    "rank_drop": {"argsort twice": ranks},
     "extract_topk": {"topk": topk},
+    "rank_drop": {"two argsorts": rank_drop},
     "scatter_add": {"index_add_": index_add},
 }
+
+
+def distances(h: int, w: int) -> Tensor:
+    """Of the bins of the half-spectrum from the frequency zero."""
+    return torch.hypot(torch.fft.fftfreq(h, 1 / h)[:, None], torch.fft.rfftfreq(w, 1 / w))
+
+
+def highpass(x: Tensor, cutoff: float = 0.3) -> Tensor:
+    h, w = x.shape
+    spectrum = torch.fft.rfft2(x.float())
+    spectrum *= distances(h, w) >= cutoff * min(h, w) / 2
+    # Two steps, with a copy between: irfft2 is slower, for the strides that its first step leaves.
+    return torch.fft.irfft(torch.fft.ifft(spectrum, dim=0).contiguous(), n=w)
+
+
+def highpass_merge(base: Tensor, models: Sequence[Tensor], cutoff: float = 0.3) -> Tensor:
+    """One filter, of the weighted sum."""
+    return (base.float() + highpass(delta_sum(base, models)[0], cutoff)).to(base.dtype)
+
+
+def highpass_each(base: Tensor, models: Sequence[Tensor], cutoff: float = 0.3) -> Tensor:
+    """A filter of each task vector by the complex transform and its shifts, as code written from the paper has it."""
+    h, w = base.shape
+    y, x = torch.arange(h)[:, None] - h // 2, torch.arange(w) - w // 2
+    merged = base.float()
+    for model in models:
+        spectrum = torch.fft.fftshift(torch.fft.fft2(model.float() - base.float()))
+        kept = spectrum * (torch.sqrt(y**2 + x**2) >= cutoff * min(h, w) / 2)
+        merged = merged + 0.3 * torch.fft.ifft2(torch.fft.ifftshift(kept)).real
+    return merged.to(base.dtype)
 
 
 def ways(op: str) -> dict[str, Peer]:
     """The op whole, in chunks, and compiled; the ways there are of doing what cannot be chunked."""
     if op in OF_WHOLE_TENSORS:
         return OF_WHOLE_TENSORS[op]
-    whole: Peer = globals()[op]
+    whole: Peer = NAMED.get(op) or globals()[op]
 
     def chunked(base: Tensor, models: Sequence[Tensor]) -> list[Any]:
         pieces = zip(base.split(CHUNK), *(m.split(CHUNK) for m in models), strict=True)

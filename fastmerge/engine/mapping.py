@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import MergeError
+from ..formats.safetensors import Header
 
 TORCH_DTYPES = {
     "BF16": torch.bfloat16,
@@ -29,22 +30,28 @@ Span = tuple[Path, int, int]  # bytes of a file
 
 
 class Inputs:
-    """Read-only maps of files. `sizes` are what their headers were read with."""
+    """Read-only maps of files, which must be the ones whose headers were read."""
 
-    def __init__(self, sizes: dict[Path, int]) -> None:
+    def __init__(self, headers: Iterable[Header]) -> None:
+        self._headers = {header.file: header for header in headers}
         self._maps: dict[Path, mmap.mmap] = {}
         self._addresses: dict[Path, int] = {}
         self._madvise = None
         if sys.platform == "linux":
             self._madvise = ctypes.CDLL(None, use_errno=True).madvise  # releases the GIL, which mmap.madvise does not
             self._madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-        for file, size in sizes.items():
+        for file in self._headers:
             with file.open("rb") as stream:
-                mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-            if len(mapped) != size:
-                raise MergeError(f"{file}: has changed since its header was read; merge again")
-            self._maps[file] = mapped
+                self._maps[file] = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
             self._addresses[file] = self.tensor((file, 0, 1), torch.uint8).data_ptr()
+        self.check_unchanged()
+
+    def check_unchanged(self) -> None:
+        """Raise a MergeError if a file was written to since its header was read."""
+        for file, header in self._headers.items():
+            status = file.stat()
+            if (status.st_size, status.st_mtime_ns) != (header.size, header.modified):
+                raise MergeError(f"{file}: has changed since its header was read; merge again")
 
     def tensor(self, span: Span, dtype: torch.dtype) -> Tensor:
         """A 1-D tensor over bytes of a file, which may be misaligned for its dtype."""
@@ -73,9 +80,12 @@ class Inputs:
 
 
 class ReadAhead:
-    """A thread that populates the spans of chunks in order, at most AHEAD before the one in use."""
+    """A thread that populates the spans of chunks in order, at most AHEAD before the one in use.
 
-    def __init__(self, inputs: Inputs, chunks: Sequence[Sequence[Span]]) -> None:
+    Chunks come with whether their pages are of no more use once they are behind.
+    """
+
+    def __init__(self, inputs: Inputs, chunks: Sequence[tuple[Sequence[Span], bool]]) -> None:
         self._inputs = inputs
         self._chunks = chunks
         self._room = threading.Semaphore(AHEAD)
@@ -102,12 +112,12 @@ class ReadAhead:
 
     def _run(self) -> None:
         mapped: deque[Sequence[Span]] = deque()
-        for spans in self._chunks:
+        for spans, release in self._chunks:
             self._room.acquire()
             if self._stop:
                 return
             if len(mapped) == AHEAD:
                 self._inputs.release(mapped.popleft())
             self._inputs.populate(spans)
-            mapped.append(spans)
+            mapped.append(spans if release else ())
             self._ready.release()

@@ -8,7 +8,8 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """`results` are the method's numbers per model, such as rescalers; `seconds` counts the work, not the imports."""
+    """`outputs` are the folders in `out`, of several results; `results` the method's numbers per model, such as
+    rescalers, under OUTPUT/NAME of several results; `seconds` counts the work, not the imports."""
 
     out: str
     method: str
@@ -19,6 +20,7 @@ class Report:
     bytes_written: int
     seconds: float
     backend: str
+    outputs: list[str] = field(default_factory=list)
     results: dict[str, list[float]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,12 @@ from .. import ops
 from ..errors import InputError, MergeError, nearest
 from ..formats.checkpoint import Checkpoint
 from ..formats.safetensors import TensorInfo
-from ..methods import build
-from ..methods._declaration import Block, Method, Pass, Statistics
+from ..methods._declaration import Method, Statistics, Subject, Written
+from ..recipe.parameters import Override, declare
 from ..recipe.preflight import Alignment, TensorPlan, align
 from .mapping import TORCH_DTYPES
+from .passes import TensorPass
+from .statistics import Kept
 
 StateDict = Mapping[str, Tensor]
 
@@ -60,45 +62,53 @@ def merge_state_dicts(
     models: Mapping[str, StateDict],
     *,
     task_specific: Sequence[str] = (),
+    tensors: Sequence[Override] = (),
     **params: Any,
 ) -> Merged:
     """Merge state dicts held in memory, on whatever device they are; inputs are not changed.
 
-    params: the method's. Tensors of the result have base's dtypes (the first model's, without a base). Tensors that
-    match `task_specific` patterns stay base's in `state_dict` and are each task's own in `task(name)`. Raises
-    InputError and MergeError as `merge` does.
+    params: the method's. tensors: patterns of tensor names, and the parameters they change, as `plan` takes them.
+    Tensors of the result have base's dtypes (the first model's, without a base). Tensors that match `task_specific`
+    patterns stay base's in `state_dict` and are each task's own in `task(name)`. Raises InputError and MergeError as
+    `merge` does.
     """
-    declared = method if isinstance(method, Method) else build(method, params)
     names = list(models)
-    problems = declared.problems(names) if names else ["there are no models to merge"]
+    if not names:
+        raise InputError("there are no models to merge")
+    parameters = declare(method, params, {}, tensors, names)
+    declared = parameters.method
     if declared.uses_base and base is None:
-        problems.append(f"{declared.name} needs a base model")
+        raise InputError([*declared.problems(names), f"{declared.name} needs a base model"])
+    lead = None if base is None else _described(base, "base")
+    kept = Kept()
+    alignment = align(lead, [_described(models[n], n) for n in names], task_specific=task_specific)
+    problems = parameters.settle([tensor.name for tensor in alignment.tensors if not tensor.copy])
     if problems:
         raise InputError(problems)
-    lead = None if base is None else _described(base, "base")
-    alignment = align(lead, [_described(models[n], n) for n in names], task_specific=task_specific)
 
-    statistics: list[Statistics] = []
     merged: dict[str, Tensor] = {info.name: (base or {})[info.name] for info in alignment.base_specific}
     unified: dict[str, tuple[Tensor, Tensor]] = {}
-    for one in declared.passes(names):
+    statistics: list[Statistics] = []
+    for number in range(len(declared.passes(names, alignment.wide))):
         gathered = Statistics(len(names))
         for tensor in alignment.tensors:
             like = (base or models[names[0]])[tensor.name]
             stored = [models[name][info.name] for name, info in zip(names, tensor.models, strict=True)]
+            labels, every = (["base", *names], [like, *stored]) if base else (names, stored)
             if tensor.copy:
-                _check_equal(tensor, ["base", *names] if base else names, [like, *stored] if base else stored)
+                _check_equal(tensor, labels, every)
                 merged[tensor.name] = like.clone()
                 continue
-            block = _run(declared, one, like, stored, statistics)
-            if declared.nonfinite == "error" and (block.nonfinite or not _finite(block)):
-                _blame(tensor, ([like] if base else []) + stored, (["base"] if base else []) + names)
-            gathered.sizes[tensor.name] = tensor.numel
-            gathered.sums[tensor.name] = [] if block.sums is None else block.sums.tolist()
-            if block.merged is not None:
-                merged[tensor.name] = block.merged.view(like.shape)
-            if block.unified is not None and block.masks is not None:
-                unified[tensor.name] = (block.unified.view(like.shape), block.masks)
+            one = parameters.of(tensor.name).passes(names, alignment.wide)[number]
+            work = TensorPass.of(Subject(tensor.name, tensor.shape), len(names), [one], [statistics], kept, like.device)
+            written = _run(work, like if declared.uses_base else None, stored, like)
+            if not work.acceptable([declared.nonfinite == "allow"]):
+                _blame(tensor, every, labels)
+            work.gather([gathered])
+            if "merged" in written:
+                merged[tensor.name] = written["merged"].view(like.shape)
+            if "unified" in written:
+                unified[tensor.name] = (written["unified"].view(like.shape), written["masks"])
         statistics.append(gathered)
     for name, (delta, _) in unified.items():
         like = (base or {})[name]
@@ -118,24 +128,21 @@ def _described(state: StateDict, label: str) -> Checkpoint:
     return Checkpoint(file, label, infos, {}, (), ())
 
 
-def _run(method: Method, one: Pass, like: Tensor, stored: list[Tensor], earlier: Sequence[Statistics]) -> Block:
-    """The pass on one whole tensor, with outputs like `like`."""
-    flat = [t.detach().reshape(-1) for t in stored]
-    block = Block(flat, like.detach().reshape(-1) if method.uses_base else None)
-    block.sums = torch.zeros(one.rows, len(stored), dtype=torch.float64, device=like.device)
-    n = like.numel()
-    if "merged" in one.writes:
-        block.merged = torch.empty(n, dtype=like.dtype, device=like.device)
-    if "unified" in one.writes:
-        block.unified = torch.empty(n, dtype=ops.working_dtype([like, *stored]), device=like.device)
-    if "masks" in one.writes:
-        block.masks = torch.empty(len(stored), ops.packed_bytes(n), dtype=torch.uint8, device=like.device)
-    one.run(block, earlier)
-    return block
-
-
-def _finite(block: Block) -> bool:
-    return block.sums is None or bool(block.sums.isfinite().all())
+def _run(work: TensorPass, base: Tensor | None, models: Sequence[Tensor], like: Tensor) -> dict[Written, Tensor]:
+    """The pass on one whole tensor, and what it wrote."""
+    own = None if base is None else base.detach().reshape(-1)
+    flat = [t.detach().reshape(-1) for t in models]
+    if work.needs_whole:
+        work.prepare(own, flat)
+    n, count = like.numel(), len(flat)
+    memory: dict[Written, Callable[[], Tensor]] = {
+        "merged": lambda: like.new_empty(n),
+        "unified": lambda: like.new_empty(n, dtype=ops.working_dtype([like, *models])),
+        "masks": lambda: like.new_empty((count, ops.packed_bytes(n)), dtype=torch.uint8),
+    }
+    written = {kind: memory[kind]() for kind in work.shares[0].one.writes}
+    work.run(0, own, flat, [written])
+    return written
 
 
 def _blame(tensor: TensorPlan, tensors: Sequence[Tensor], labels: Sequence[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from ..formats.layout import Place
 from ..formats.safetensors import DTYPES, TensorInfo
 from .mapping import TORCH_DTYPES, Inputs, ReadAhead, Span
-from .writer import PAGE, Segment, Slot, Writer
+from .writer import PAGE, Segment, Slot
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,43 +65,107 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One tensor: `run` gets the sources' chunk and the targets' memory, `done` is called after the last chunk."""
+    """One tensor. `prepare` gets the sources whole; `run` the index of a chunk's first element, the sources' chunk and
+    the targets' memory; `done` is called after the last chunk and returns the tensor's sums. In place of all this,
+    `restore` takes sums found before; `known` are some that another merge has found. A chunk has `least_chunk` elements
+    at least."""
 
     numel: int
     sources: tuple[Source, ...]
     targets: tuple[Target, ...]
-    run: Callable[[list[Tensor], list[Tensor]], None]
-    done: Callable[[], None] = lambda: None
+    run: Callable[[int, list[Tensor], list[Tensor]], None]
+    done: Callable[[], list[Tensor]] = list
+    restore: Callable[[list[Tensor]], None] = lambda _: None
+    known: list[Tensor] | None = None
+    prepare: Callable[[list[Tensor]], None] | None = None
+    least_chunk: int = 0
 
-    def chunks(self, chunk: int) -> Iterator[tuple[int, int]]:
-        for a in range(0, self.numel, chunk):
-            yield a, min(a + chunk, self.numel)
+    @property
+    def bytes_read(self) -> int:
+        return sum(stop - start for _, start, stop in (source.span(0, self.numel) for source in self.sources))
+
+    @property
+    def bytes_written(self) -> int:
+        return sum(place.stop - place.start for target in self.targets for place in target.places)
+
+    def pieces(self, chunk: int) -> Iterator[Piece]:
+        """The whole tensor, where it is prepared, then its chunks."""
+        if self.prepare is not None:
+            yield Piece(self, 0, self.numel, whole=True)
+        step = max(chunk, self.least_chunk)
+        for start in range(0, self.numel or 1, step):  # an empty tensor has one empty piece
+            yield Piece(self, start, min(start + step, self.numel), last=start + step >= self.numel)
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Elements `start` to `stop` of a work: a chunk, or the `whole` of it to be prepared. The `last` makes it done."""
+
+    work: Work
+    start: int
+    stop: int
+    whole: bool = False
+    last: bool = False
+
+    @property
+    def spans(self) -> list[Span]:
+        return [source.span(self.start, self.stop) for source in self.work.sources]
+
+
+class Sink(Protocol):
+    """What takes the results: `slot` gives memory, `put` takes it back with its segments."""
+
+    def slot(self) -> Slot: ...
+
+    def put(self, slot: Slot) -> None: ...
 
 
 def slot_bytes(works: Sequence[Work], chunk: int) -> int:
     """Memory that a slot needs for any chunk of these works."""
-    return max((sum(t.chunk_bytes(min(chunk, w.numel)) for t in w.targets) for w in works), default=0) + PAGE
+    sizes = (sum(t.chunk_bytes(min(max(chunk, w.least_chunk), w.numel)) for t in w.targets) for w in works)
+    return max(sizes, default=0) + PAGE
 
 
 def stream(
-    works: Sequence[Work], inputs: Inputs, writer: Writer, chunk: int, progress: Callable[[int], None] | None = None
+    pieces: Sequence[Piece],
+    inputs: Inputs,
+    sink: Sink,
+    finished: Callable[[Work, list[Tensor]], None] = lambda *_: None,
+    progress: Callable[[int], None] | None = None,
 ) -> None:
-    """Run the works in order, `chunk` elements at a time. `progress` is told the bytes read."""
-    pieces = [(work, a, b) for work in works for a, b in work.chunks(chunk)]
-    spans = [[source.span(a, b) for source in work.sources] for work, a, b in pieces]
-    finished = {id(work) for work, _, b in pieces if b == work.numel}
-    with ReadAhead(inputs, spans) as ahead:
-        for (work, a, b), piece in zip(pieces, spans, strict=True):
-            slot = writer.slot()
-            ahead.wait()
-            sources = [inputs.tensor(span, source.dtype) for span, source in zip(piece, work.sources, strict=True)]
-            work.run(sources, [target.take(slot, a, b, work.numel) for target in work.targets])
-            ahead.done()
-            writer.put(slot)
-            if b == work.numel:
-                work.done()
+    """Run the pieces in order. `finished` is told each work and its sums once all of it has been put into the sink,
+    `progress` the bytes read."""
+    with ReadAhead(inputs, [(piece.spans, not piece.whole) for piece in pieces]) as ahead:
+        for piece in pieces:
+            if piece.whole:
+                _prepare(piece, inputs, ahead)
+                continue
+            _run(piece, inputs, sink, ahead)
+            if piece.last:
+                finished(piece.work, piece.work.done())
             if progress:
-                progress(sum(stop - start for _, start, stop in piece))
-    for work in works:
-        if id(work) not in finished:  # empty tensors
-            work.done()
+                progress(sum(stop - start for _, start, stop in piece.spans))
+
+
+def _prepare(piece: Piece, inputs: Inputs, ahead: ReadAhead) -> None:
+    assert piece.work.prepare is not None
+    ahead.wait()
+    piece.work.prepare(_sources(piece, inputs))
+    ahead.done()
+
+
+def _run(piece: Piece, inputs: Inputs, sink: Sink, ahead: ReadAhead) -> None:
+    work = piece.work
+    slot = sink.slot()
+    ahead.wait()
+    work.run(
+        piece.start,
+        _sources(piece, inputs),
+        [target.take(slot, piece.start, piece.stop, work.numel) for target in work.targets],
+    )
+    ahead.done()
+    sink.put(slot)
+
+
+def _sources(piece: Piece, inputs: Inputs) -> list[Tensor]:
+    return [inputs.tensor(span, source.dtype) for span, source in zip(piece.spans, piece.work.sources, strict=True)]

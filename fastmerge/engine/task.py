@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from torch import Tensor
 
-from .. import __version__, dispatch, ops
+from .. import __version__, ops
 from ..errors import InputError, nearest
 from ..formats.checkpoint import Checkpoint, open_checkpoint
-from ..formats.emr import EmrArtefact
+from ..formats.emr import RECORD, EmrArtefact
 from ..formats.folder import copy_side_files, model_card, write_json
 from ..formats.layout import Layout, plan_layout
-from ..formats.safetensors import FLOATS, TensorInfo
-from ..recipe.plan import MAX_CHUNK, SLOTS, output_problems
+from ..formats.safetensors import FLOATS, TensorInfo, read_header
+from ..recipe.plan import MAX_CHUNK, output_problems
+from .identity import backend, digest, input_files, layout_files
 from .mapping import Inputs
 from .publish import Publication
 from .report import Report
-from .stream import Source, Target, Work, slot_bytes, stream
-from .writer import Writer
+from .run_pass import Progress, run_pass
+from .stream import Source, Target, Work
 
 
 def task(
@@ -30,12 +30,13 @@ def task(
     *,
     base: str | Path | None = None,
     overwrite: bool = False,
-    progress: Callable[[int], None] | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
 ) -> Report:
     """Write the model of task `name` of an EMR artefact to the folder `out`.
 
-    base: where the base model is now, if no longer where the artefact says; it must be the same checkpoint. Raises
-    InputError before any work where anything does not fit.
+    base: where the base model is now, if no longer where the artefact says; it must be the same checkpoint. resume: go
+    on where the same call was stopped. Raises InputError before any work where anything does not fit.
     """
     begin = time.perf_counter()
     emr, destination = EmrArtefact(Path(artefact)), Path(out)
@@ -46,35 +47,48 @@ def task(
     own = emr.own_tensors(name)
     _check_base(emr, origin, set(own))
     layout = _layout(emr, origin, own)
-    problems = output_problems(destination, layout.total_bytes, overwrite, [Path(artefact), origin.path])
+    problems = output_problems(
+        destination, layout.total_bytes, [Path(artefact), origin.path], overwrite=overwrite, resume=resume
+    )
     if problems:
         raise InputError(problems)
 
     works = _works(emr, origin, own, name, layout)
-    sizes = {info.file: info.file.stat().st_size for work in works for info in (s.info for s in work.sources)}
-    with Publication(destination, overwrite) as folder:
-        with Writer(folder, layout.files, SLOTS, slot_bytes(works, MAX_CHUNK)) as writer:
-            stream(works, Inputs(sizes), writer, MAX_CHUNK, progress)
-        if layout.index is not None:
-            (folder / layout.index_name).write_bytes(layout.index)
-        config = emr.config(name)
-        if config is not None:
-            write_json(folder / "config.json", config)
-        copy_side_files(origin.path, folder)
-        recipe = {"fastmerge": __version__, "task": name, "base": record.base.model_dump(mode="json")}
-        card = model_card(destination.name, [f"Task `{name}` of an EMR merge of {len(record.tasks)} models."], recipe)
-        (folder / "README.md").write_text(card, encoding="utf-8")
+    files = dict.fromkeys(source.info.file for work in works for source in work.sources)
+    headers = {"base": origin.headers, "the artefact": [read_header(f) for f in files if emr.path in f.parents]}
+    fingerprint = {"task": name, "fastmerge": __version__, "backend": backend(), RECORD: digest(record.model_dump())}
+    fingerprint |= input_files(headers) | layout_files([layout])
+    inputs = Inputs([header for own_headers in headers.values() for header in own_headers])
+    with Publication(destination, fingerprint, overwrite=overwrite, resume=resume) as publication:
+        moved = run_pass(works, layout.files, publication, inputs, MAX_CHUNK, progress)
+        inputs.check_unchanged()
+        if not publication.published:
+            publication.clear_beside(layout.files)
+            _write_side_files(emr, origin, name, layout, publication.folder, destination.name)
     return Report(
         out=str(out),
         method="task",
         models=[name],
         tensors=len(works),
         parameters=sum(work.numel for work in works),
-        bytes_read=sum(stop - start for w in works for s in w.sources for _, start, stop in [s.span(0, w.numel)]),
-        bytes_written=layout.total_bytes,
+        bytes_read=moved.read,
+        bytes_written=moved.written,
         seconds=time.perf_counter() - begin,
-        backend=dispatch.choose("modulate", "cpu").__module__.split(".")[2],
+        backend=backend(),
+        notes=publication.notes,
     )
+
+
+def _write_side_files(emr: EmrArtefact, base: Checkpoint, name: str, layout: Layout, folder: Path, title: str) -> None:
+    if layout.index is not None:
+        (folder / layout.index_name).write_bytes(layout.index)
+    config = emr.config(name)
+    if config is not None:
+        write_json(folder / "config.json", config)
+    copy_side_files(base.path, folder)
+    recipe = {"fastmerge": __version__, "task": name, "base": emr.record.base.model_dump(mode="json")}
+    card = model_card(title, [f"Task `{name}` of an EMR merge of {len(emr.record.tasks)} models."], recipe)
+    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def _check_base(emr: EmrArtefact, base: Checkpoint, own: set[str]) -> None:
@@ -106,11 +120,11 @@ def _works(emr: EmrArtefact, base: Checkpoint, own: dict[str, TensorInfo], name:
     scale = emr.record.rescalers[row]
     aliased = {alias for aliases in emr.record.aliases.values() for alias in aliases}
 
-    def modulate(sources: list[Tensor], targets: list[Tensor]) -> None:
+    def modulate(_: int, sources: list[Tensor], targets: list[Tensor]) -> None:
         stored, unified, mask = sources
         ops.modulate(stored, unified, mask, scale, out=targets[0])
 
-    def copy(sources: list[Tensor], targets: list[Tensor]) -> None:
+    def copy(_: int, sources: list[Tensor], targets: list[Tensor]) -> None:
         targets[0].copy_(sources[0])
 
     works = []

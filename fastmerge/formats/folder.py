@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 SUFFIXES = {".json", ".txt", ".model", ".jinja", ".tiktoken", ".bpe", ".vocab", ".py"}
+RECORDS = {"emr.json", "fastmerge.json"}  # of another merge
 SIZE_LIMIT = 100_000_000  # bytes
 
 
@@ -16,7 +17,7 @@ def copy_side_files(source: Path, folder: Path) -> None:
     if not source.is_dir():
         return
     for file in sorted(source.iterdir()):
-        weights = ".index." in file.name or file.name == "emr.json" or file.suffix not in SUFFIXES
+        weights = ".index." in file.name or file.name in RECORDS or file.suffix not in SUFFIXES
         target = folder / file.name
         if not weights and file.is_file() and file.stat().st_size <= SIZE_LIMIT and not target.exists():
             target.write_bytes(file.read_bytes())
@@ -25,7 +26,12 @@ def copy_side_files(source: Path, folder: Path) -> None:
 def write_json(file: Path, content: Any) -> None:
     """Write JSON the same to the byte every time."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    file.write_text(to_json(content), encoding="utf-8")
+
+
+def to_json(content: Any) -> str:
+    """JSON the same to the byte every time."""
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
 def set_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:

@@ -49,8 +49,9 @@ def plan_layout(
     stem: str = "model",
     limit: int = SHARD_LIMIT,
     metadata: Mapping[str, str] | None = None,
+    folder: str = "",
 ) -> Layout:
-    """Lay out tensors (name, dtype, shape) in order, in files named as Hugging Face names them.
+    """Lay out tensors (name, dtype, shape) in order, in files of `folder` ("NAME/") named as Hugging Face names them.
 
     A file takes tensors up to `limit` bytes; a larger tensor has a file to itself.
     """
@@ -68,12 +69,12 @@ def plan_layout(
         name = f"{stem}.safetensors" if len(shards) == 1 else f"{stem}-{number:05}-of-{len(shards):05}.safetensors"
         header, spans = write_header(shard, {"format": "pt", **(metadata or {})})
         size = max((stop for _, stop in spans.values()), default=len(header))
-        files.append(FilePlan(name, size, header))
-        places.update({tensor: Place(name, *span) for tensor, span in spans.items()})
+        files.append(FilePlan(folder + name, size, header))
+        places.update({tensor: Place(folder + name, *span) for tensor, span in spans.items()})
     index = None
     if len(shards) > 1:
         total = sum(place.stop - place.start for place in places.values())
-        weight_map = {tensor: places[tensor].file for tensor in sorted(places)}
+        weight_map = {tensor: places[tensor].file.removeprefix(folder) for tensor in sorted(places)}
         content = {"metadata": {"total_size": total}, "weight_map": weight_map}
         index = (json.dumps(content, indent=2) + "\n").encode()
-    return Layout(tuple(files), places, f"{stem}.safetensors.index.json", index)
+    return Layout(tuple(files), places, f"{folder}{stem}.safetensors.index.json", index)

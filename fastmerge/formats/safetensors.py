@@ -66,10 +66,14 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a safetensors file says of itself: tensors in the order of their data, `digest` the header's SHA-256."""
+    """What a safetensors file says of itself: tensors in the order of their data, `digest` the header's SHA-256.
+
+    `modified` is when the file was last written, in nanoseconds.
+    """
 
     file: Path
     size: int
+    modified: int
     tensors: dict[str, TensorInfo]
     metadata: dict[str, str]
     digest: str
@@ -78,7 +82,8 @@ class Header:
 def read_header(file: Path) -> Header:
     """Read and check the header of a file; InputError with everything that is wrong with it."""
     try:
-        size = file.stat().st_size
+        status = file.stat()
+        size = status.st_size
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             if size < 8:
@@ -121,7 +126,7 @@ def read_header(file: Path) -> Header:
     if problems:
         raise InputError(limited(problems))
     digest = hashlib.sha256(raw).hexdigest()
-    return Header(file, size, {t.name: t for t in tensors}, metadata, digest)
+    return Header(file, size, status.st_mtime_ns, {t.name: t for t in tensors}, metadata, digest)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

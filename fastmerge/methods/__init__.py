@@ -8,9 +8,13 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, nearest
+
+if TYPE_CHECKING:
+    from ._declaration import Method
+    from ._faults import Fault
 
 
 def names() -> list[str]:
@@ -18,30 +22,46 @@ def names() -> list[str]:
     return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
 
 
-def get(name: str) -> Any:
+def get(name: str) -> type[Method]:
     """The class that declares the method; InputError with the nearest name for an unknown one."""
     name = name.replace("-", "_")
     if name not in names():
         raise InputError(f"unknown method {name!r}{nearest(name, names())}; there are {', '.join(names())}")
     module = importlib.import_module(f"{__name__}.{name}")
-    return next(v for v in vars(module).values() if getattr(v, "name", None) == name)
+    declared: type[Method] = next(v for v in vars(module).values() if getattr(v, "name", None) == name)
+    return declared
 
 
-def build(name: str, params: Mapping[str, Any]) -> Any:
+def build(method: str | type[Method], params: Mapping[str, Any]) -> Method:
     """The method with its parameters, or one InputError with everything that is wrong with them."""
+    declared = get(method) if isinstance(method, str) else method
+    found = check(declared, params)
+    if found:
+        raise InputError([problem(declared, fault) for fault in found])
+    return declared(**params)
+
+
+def check(declared: type[Method], params: Mapping[str, Any]) -> list[Fault]:
+    """What is wrong with the parameters of a method; a fault without a path is of several together."""
     from pydantic import ValidationError
 
-    declaration = get(name)
+    from ._faults import faults
+
     try:
-        return declaration(**params)
+        declared(**params)
     except ValidationError as error:
-        known = list(declaration.model_fields)
-        raise InputError([_problem(name, known, detail) for detail in error.errors()]) from None
+        return faults(error, params)
+    return []
 
 
-def _problem(method: str, known: list[str], detail: Any) -> str:
-    field = str(detail["loc"][0]) if detail["loc"] else "parameters"
-    if detail["type"] == "extra_forbidden":
-        return f"{method} has no parameter {field!r}{nearest(field, known)}; it has {', '.join(known)}"
-    message = detail["msg"].removeprefix("Value error, ")
-    return f"{method}: parameter {field!r} is {detail['input']!r}: {message}"
+def problem(declared: type[Method], fault: Fault, where: str = "") -> str:
+    """A fault as users read it; `where` is what they call the place that the parameters were given in."""
+    place = ".".join(part for part in (where, fault.place) if part)
+    if fault.kind == "unknown":
+        known, name = list(declared.model_fields), str(fault.path[-1])
+        text = f"{declared.name} has no parameter {name!r}{nearest(name, known)}; it has {', '.join(known)}"
+        return f"{place}: {text}" if where else text
+    text = "is needed" if fault.kind == "missing" else fault.text
+    if where:
+        return f"{place} {text}"
+    return f"{declared.name}: parameter {place} {text}" if place else f"{declared.name}: {text}"

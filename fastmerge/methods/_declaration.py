@@ -3,28 +3,58 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..ops import Cut
+
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Written = Literal["merged", "unified", "masks"]
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """The tensor that is merged."""
+
+    name: str
+    shape: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def columns(self) -> int:
+        """Elements a row has: what one index of the first dimension selects; of a vector, all of it. At least 1."""
+        rows = self.shape[0] if len(self.shape) > 1 else 1
+        return max(1, self.numel // max(1, rows))
 
 
 @dataclass(slots=True)
 class Block:
     """The same elements of one tensor in base, every model and whatever the pass writes, all 1-D.
 
-    `sums` is float64 [rows, K], the tensor's statistics so far, to be added to; `nonfinite` counts bad results.
+    `start` is the index of the first of them in the tensor. `whole` are base and models whole, where the pass asked for
+    them; `ranks` per model those it asked for, and `cuts` their cuts (but of 0 and of all elements); `prepared` is what
+    its `prepare` returned. `sums` is float64 [rows, K], the tensor's statistics so far, to be added to; `nonfinite`
+    counts bad results.
     """
 
+    subject: Subject
     models: list[Tensor]
     base: Tensor | None = None
+    start: int = 0
+    whole: tuple[Tensor | None, list[Tensor]] | None = None
+    ranks: list[list[int]] = field(default_factory=list)
+    cuts: list[dict[int, Cut]] = field(default_factory=list)
+    prepared: Any = None
     merged: Tensor | None = None
     unified: Tensor | None = None
     masks: Tensor | None = None
@@ -34,42 +64,89 @@ class Block:
 
 @dataclass(slots=True)
 class Statistics:
-    """What a pass has summed up over K models: for every tensor its size and `sums` as rows of K numbers."""
+    """What a pass has summed up over K models: for every tensor its size and `sums`, float64 [rows, K]."""
 
     models: int
     sizes: dict[str, int] = field(default_factory=dict)
-    sums: dict[str, list[list[float]]] = field(default_factory=dict)
+    sums: dict[str, Tensor] = field(default_factory=dict)
 
     def total(self, row: int, *, means: bool = False) -> list[float]:
         """Per model, the sum over tensors (with `means`, of per-tensor means), leaving non-finite tensors out."""
         finite = [
-            [value / (self.sizes[name] if means else 1) for value in sums[row]]
+            [value / (self.sizes[name] if means else 1) for value in sums[row].tolist()]
             for name, sums in self.sums.items()
-            if self.sizes[name] and all(math.isfinite(value) for line in sums for value in line)
+            if self.sizes[name] and sums.isfinite().all()
         ]
         return [math.fsum(sums[k] for sums in finite) for k in range(self.models)]
 
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """One reading of the checkpoints: `run` works on a block, knowing the statistics of the passes before."""
+    """One reading of the checkpoints: `run` works on a block, knowing the statistics of the passes before.
+
+    Where given, `ranks` names per model the ranks whose cuts the pass needs (ops.kth_magnitude), and `prepare` works on
+    the whole tensor before its first block; what it returns is `Block.prepared`. `rows_whole`: no row may be cut.
+    `statistic` names sums that depend on the inputs alone, so that another run may use them.
+    """
 
     run: Callable[[Block, Sequence[Statistics]], None]
     writes: tuple[Written, ...] = ()
     rows: int = 0  # rows of Block.sums
+    ranks: Callable[[Subject, Sequence[Statistics]], list[list[int]]] | None = None
+    prepare: Callable[[Block, Sequence[Statistics]], Any] | None = None
+    rows_whole: bool = False
+    statistic: str | None = None
+
+    @property
+    def needs_whole(self) -> bool:
+        """Whether the whole tensor is looked at before, or beside, its blocks."""
+        return self.ranks is not None or self.prepare is not None or self.rows_whole
 
 
-def _parse_weights(value: Any) -> Any:
-    """Accept the command line's "0.3,0.7" and "math=0.3,code=0.7"."""
-    if not isinstance(value, str):
-        return value
-    parts = [part.strip() for part in value.split(",")]
-    if all("=" in part for part in parts):
-        return dict(part.split("=", 1) for part in parts)
-    return parts
+PerModel = float | tuple[float, ...] | dict[str, float]
 
 
-Weights = Annotated[tuple[Finite, ...] | dict[str, Finite] | None, BeforeValidator(_parse_weights)]
+def per_model(low: float = -math.inf, high: float = math.inf) -> Any:
+    """The type of a parameter that may differ by model: a number for all, one a model in order, or by name.
+
+    Also accepts the command line's "0.5", "0.3,0.7" and "math=0.3,code=0.7".
+    """
+
+    def number(value: Any) -> float:
+        try:
+            result = math.nan if isinstance(value, bool) else float(value)
+        except (TypeError, ValueError):
+            result = math.nan
+        if not math.isfinite(result) or not low <= result <= high:
+            raise ValueError("expected numbers" + (f" from {low:g} to {high:g}" if math.isfinite(high) else ""))
+        return result
+
+    def parse(value: Any) -> PerModel | None:
+        if isinstance(value, str) and "=" in value:
+            value = dict(part.strip().partition("=")[::2] for part in value.split(","))
+        elif isinstance(value, str) and "," in value:
+            value = value.split(",")
+        if isinstance(value, Mapping):
+            return {str(name): number(own) for name, own in value.items()}
+        if isinstance(value, (list, tuple)):
+            return tuple(number(own) for own in value)
+        return None if value is None else number(value)
+
+    one = {"type": "number"} | ({"minimum": low, "maximum": high} if math.isfinite(high) else {})
+    forms = [one, {"type": "array", "items": one}, {"type": "object", "additionalProperties": one}]
+    return Annotated[Any, PlainValidator(parse), WithJsonSchema({"anyOf": forms})]
+
+
+def of_models(value: PerModel, models: Sequence[str]) -> list[float]:
+    """A parameter's number for each model, in order."""
+    if isinstance(value, dict):
+        return [value[name] for name in models]
+    return list(value) if isinstance(value, tuple) else [value] * len(models)
+
+
+def exact(value: float) -> Fraction:
+    """A parameter as the decimal that was written: 0.07 is 7/100."""
+    return Fraction(repr(value))
 
 
 class Method(BaseModel):
@@ -80,15 +157,25 @@ class Method(BaseModel):
     name: ClassVar[str]
     source: ClassVar[str]  # paper and equation
     uses_base: ClassVar[bool] = True
+    per_tensor: ClassVar[frozenset[str]] = frozenset()  # parameters that may differ from tensor to tensor
+    by_model: ClassVar[tuple[str, ...]] = ()  # parameters that may differ from model to model
 
     nonfinite: Literal["error", "allow"] = Field("error", description="stop at NaN and infinity, or let them through")
 
     def problems(self, models: Sequence[str]) -> list[str]:
         """What is wrong with the parameters for these models (names, in order)."""
-        return []
+        problems = []
+        for name in self.by_model:
+            value = getattr(self, name)
+            if isinstance(value, dict) and set(value) != set(models):
+                problems.append(f"{self.name}: {name} are for {', '.join(value)}; the models are {', '.join(models)}")
+            if isinstance(value, tuple) and len(value) != len(models):
+                count = f"{len(value)} {name} for {len(models)} models"
+                problems.append(f"{self.name}: {count} ({', '.join(models)})")
+        return problems
 
-    def passes(self, models: Sequence[str]) -> tuple[Pass, ...]:
-        """The readings that make up the method, for these models."""
+    def passes(self, models: Sequence[str], wide: bool = False) -> tuple[Pass, ...]:
+        """The readings that make up the method, for these models; `wide`: some tensor is merged in float64."""
         raise NotImplementedError
 
     def results(self, statistics: Sequence[Statistics]) -> dict[str, list[float]]:
@@ -99,24 +186,14 @@ class Method(BaseModel):
 class WeightedMethod(Method):
     """A method with a weight per model."""
 
-    weights: Weights = Field(None, description="one number a model, in order or by name; all ones by default")
+    per_tensor = frozenset({"weights"})
+    by_model: ClassVar[tuple[str, ...]] = ("weights",)
 
-    def problems(self, models: Sequence[str]) -> list[str]:
-        if self.weights is None:
-            return []
-        if isinstance(self.weights, dict):
-            if set(self.weights) == set(models):
-                return []
-            return [f"{self.name}: weights are for {', '.join(self.weights)}; the models are {', '.join(models)}"]
-        if len(self.weights) == len(models):
-            return []
-        return [f"{self.name}: {len(self.weights)} weights for {len(models)} models ({', '.join(models)})"]
+    weights: per_model() = Field(None, description="one number a model, in order or by name; all ones by default")  # type: ignore[valid-type]
 
     def weights_of(self, models: Sequence[str]) -> list[float]:
         """The weights in the order of the models."""
-        if isinstance(self.weights, dict):
-            return [self.weights[name] for name in models]
-        return list(self.weights or [1.0] * len(models))
+        return of_models(1.0 if self.weights is None else self.weights, models)
 
 
 class NormalizedMethod(WeightedMethod):

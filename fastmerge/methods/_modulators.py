@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from ._declaration import Block, Method, Pass, Statistics, WeightedMethod
+from ._declaration import Block, Finite, Method, Pass, Statistics, Subject, WeightedMethod
 
 Rescale = Literal["global", "mean_of_means"]
 
@@ -32,32 +32,70 @@ class Modulated(Method):
         return {"rescalers": rescalers(statistics[-1], self.rescale)}
 
 
-class TaskVectorMethod(WeightedMethod, Modulated):
+class TaskVectorMethod(WeightedMethod):
     """A method that merges task vectors into one: base + merged vector, or that vector with masks and rescalers."""
 
+    per_tensor = WeightedMethod.per_tensor | {"scale"}
+    rows_whole: ClassVar[bool] = False
+
+    scale: Finite = Field(1.0, description="λ, the factor of the merged task vector")
     modulators: bool = Field(False, description="keep masks and rescalers per task (EMR-Merging, Table 7)")
+    rescalers: Rescale = Field("global", description="of modulators: from sums over the model, or per-tensor means")
 
-    def merger(self, models: Sequence[str]) -> Callable[..., Any]:
-        """ops.combine with this method's arguments, to be called with (base, models, …)."""
-        raise NotImplementedError
+    def arguments(self, block: Block, models: Sequence[str], earlier: Sequence[Statistics]) -> dict[str, Any]:
+        """What ops.combine is called with on this block, beside tensors and scale; parts of a method add to it."""
+        return {"weights": self.weights_of(models)}
 
-    def passes(self, models: Sequence[str]) -> tuple[Pass, ...]:
-        def merge(block: Block, _: Sequence[Statistics]) -> None:
-            block.nonfinite += self.merger(models)(block.base, block.models, out=block.merged).nonfinite
+    def ranks(self, subject: Subject, models: Sequence[str], earlier: Sequence[Statistics]) -> list[list[int]]:
+        """Per model the ranks at which `arguments` needs the tensor's cuts."""
+        return [[] for _ in models]
 
-        def merge_and_mask(block: Block, _: Sequence[Statistics]) -> None:
+    def prepare(self, block: Block, models: Sequence[str], earlier: Sequence[Statistics]) -> Any:
+        """What `arguments` needs to know of the whole tensor, for methods that say `prepares`."""
+
+    @property
+    def prepares(self) -> bool:
+        return False
+
+    @property
+    def trims(self) -> bool:
+        return False
+
+    def passes(self, models: Sequence[str], wide: bool = False) -> tuple[Pass, ...]:
+        def merge(block: Block, earlier: Sequence[Statistics]) -> None:
+            from .. import ops
+
+            arguments = self.arguments(block, models, earlier)
+            merged = ops.combine(block.base, block.models, **arguments, scale=self.scale, out=block.merged)
+            block.nonfinite += merged.nonfinite
+
+        def merge_and_mask(block: Block, earlier: Sequence[Statistics]) -> None:
             from .. import ops
 
             assert block.base is not None
             # Masks and sums are taken on the merged vector before it is rounded for storage.
             wide = ops.working_dtype([block.base, *block.models])
-            delta = self.merger(models)(block.base, block.models, as_delta=True, dtype=wide).merged
-            ops.mask_against(block.base, block.models, delta, out=block.masks, sums=block.sums)
-            block.nonfinite += ops.combine(None, [delta], out=block.unified).nonfinite
+            arguments = self.arguments(block, models, earlier)
+            merged = ops.combine(block.base, block.models, **arguments, scale=self.scale, as_delta=True, dtype=wide)
+            ops.mask_against(
+                block.base, block.models, merged.merged, **self.masking(models), out=block.masks, sums=block.sums
+            )
+            block.nonfinite += merged.nonfinite + ops.combine(None, [merged.merged], out=block.unified).nonfinite
 
-        if self.modulators:
-            return (Pass(merge_and_mask, writes=("unified", "masks"), rows=2),)
-        return (Pass(merge, writes=("merged",)),)
+        return (
+            Pass(
+                merge_and_mask if self.modulators else merge,
+                writes=("unified", "masks") if self.modulators else ("merged",),
+                rows=2 if self.modulators else 0,
+                ranks=(lambda subject, earlier: self.ranks(subject, models, earlier)) if self.trims else None,
+                prepare=(lambda block, earlier: self.prepare(block, models, earlier)) if self.prepares else None,
+                rows_whole=self.rows_whole,
+            ),
+        )
+
+    def masking(self, models: Sequence[str]) -> dict[str, Any]:
+        """How ops.mask_against chooses a task's elements."""
+        return {}
 
     def results(self, statistics: Sequence[Statistics]) -> dict[str, list[float]]:
-        return super().results(statistics) if self.modulators else {}
+        return {"rescalers": rescalers(statistics[-1], self.rescalers)} if self.modulators else {}

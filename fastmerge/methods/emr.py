@@ -14,7 +14,7 @@ class EMR(Modulated):
     name = "emr"
     source = "Huang et al. 2024, arXiv 2405.17461, Section 3.2"
 
-    def passes(self, models: Sequence[str]) -> tuple[Pass, ...]:
+    def passes(self, models: Sequence[str], wide: bool = False) -> tuple[Pass, ...]:
         def elect(block: Block, _: Sequence[Statistics]) -> None:
             from .. import ops
 

@@ -18,7 +18,7 @@ class Linear(NormalizedMethod):
 
     normalize: bool = Field(True, description="divide by the sum of the weights")
 
-    def passes(self, models: Sequence[str]) -> tuple[Pass, ...]:
+    def passes(self, models: Sequence[str], wide: bool = False) -> tuple[Pass, ...]:
         def merge(block: Block, _: Sequence[Statistics]) -> None:
             from .. import ops
 

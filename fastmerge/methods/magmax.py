@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
-from pydantic import Field
-
-from ._declaration import Finite
+from ._declaration import Block, Statistics
 from ._modulators import TaskVectorMethod
 
 
@@ -18,9 +15,5 @@ class MagMax(TaskVectorMethod):
     name = "magmax"
     source = "Marczak et al. 2024, arXiv 2407.06322"
 
-    scale: Finite = Field(1.0, description="λ, the factor of the merged task vector")
-
-    def merger(self, models: Sequence[str]) -> Callable[..., Any]:
-        from .. import ops
-
-        return partial(ops.combine, weights=self.weights_of(models), scale=self.scale, consensus="max")
+    def arguments(self, block: Block, models: Sequence[str], earlier: Sequence[Statistics]) -> dict[str, Any]:
+        return super().arguments(block, models, earlier) | {"consensus": "max"}

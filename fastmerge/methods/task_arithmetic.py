@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
-from pydantic import Field
-
-from ._declaration import Finite, NormalizedMethod
+from ._declaration import Block, NormalizedMethod, Statistics
 from ._modulators import TaskVectorMethod
 
 
@@ -18,10 +15,5 @@ class TaskArithmetic(TaskVectorMethod, NormalizedMethod):
     name = "task_arithmetic"
     source = "Ilharco et al. 2023, arXiv 2212.04089"
 
-    scale: Finite = Field(1.0, description="λ, the factor of the merged task vector")
-
-    def merger(self, models: Sequence[str]) -> Callable[..., Any]:
-        from .. import ops
-
-        weights = self.weights_of(models)
-        return partial(ops.combine, weights=weights, scale=self.scale, normalize=self.normalize)
+    def arguments(self, block: Block, models: Sequence[str], earlier: Sequence[Statistics]) -> dict[str, Any]:
+        return super().arguments(block, models, earlier) | {"normalize": self.normalize}

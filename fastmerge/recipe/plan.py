@@ -5,16 +5,17 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import InputError, nearest
 from ..formats.checkpoint import Checkpoint, open_checkpoint
-from ..formats.layout import Layout, plan_layout
+from ..formats.layout import FilePlan, Layout, plan_layout
 from ..formats.safetensors import DTYPES, TensorInfo
-from ..methods import build
 from ..methods._declaration import Method, Pass, Written
+from .parameters import Override, Parameters, declare
 from .preflight import Alignment, Rename, TensorPlan, align
 
 T = TypeVar("T")
@@ -29,23 +30,53 @@ SLOTS = 6  # chunks of output in flight between computing and writing
 
 
 @dataclass(frozen=True, slots=True)
-class MergePlan:
-    """A merge that has passed preflight. `layouts` are its output files by what they hold; `heads` those per task."""
+class Output:
+    """One result of a merge: its parameters, and its files by what they hold; `heads` are those per task.
 
-    method: Method
+    `folder` is where it lies in the output folder: "" for the only one, else "NAME/".
+    """
+
+    name: str
+    parameters: Parameters
+    layouts: dict[Written, Layout]
+    heads: dict[str, Layout]
+
+    @property
+    def method(self) -> Method:
+        return self.parameters.method
+
+    @property
+    def folder(self) -> str:
+        return f"{self.name}/" if self.name else ""
+
+    @property
+    def all_layouts(self) -> list[Layout]:
+        return [*self.layouts.values(), *self.heads.values()]
+
+
+@dataclass(frozen=True, slots=True)
+class MergePlan:
+    """A merge that has passed preflight."""
+
+    outputs: tuple[Output, ...]
     base: Checkpoint | None
     models: tuple[Checkpoint, ...]
     sources: dict[str, str]
     alignment: Alignment
-    passes: tuple[Pass, ...]
-    layouts: dict[Written, Layout]
-    heads: dict[str, Layout]
     out: Path | None
     overwrite: bool
+    resume: bool
+    hashes: bool
+    task_specific: tuple[str, ...]
+    rename: dict[str, Rename]
     dtype: str | None
     chunk: int
     memory: int
     notes: tuple[str, ...]
+
+    @property
+    def method(self) -> Method:
+        return self.outputs[0].method
 
     @property
     def names(self) -> list[str]:
@@ -55,6 +86,19 @@ class MergePlan:
     def lead(self) -> Checkpoint:
         """The checkpoint whose names, order, configuration and tokenizer the output takes."""
         return self.base or self.models[0]
+
+    @property
+    def checkpoints(self) -> list[Checkpoint]:
+        """All inputs, base first."""
+        return [*([self.base] if self.base else []), *self.models]
+
+    @property
+    def pass_count(self) -> int:
+        return len(self.method.passes(self.names, self.alignment.wide))
+
+    def passes(self, output: Output, tensor: str) -> tuple[Pass, ...]:
+        """The passes of an output over a tensor, with the parameters that hold there."""
+        return output.parameters.of(tensor).passes(self.names, self.alignment.wide)
 
     def stored_dtype(self, tensor: TensorPlan) -> str:
         """What a unified task vector is stored in: --dtype, bfloat16 for 16-bit tensors, else the tensor's own."""
@@ -68,30 +112,53 @@ class MergePlan:
     def bytes_read(self) -> int:
         """Bytes that all passes read."""
         merged = sum(info.nbytes for t in self.alignment.tensors for info in inputs(t, self.method))
-        heads = (
-            sum(info.nbytes for infos in self.alignment.task_specific.values() for info in infos) if self.heads else 0
+        own = sum(info.nbytes for infos in self.alignment.task_specific.values() for info in infos)
+        bases = sum(info.nbytes for info in self.alignment.base_specific)
+        return (
+            merged * self.pass_count
+            + own * sum(1 for output in self.outputs if output.heads)
+            + bases * sum(1 for output in self.outputs if "merged" in output.layouts)
         )
-        return merged * len(self.passes) + heads
+
+    @property
+    def files(self) -> list[FilePlan]:
+        """The files of weights that are written."""
+        return [file for output in self.outputs for layout in output.all_layouts for file in layout.files]
 
     @property
     def bytes_written(self) -> int:
-        return sum(layout.total_bytes for layout in (*self.layouts.values(), *self.heads.values()))
+        return sum(file.size for file in self.files)
+
+    @property
+    def shared_parameters(self) -> dict[str, Any]:
+        """The parameters that all outputs have alike."""
+        first, *others = (output.parameters.record()["params"] for output in self.outputs)
+        return {name: value for name, value in first.items() if all(other[name] == value for other in others)}
+
+    @property
+    def differences(self) -> dict[str, dict[str, Any]]:
+        """By output the parameters that not all have alike; empty for a single output."""
+        shared = self.shared_parameters
+        records = {output.name: output.parameters.record()["params"] for output in self.outputs if output.name}
+        return {label: {n: v for n, v in own.items() if n not in shared} for label, own in records.items()}
 
     def summary(self) -> dict[str, Any]:
         """The plan as JSON."""
         return {
             "method": self.method.name,
-            "params": self.method.model_dump(mode="json"),
+            **self.outputs[0].parameters.record(),
+            "params": self.shared_parameters,
+            "outputs": self.differences,
             "base": self.sources.get("base"),
             "models": {name: self.sources[name] for name in self.names},
             "out": None if self.out is None else str(self.out),
             "tensors": len(self.alignment.tensors),
             "parameters": self.parameters,
-            "passes": len(self.passes),
+            "passes": self.pass_count,
             "bytes_read": self.bytes_read,
             "bytes_written": self.bytes_written,
             "memory": self.memory,
-            "files": [file.name for layout in (*self.layouts.values(), *self.heads.values()) for file in layout.files],
+            "files": [file.name for file in self.files],
             "task_specific": {k: [t.name for t in v] for k, v in self.alignment.task_specific.items() if v},
             "notes": list(self.notes),
         }
@@ -109,29 +176,42 @@ def plan(
     out: str | Path | None = None,
     params: Mapping[str, Any] | None = None,
     *,
+    tensors: Sequence[Override] = (),
+    outputs: Mapping[str, Mapping[str, Any]] | None = None,
     task_specific: Sequence[str] = (),
     rename: Mapping[str, Rename] | None = None,
     dtype: str | None = None,
     memory: str | int = "1GiB",
     device: str = "auto",
     overwrite: bool = False,
+    resume: bool = False,
+    hashes: bool = False,
 ) -> MergePlan:
     """Check a merge of checkpoints on disk and lay out its result; reads headers only.
 
     method: a method's name with its `params`, or a declared Method. base and models: folders, .safetensors files or Hub
-    names; `models` maps names to them, in the order of merging. task_specific: patterns of tensors kept per task;
+    names; `models` maps names to them, in the order of merging. tensors: patterns of tensor names (one or several), and
+    the parameters they change; later ones win. outputs: several results of one reading, each a folder of its own in
+    `out` with the parameters that it changes. What tensors and outputs say by model's name changes those models alone.
+    Where a number may differ between tensors, {"layers": [0.1, 0.9]} goes from the first layer to the last (layers.py).
+    task_specific: patterns of tensors kept per task;
     rename: per model, (old, new) prefixes. dtype: of the result, base's by default. memory: bound of the engine's own
-    buffers. Raises InputError with every problem found.
+    buffers. resume: go on with the same merge where it was stopped. hashes: record those of all input and output files,
+    for `verify`. Raises InputError with every problem found.
     """
     problems: list[str] = []
     pairs = list(models.items() if isinstance(models, Mapping) else models)
     names = [name for name, _ in pairs]
     problems += _name_problems(names, rename or {})
-    declared = _try(problems, lambda: method if isinstance(method, Method) else build(method, params or {}))
-    if declared is not None:
-        problems += declared.problems(names)
-        if declared.uses_base and base is None:
-            problems.append(f"{declared.name} needs a base model; pass --base")
+    declared: dict[str, Parameters] = {}
+    wrong: dict[str, list[str]] = {}  # by output
+    for name, changes in (outputs or {"": {}}).items():
+        wrong[name] = []
+        built = _try(wrong[name], lambda n=name, c=changes: declare(method, params or {}, c, tensors, names, n))
+        declared |= {} if built is None else {name: built}
+    problems += _output_name_problems(outputs or {})
+    if base is None and any(one.method.uses_base for one in declared.values()):
+        problems.append(f"{next(iter(declared.values())).method.name} needs a base model; pass --base")
     code = DTYPE_NAMES.get(dtype) if dtype else None
     if dtype and code is None:
         problems.append(f"unknown dtype {dtype!r}{nearest(dtype, DTYPE_NAMES)}; there are {', '.join(DTYPE_NAMES)}")
@@ -144,30 +224,38 @@ def plan(
     complete = [checkpoint for checkpoint in opened if checkpoint is not None]
     if complete and len(complete) == len(opened) and (base is None or lead is not None):
         alignment = _try(problems, lambda: align(lead, complete, task_specific=task_specific, rename=rename))
-    if problems or alignment is None or declared is None or budget is None:
+    merged = None if alignment is None else [tensor.name for tensor in alignment.tensors if not tensor.copy]
+    for name, one in declared.items():
+        wrong[name] += one.method.problems(names) if merged is None else one.settle(merged)
+    problems += _told_apart(wrong)
+    if problems or alignment is None or budget is None:
         raise InputError(problems)
 
-    passes = declared.passes(names)
-    layouts, heads = _layouts(declared, passes, alignment, lead or complete[0], names, code)
-    chunk = _chunk(layouts, alignment, budget, problems)
+    planned = tuple(
+        _output(name, parameters, alignment, lead or complete[0], names, code) for name, parameters in declared.items()
+    )
+    problems += _reading_problems(planned, names, alignment)
+    chunk = _chunk(planned, alignment, budget, problems)
     destination = None if out is None else Path(out).expanduser()
     if destination is not None:
-        total = sum(layout.total_bytes for layout in (*layouts.values(), *heads.values()))
-        problems += output_problems(destination, total, overwrite, [c.path for c in (lead, *complete) if c])
+        total = sum(layout.total_bytes for output in planned for layout in output.all_layouts)
+        given = [c.path for c in (lead, *complete) if c]
+        problems += output_problems(destination, total, given, overwrite=overwrite, resume=resume)
     if problems:
         raise InputError(problems)
     sources = {name: str(path) for name, path in pairs} | ({} if base is None else {"base": str(base)})
     return MergePlan(
-        declared,
+        planned,
         lead,
         tuple(complete),
         sources,
         alignment,
-        passes,
-        layouts,
-        heads,
         destination,
         overwrite,
+        resume,
+        hashes,
+        tuple(task_specific),
+        dict(rename or {}),
         code,
         chunk,
         budget,
@@ -183,7 +271,15 @@ def parse_bytes(text: str | int) -> int:
     return int(float(match[1]) * UNITS[match[2].upper()])
 
 
-def output_problems(out: Path, total: int, overwrite: bool, inputs: Sequence[Path]) -> list[str]:
+def partial_folder(out: Path) -> Path:
+    """Where the output `out` grows, and lies after a merge was stopped."""
+    out = out.resolve()
+    return out.parent / f".{out.name}.partial"
+
+
+def output_problems(
+    out: Path, total: int, inputs: Sequence[Path], *, overwrite: bool = False, resume: bool = False
+) -> list[str]:
     """What keeps `total` bytes from being written to the folder `out`."""
     resolved = out.resolve()
     problems = [
@@ -192,17 +288,25 @@ def output_problems(out: Path, total: int, overwrite: bool, inputs: Sequence[Pat
         if path == resolved or resolved in path.parents
     ]
     if out.exists() or out.is_symlink():
-        if not overwrite:
+        if not overwrite and not (resume and partial_folder(out).is_dir()):
             problems.append(f"{out}: exists already; choose another output folder, or pass --overwrite")
         elif not out.is_dir() or out.is_symlink():
             problems.append(f"{out}: is no folder, and is not overwritten")
-    parent = next(folder for folder in resolved.parents if folder.exists())
+    parent = next(folder for folder in (*resolved.parents, resolved) if folder.exists())
     if not parent.is_dir():
         return [*problems, f"{out}: {parent} is no folder"]
-    free = shutil.disk_usage(parent).free
+    free = shutil.disk_usage(parent).free + _disk_bytes(partial_folder(out))  # which is gone on with, or replaced
     if total > free:
         problems.append(f"{out}: the result takes {total:,} bytes, {parent} has {free:,} free; make room")
     return problems
+
+
+def _disk_bytes(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(OSError):  # another merge may be at work there
+            total += path.lstat().st_blocks * 512
+    return total
 
 
 def _try(problems: list[str], call: Any) -> Any:
@@ -226,16 +330,44 @@ def _name_problems(names: Sequence[str], rename: Mapping[str, Rename]) -> list[s
     return problems
 
 
-def _layouts(
-    method: Method,
-    passes: Sequence[Pass],
+def _output_name_problems(outputs: Mapping[str, Any]) -> list[str]:
+    wrong = [name for name in outputs if not MODEL_NAME.fullmatch(name)]
+    return [f"output name {name!r}: expected letters, digits, '.', '_' and '-'" for name in wrong]
+
+
+def _told_apart(wrong: Mapping[str, Sequence[str]]) -> list[str]:
+    """What is wrong with outputs: with all of them once, else with the output's name."""
+    common = set.intersection(*map(set, wrong.values()))
+    named = {name: f"outputs.{name}" for name in wrong}
+    return list(
+        dict.fromkeys(
+            text if text in common or text.startswith(named[name]) else f"{named[name]}: {text}"
+            for name, texts in wrong.items()
+            for text in texts
+        )
+    )
+
+
+def _reading_problems(outputs: Sequence[Output], names: Sequence[str], alignment: Alignment) -> list[str]:
+    """All outputs come from the same readings."""
+    counts = {output.name: len(output.method.passes(names, alignment.wide)) for output in outputs}
+    if len(set(counts.values())) == 1:
+        return []
+    readings = ", ".join(f"{name} {count}" for name, count in counts.items())
+    return [f"outputs need different numbers of readings ({readings}); merge them apart"]
+
+
+def _output(
+    name: str,
+    parameters: Parameters,
     alignment: Alignment,
     lead: Checkpoint,
     names: Sequence[str],
     dtype: str | None,
-) -> tuple[dict[Written, Layout], dict[str, Layout]]:
-    """The output files by what they hold, and those of each task's own tensors."""
-    written = {kind for one in passes for kind in one.writes}
+) -> Output:
+    """An output with its files by what they hold, and those of each task's own tensors."""
+    method, folder = parameters.method, f"{name}/" if name else ""
+    written = {kind for one in method.passes(names, alignment.wide) for kind in one.writes}
     stamp = {"fastmerge.method": method.name}
     merging = [tensor for tensor in alignment.tensors if not tensor.copy]
     layouts: dict[Written, Layout] = {}
@@ -245,29 +377,34 @@ def _layouts(
         for tensor in alignment.tensors:
             stored = tensor.dtype if tensor.copy else dtype or tensor.dtype
             entries |= {name: (name, stored, tensor.shape) for name in (tensor.name, *tensor.aliases)}
-        layouts["merged"] = plan_layout([entries[n] for n in lead.tensors if n in entries], "model", metadata=stamp)
+        layouts["merged"] = plan_layout(
+            [entries[n] for n in lead.tensors if n in entries], "model", metadata=stamp, folder=folder
+        )
     if "unified" in written:
         stamp |= {"fastmerge.format": "emr", "fastmerge.format_version": "1"}
         unified = [(t.name, dtype or _unified_dtype(t.dtype), t.shape) for t in merging]
-        layouts["unified"] = plan_layout(unified, "unified", metadata=stamp)
+        layouts["unified"] = plan_layout(unified, "unified", metadata=stamp, folder=folder)
         masks = [(t.name, "U8", (len(names), -(-t.numel // 8))) for t in merging]
-        layouts["masks"] = plan_layout(masks, "masks", metadata=stamp)
+        layouts["masks"] = plan_layout(masks, "masks", metadata=stamp, folder=folder)
         heads = {
-            label: plan_layout([(t.name, t.dtype, t.shape) for t in infos], f"tasks/{label}/model", limit=1 << 62)
+            label: plan_layout(
+                [(t.name, t.dtype, t.shape) for t in infos], limit=1 << 62, folder=f"{folder}tasks/{label}/"
+            )
             for label, infos in alignment.task_specific.items()
             if infos
         }
-    return layouts, heads
+    return Output(name, parameters, layouts, heads)
 
 
 def _unified_dtype(dtype: str) -> str:
     return "BF16" if DTYPES[dtype] == 2 else dtype
 
 
-def _chunk(layouts: Mapping[Written, Layout], alignment: Alignment, budget: int, problems: list[str]) -> int:
+def _chunk(outputs: Sequence[Output], alignment: Alignment, budget: int, problems: list[str]) -> int:
     """Elements worked on at a time: as many as the memory budget allows, up to MAX_CHUNK."""
+    layouts = [layout for output in outputs for layout in output.layouts.values()]
     places = [
-        sum(p.stop - p.start for layout in layouts.values() if (p := layout.places.get(t.name))) / max(1, t.numel)
+        sum(p.stop - p.start for layout in layouts if (p := layout.places.get(t.name))) / max(1, t.numel)
         for t in alignment.tensors
         if t.numel >= BLOCK
     ]

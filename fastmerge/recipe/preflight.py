@@ -58,6 +58,11 @@ class Alignment:
     base_specific: tuple[TensorInfo, ...]
     notes: tuple[str, ...]
 
+    @property
+    def wide(self) -> bool:
+        """Whether some tensor is merged in float64."""
+        return any("F64" in (t.dtype, *(info.dtype for info in t.models)) for t in self.tensors)
+
 
 def align(
     base: Checkpoint | None,

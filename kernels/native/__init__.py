@@ -19,6 +19,11 @@ except ImportError as error:
     raise ImportError("the C++ extension was not built; install fastmerge where a C++20 compiler is") from error
 
 DTYPES = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2, torch.float64: 3}
+CONSENSUS = {"sum": 0, "max": 1, "weighted": 2, "unweighted": 3, "count": 4}
+
+Window = tuple[float, int, float, int]
+Drop = tuple[int, int]
+Kept = tuple[Sequence[Window] | None, Sequence[Drop] | None, Tensor | None]  # trim, drop, keep
 
 isa = _native.isa
 set_threads = _native.set_threads
@@ -27,6 +32,15 @@ threads = _native.threads
 
 def _models(models: Sequence[Tensor]) -> tuple[list[int], list[int]]:
     return [m.data_ptr() for m in models], [DTYPES[m.dtype] for m in models]
+
+
+def _kept(kept: Kept) -> tuple[list[Window], list[Drop], int]:
+    trim, drop, keep = kept
+    return list(trim or ()), list(drop or ()), 0 if keep is None else keep.data_ptr()
+
+
+def _base(base: Tensor | None) -> tuple[int, int]:
+    return (0, 0) if base is None else (base.data_ptr(), DTYPES[base.dtype])
 
 
 def elect(base: Tensor, models: Sequence[Tensor], unified: Tensor, masks: Tensor, sums: Tensor) -> None:
@@ -56,7 +70,14 @@ def modulate(base: Tensor, unified: Tensor, mask: Tensor, scale: float, out: Ten
     )
 
 
-def mask_against(base: Tensor, models: Sequence[Tensor], merged: Tensor, masks: Tensor, sums: Tensor) -> None:
+def mask_against(
+    base: Tensor,
+    models: Sequence[Tensor],
+    merged: Tensor,
+    tall: Sequence[float] | None,
+    masks: Tensor,
+    sums: Tensor,
+) -> None:
     _native.mask_against(
         base.numel(),
         base.data_ptr(),
@@ -64,6 +85,7 @@ def mask_against(base: Tensor, models: Sequence[Tensor], merged: Tensor, masks: 
         *_models(models),
         merged.data_ptr(),
         DTYPES[merged.dtype],
+        list(tall or ()),
         masks.data_ptr(),
         sums.data_ptr(),
     )
@@ -73,36 +95,77 @@ def combine(
     base: Tensor | None,
     models: Sequence[Tensor],
     weights: Sequence[float],
-    divisor: float,
+    divisor: float | Sequence[float],
     scale: float,
     consensus: str,
     as_delta: bool,
+    kept: Kept,
+    offset: int,
     out: Tensor,
 ) -> int:
     return _native.combine(
         out.numel(),
-        0 if base is None else base.data_ptr(),
-        0 if base is None else DTYPES[base.dtype],
+        *_base(base),
         *_models(models),
         list(weights),
-        divisor,
+        [] if isinstance(divisor, float) else list(divisor),
+        divisor if isinstance(divisor, float) else 1.0,
         scale,
-        consensus == "max",
+        CONSENSUS[consensus],
         as_delta,
+        _kept(kept),
+        offset,
         out.data_ptr(),
         DTYPES[out.dtype],
     )
 
 
-def delta_sum(base: Tensor, models: Sequence[Tensor], weights: Sequence[float], out: Tensor) -> None:
-    _native.delta_sum(
+def kept_sums(base: Tensor, models: Sequence[Tensor], kept: Kept, offset: int, sums: Tensor) -> None:
+    _native.kept_sums(
         base.numel(),
         base.data_ptr(),
         DTYPES[base.dtype],
         *_models(models),
+        _kept(kept),
+        offset,
+        sums.data_ptr(),
+    )
+
+
+def delta_sum(base: Tensor | None, models: Sequence[Tensor], weights: Sequence[float], out: Tensor) -> None:
+    _native.delta_sum(
+        out.numel(),
+        *_base(base),
+        *_models(models),
         list(weights),
         out.data_ptr(),
         DTYPES[out.dtype],
+    )
+
+
+def add_filtered(
+    base: Tensor | None,
+    models: Sequence[Tensor],
+    weights: Sequence[float],
+    filtered: Tensor | None,
+    scale: float,
+    as_delta: bool,
+    out: Tensor,
+    whole: Tensor,
+) -> int:
+    """base + scale · (Σ_k w_k · τ_k + filtered), as combine is; `whole` is what out is a part of."""
+    return _native.add_filtered(
+        out.numel(),
+        *_base(base),
+        *_models(models),
+        list(weights),
+        0 if filtered is None else filtered.data_ptr(),
+        0 if filtered is None else DTYPES[filtered.dtype],
+        scale,
+        as_delta,
+        out.data_ptr(),
+        DTYPES[out.dtype],
+        whole.numel(),
     )
 
 
@@ -220,3 +283,7 @@ def rank_drop(
         stop,
         masks.data_ptr(),
     )
+
+
+from .highpass import highpass as highpass  # noqa: E402  these drive functions above
+from .highpass_merge import highpass_merge as highpass_merge  # noqa: E402

@@ -2,6 +2,9 @@ from collections.abc import Sequence
 
 # Tensors are given as address and dtype (0 bfloat16, 1 float16, 2 float32, 3 float64); n is the number of elements.
 
+# trim, drop, and the address of the keep masks; empty and 0 where they do not select
+_Kept = tuple[Sequence[tuple[float, int, float, int]], Sequence[tuple[int, int]], int]
+
 def elect(
     n: int,
     base: int,
@@ -21,6 +24,7 @@ def mask_against(
     dtypes: Sequence[int],
     merged: int,
     merged_dtype: int,
+    tall: Sequence[float],  # empty: the masks of equal signs
     masks: int,
     sums: int,
 ) -> None: ...
@@ -42,13 +46,26 @@ def combine(
     models: Sequence[int],
     dtypes: Sequence[int],
     weights: Sequence[float],
+    shares: Sequence[float],
     divisor: float,
     scale: float,
-    consensus_max: bool,
+    consensus: int,
     as_delta: bool,
+    kept: _Kept,
+    offset: int,
     out: int,
     out_dtype: int,
 ) -> int: ...
+def kept_sums(
+    n: int,
+    base: int,
+    base_dtype: int,
+    models: Sequence[int],
+    dtypes: Sequence[int],
+    kept: _Kept,
+    offset: int,
+    sums: int,
+) -> None: ...
 def delta_sum(
     n: int,
     base: int,
@@ -59,6 +76,21 @@ def delta_sum(
     out: int,
     out_dtype: int,
 ) -> None: ...
+def add_filtered(
+    n: int,
+    base: int,
+    base_dtype: int,
+    models: Sequence[int],
+    dtypes: Sequence[int],
+    weights: Sequence[float],
+    filtered: int,
+    filtered_dtype: int,
+    scale: float,
+    as_delta: bool,
+    out: int,
+    out_dtype: int,
+    whole: int,
+) -> int: ...
 def moments(
     n: int, base: int, base_dtype: int, models: Sequence[int], dtypes: Sequence[int], sums: int, nonfinite: int
 ) -> None: ...
@@ -128,3 +160,4 @@ def scatter_add(
 def isa() -> str: ...
 def set_threads(threads: int) -> None: ...
 def threads() -> int: ...
+def work_alone() -> None: ...

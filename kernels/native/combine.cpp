@@ -1,7 +1,5 @@
 // The generalised task arithmetic, with a count of non-finite results.
-#include <limits>
-
-#include "strips.hpp"
+#include "kept.hpp"
 
 namespace fm::FM_ISA {
 
@@ -17,13 +15,43 @@ template <class W> static W rounds_to_infinity(int dtype) {
     }
 }
 
-template <class T, int KN, bool BASE, bool MAX>
-static int64_t combine_strip(const T *const *in, const Args &a, int n, int padded, Sink<T> &sink) {
+// What comes after the consensus.
+template <class T> struct Finish {
     using V = typename Working<T>::V;
     using W = typename Working<T>::W;
+    const V divisor, scale, limit;
+    const bool divides, scales, adds_base;
+
+    explicit Finish(const Args &a)
+        : divisor(V::set(W(a.divisor))), scale(V::set(W(a.scale))), limit(V::set(rounds_to_infinity<W>(a.out.dtype))),
+          divides(a.divisor != 1), scales(a.scale != 1), adds_base(a.base.data && !a.as_delta) {}
+    V complete(V d, const V &base) const {
+        if (divides) d = d / divisor;
+        if (scales) d = scale * d;
+        return adds_base ? base + d : d;
+    }
+    // Of the first n elements of a pair, how many are not finite in the output, or marked.
+    int64_t nonfinite(const V &d0, const V &d1, uint32_t marked, int n) const {
+        const auto finite0 = limit > d0.abs(), finite1 = limit > d1.abs();
+        if ((finite0 & finite1).bits() == 0xffff && !marked) [[likely]] return 0;
+        const uint32_t bad = ~pair_bits<T>(finite0, finite1) | marked;
+        return std::popcount(n >= PAIR ? bad : bad & ((1u << n) - 1));
+    }
+};
+
+template <class V> static inline V larger(const V &d, const V &x) {
+    return V::select((x.abs() > d.abs()) | x.is_nan(), x, d);
+}
+
+// All elements take part and none votes.
+template <class T, int KN, bool BASE, bool TAKE_MAX>
+[[gnu::noinline]] static int64_t plain_strip(const T *const *in, const Args &a, const Wide<T> *addend, int n, int padded,
+                                          Sink<T> &sink) {
+    using V = typename Working<T>::V;
+    using W = Wide<T>;
     const int K = KN ? KN : a.models_count;
-    const V zero = V::set(0), divisor = V::set(W(a.divisor)), scale = V::set(W(a.scale));
-    const V limit = V::set(rounds_to_infinity<W>(a.out.dtype));
+    const V zero = V::set(0);
+    const Finish<T> finish(a);
     int64_t nonfinite = 0;
     for (int i = 0; i < padded; i += PAIR) {
         V b0 = zero, b1 = zero, d0 = zero, d1 = zero;
@@ -34,49 +62,140 @@ static int64_t combine_strip(const T *const *in, const Args &a, int n, int padde
             if (BASE) x = x - b0, y = y - b1;
             const V w = V::set(W(a.weights[k]));
             x = w * x, y = w * y;
-            if (MAX) {
-                d0 = V::select((x.abs() > d0.abs()) | x.is_nan(), x, d0);
-                d1 = V::select((y.abs() > d1.abs()) | y.is_nan(), y, d1);
-            }
-            if (!MAX) d0 = k ? d0 + x : x, d1 = k ? d1 + y : y;
+            if (TAKE_MAX) d0 = larger(d0, x), d1 = larger(d1, y);
+            else d0 = k ? d0 + x : x, d1 = k ? d1 + y : y;
         }
-        if (a.divisor != 1) d0 = d0 / divisor, d1 = d1 / divisor;
-        if (a.scale != 1) d0 = scale * d0, d1 = scale * d1;
-        if (BASE && !a.as_delta) d0 = b0 + d0, d1 = b1 + d1;
-        const uint32_t finite = pair_bits<T>(limit > d0.abs(), limit > d1.abs());
-        if (finite != 0xffffffff) [[unlikely]]
-            nonfinite += std::popcount(~finite & (n - i >= PAIR ? 0xffffffff : (1u << (n - i)) - 1));
+        if (addend) {
+            V x, y;
+            load_lanes<T>(addend + i, x, y);
+            d0 = K ? d0 + x : x, d1 = K ? d1 + y : y;
+        }
+        d0 = finish.complete(d0, b0), d1 = finish.complete(d1, b1);
+        nonfinite += finish.nonfinite(d0, d1, 0, n - i);
         sink.put(i, d0, d1);
     }
     return nonfinite;
 }
 
-template <class T, bool BASE, bool MAX>
-static int64_t combine_strip(const T *const *in, const Args &a, int n, int padded, Sink<T> &sink) {
+template <class T, bool BASE, bool TAKE_MAX>
+static int64_t plain_strip(const T *const *in, const Args &a, const Wide<T> *addend, int n, int padded, Sink<T> &sink) {
     switch (in_registers<typename Working<T>::V> ? a.models_count : 0) {
-        case 2: return combine_strip<T, 2, BASE, MAX>(in, a, n, padded, sink);
-        case 3: return combine_strip<T, 3, BASE, MAX>(in, a, n, padded, sink);
-        case 4: return combine_strip<T, 4, BASE, MAX>(in, a, n, padded, sink);
-        default: return combine_strip<T, 0, BASE, MAX>(in, a, n, padded, sink);
+        case 2: return plain_strip<T, 2, BASE, TAKE_MAX>(in, a, addend, n, padded, sink);
+        case 3: return plain_strip<T, 3, BASE, TAKE_MAX>(in, a, addend, n, padded, sink);
+        case 4: return plain_strip<T, 4, BASE, TAKE_MAX>(in, a, addend, n, padded, sink);
+        default: return plain_strip<T, 0, BASE, TAKE_MAX>(in, a, addend, n, padded, sink);
     }
+}
+
+// What each model contributes to a strip: w_k·τ_k (τ_k, where it is that which votes) of the elements that take part, else
+// +0; and marks of the elements that are not finite in some model, which a selection or a vote may hide.
+template <class T> struct Terms {
+    using V = typename Working<T>::V;
+    using W = typename Working<T>::W;
+    alignas(64) W x[MAX_MODELS][STRIP];
+    uint32_t marks[STRIP / PAIR];
+
+    void form(const T *const *in, const Args &a, const Kept<T> &kept, int padded);
+    void mark(const T *const *in, const Args &a, int padded);
+    V at(int k, int i) const { return V::load(x[k] + i); }
+};
+
+template <class T>
+[[gnu::noinline]] void Terms<T>::form(const T *const *in, const Args &a, const Kept<T> &kept, int padded) {
+    V worst = V::set(0);
+    for (int k = 0; k < a.models_count; ++k) {
+        const V w = V::set(a.consensus == UNWEIGHTED ? 1 : W(a.weights[k]));
+        const auto filter = kept.of(k);
+        for (int i = 0; i < padded; i += PAIR) {
+            V tau[2];
+            load_delta(in, a, k, i, tau);
+            each<2>(2, [&](auto h) {
+                const V size = tau[h].abs();
+                worst = worst.or_worse(size);
+                (w * tau[h]).only(filter.template half<h>(i, size)).store(x[k] + i + 16 * h);
+            });
+        }
+    }
+    memset(marks, 0, sizeof marks);
+    if ((V::set(std::numeric_limits<W>::infinity()) > worst).bits() != 0xffff) [[unlikely]] mark(in, a, padded);
+}
+
+template <class T> [[gnu::noinline]] void Terms<T>::mark(const T *const *in, const Args &a, int padded) {
+    const V infinite = V::set(std::numeric_limits<W>::infinity());
+    for (int k = 0; k < a.models_count; ++k)
+        for (int i = 0; i < padded; i += PAIR) {
+            V tau[2];
+            load_delta(in, a, k, i, tau);
+            marks[i / PAIR] |= ~pair_bits<T>(infinite > tau[0].abs(), infinite > tau[1].abs());
+        }
+}
+
+// The sum of the terms whose vote has the sign of the sum of votes (zero: +), divided as asked.
+template <class T, class V = typename Working<T>::V> static inline V elected(const Args &a, const Terms<T> &terms, int i) {
+    using W = typename Working<T>::W;
+    const V zero = V::set(0), one = V::set(1);
+    V votes = zero, d = zero, share = zero;
+    for (int k = 0; k < a.models_count; ++k) {
+        const V y = terms.at(k, i);
+        votes = votes + (a.consensus == COUNT ? one.only(y > zero) - one.only(zero > y) : y);
+    }
+    const auto down = zero > votes;
+    for (int k = 0; k < a.models_count; ++k) {
+        const V y = terms.at(k, i), w = V::set(W(a.weights[k]));
+        const auto agrees = y.negate_where(down) > zero;
+        const V x = (a.consensus == UNWEIGHTED ? w * y : y).only(agrees);
+        d = k ? d + x : x;
+        if (a.shares) share = share + V::set(W(a.shares[k])).only(agrees);
+    }
+    return a.shares ? V::select((share.abs() > zero) | share.is_nan(), d / share, d) : d;
+}
+
+template <class T, class V = typename Working<T>::V> static inline V consensus(const Args &a, const Terms<T> &terms, int i) {
+    if (a.consensus > MAX) return elected<T>(a, terms, i);
+    V d = a.consensus == MAX ? larger(V::set(0), terms.at(0, i)) : terms.at(0, i);
+    for (int k = 1; k < a.models_count; ++k) d = a.consensus == MAX ? larger(d, terms.at(k, i)) : d + terms.at(k, i);
+    return d;
+}
+
+template <class T>
+[[gnu::noinline]] static int64_t strip_of_terms(const T *const *in, const Args &a, const Terms<T> &terms, int n, int padded,
+                                                Sink<T> &sink) {
+    using V = typename Working<T>::V;
+    const Finish<T> finish(a);
+    int64_t nonfinite = 0;
+    for (int i = 0; i < padded; i += PAIR) {
+        V d[2], base[2] = {V::set(0), V::set(0)};
+        if (a.base.data) load_pair(in[0] + i, base[0], base[1]);
+        each<2>(2, [&](auto h) { d[h] = finish.complete(consensus<T>(a, terms, i + 16 * h), base[h]); });
+        nonfinite += finish.nonfinite(d[0], d[1], terms.marks[i / PAIR], n - i);
+        sink.put(i, d[0], d[1]);
+    }
+    return nonfinite;
 }
 
 int64_t combine(const Args &a, int64_t begin, int64_t n, double *, int64_t *) {
     const Inputs inputs(a);
+    const bool plain = !a.trim && !a.drop && !a.masks && a.consensus <= MAX, base = a.base.data, most = a.consensus == MAX;
     return by_type(inputs, a.wide, [&]<class T>(T, bool direct) -> int64_t {
         Reader<T> reader(inputs, direct);
+        Addend<T> addend(a);
         Sink<T> sink(a);
+        Kept<T> kept(a);
+        Terms<T> terms;
         const T *in[MAX_INPUTS];
         int64_t nonfinite = 0;
         for (int64_t at = 0; at < n; at += STRIP) {
             const int m = int(n - at < STRIP ? n - at : STRIP), padded = reader.at(begin + at, m, in);
             sink.at(begin + at, m);
-            if (a.base.data)
-                nonfinite += a.consensus_max ? combine_strip<T, true, true>(in, a, m, padded, sink)
-                                             : combine_strip<T, true, false>(in, a, m, padded, sink);
-            else
-                nonfinite += a.consensus_max ? combine_strip<T, false, true>(in, a, m, padded, sink)
-                                             : combine_strip<T, false, false>(in, a, m, padded, sink);
+            if (plain) {
+                const auto strip = base ? most ? plain_strip<T, true, true> : plain_strip<T, true, false>
+                                        : most ? plain_strip<T, false, true> : plain_strip<T, false, false>;
+                nonfinite += strip(in, a, addend.at(begin + at, m, padded), m, padded, sink);
+            } else {
+                kept.at(begin + at, m);
+                terms.form(in, a, kept, padded);
+                nonfinite += strip_of_terms<T>(in, a, terms, m, padded, sink);
+            }
             sink.flush();
         }
         fence();

@@ -10,6 +10,8 @@ enum DType : int { BF16, F16, F32, F64 };
 constexpr int64_t BLOCK = 65536;
 constexpr int MAX_MODELS = 64;
 
+enum Consensus : int { SUM, MAX, WEIGHTED, UNWEIGHTED, COUNT };  // the last three vote on the sign
+
 struct In {
     const void *data;
     int dtype;
@@ -19,29 +21,47 @@ struct Out {
     int dtype;
 };
 
+// Elements above the top cut and below the bottom one do not take part.
+struct Window {
+    double top;
+    int64_t top_index;
+    double bottom;
+    int64_t bottom_index;
+};
+struct Drop {
+    uint64_t key, threshold;
+};
+
 struct Args {
     In base;              // data is null where an op has no base
     const In *models;     // K of them
     int models_count;
     In merged;            // mask_against: τ_m; modulate: the unified task vector
     Out out;              // unified, merged or modulated
-    uint8_t *masks;       // rows of `mask_stride` bytes (modulate: one row, read)
+    uint8_t *masks;       // rows of `mask_stride` bytes, written; combine, kept_sums, modulate: read, null where not used
     int64_t mask_stride;
-    const double *weights;
+    const double *weights;  // K of them; mask_against: tall, or null
+    const void *addend;   // combine, where all elements take part: of the working type, added to the sum; or null
     double divisor, scale;
-    bool consensus_max, as_delta;
+    Consensus consensus;
+    const double *shares; // K of them: those of the terms that agree are what is divided by; or null
+    bool as_delta;
     bool wide;            // working type float64
     bool streaming;       // out is large and aligned: write it past the cache
+    const Window *trim;   // K of them, or null
+    const Drop *drop;     // K of them, or null
+    int64_t offset;       // index in its tensor of the first element
 };
 
-// `begin` is a multiple of BLOCK. `sums` is the block's own result: elect and mask_against 2K, moments 4K, inner_products
-// 2K + 1, combine none. The return value counts non-finite results (combine) or is 0; moments adds K counts to `counts`.
+// `begin` is a multiple of BLOCK. `sums` is the block's own result: elect, mask_against and kept_sums 2K, moments 4K,
+// inner_products 2K + 1, combine none. The return value counts non-finite results (combine) or is 0; moments adds K counts to `counts`.
 #define FM_DECLARE(isa)                                                                                   \
     namespace isa {                                                                                       \
     int64_t elect(const Args &, int64_t begin, int64_t n, double *sums, int64_t *counts);                 \
     int64_t modulate(const Args &, int64_t begin, int64_t n, double *sums, int64_t *counts);              \
     int64_t mask_against(const Args &, int64_t begin, int64_t n, double *sums, int64_t *counts);          \
     int64_t combine(const Args &, int64_t begin, int64_t n, double *sums, int64_t *counts);               \
+    int64_t kept_sums(const Args &, int64_t begin, int64_t n, double *sums, int64_t *counts);             \
     int64_t delta_sum(const Args &, int64_t begin, int64_t n, double *sums, int64_t *counts);             \
     int64_t moments(const Args &, int64_t begin, int64_t n, double *sums, int64_t *counts);               \
     int64_t inner_products(const Args &, int64_t begin, int64_t n, double *sums, int64_t *counts);        \

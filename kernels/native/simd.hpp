@@ -63,6 +63,11 @@ template <class W> struct Vec {
             for (int i = 0; i < 16; ++i) r.m[i] = -int(b >> i & 1);
             return r;
         }
+        static Mask at_least(const uint32_t *p, uint32_t x) {
+            Mask r;
+            for (int i = 0; i < 16; ++i) r.m[i] = p[i] >= x ? -1 : 0;
+            return r;
+        }
     };
 #define FM_EACH(expression) \
     Vec r;                  \
@@ -83,6 +88,11 @@ template <class W> struct Vec {
         for (int i = 0; i < 16; ++i) r.m[i] = v[i] > o.v[i] ? -1 : 0;
         return r;
     }
+    Mask operator>=(const Vec &o) const {
+        Mask r;
+        for (int i = 0; i < 16; ++i) r.m[i] = v[i] >= o.v[i] ? -1 : 0;
+        return r;
+    }
     Mask is_nan() const {
         Mask r;
         for (int i = 0; i < 16; ++i) r.m[i] = v[i] == v[i] ? 0 : -1;
@@ -93,15 +103,27 @@ template <class W> struct Vec {
         for (int i = 0; i < 16; ++i) r.m[i] = v[i] > o.v[i] ? 0 : -1;
         return r;
     }
+    Mask above_or_nan(const Vec &o) const {
+        Mask r;
+        for (int i = 0; i < 16; ++i) r.m[i] = v[i] <= o.v[i] ? 0 : -1;
+        return r;
+    }
     Vec or_larger(const Vec &o) const { FM_EACH(o.v[i] > v[i] ? o.v[i] : v[i]); }
+    Vec or_worse(const Vec &o) const { FM_EACH(o.v[i] <= v[i] || v[i] != v[i] ? v[i] : o.v[i]); }
     static Vec select(const Mask &m, const Vec &a, const Vec &b) { FM_EACH(m.m[i] ? a.v[i] : b.v[i]); }
+    Vec only(const Mask &m) const { FM_EACH(m.m[i] ? v[i] : W(0)); }
     Vec plus_where(const Mask &m, const Vec &o) const { FM_EACH(m.m[i] ? v[i] + o.v[i] : v[i]); }
     Vec negate_where(const Mask &m) const { FM_EACH(m.m[i] ? -v[i] : v[i]); }
 #undef FM_EACH
 };
 
-// Whether a vector is registers, so that unrolling over models pays: of arrays it makes nothing faster and compiles for minutes.
+// Whether a vector is registers, so that unrolling over models pays: of arrays it makes nothing faster and compiles for minutes,
+// as it does with sanitizers.
+#ifdef FM_SANITIZED
+template <class V> constexpr bool in_registers = false;
+#else
 template <class V> constexpr bool in_registers = true;
+#endif
 template <class W> constexpr bool in_registers<Vec<W>> = false;
 
 // Sixteen float64 sums, one a lane.

@@ -15,6 +15,13 @@ struct VF {
             return _mm256_castsi256_ps(_mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(int(b)), place), place));
         }
         static Mask from(uint32_t b) { return {lanes(b & 0xff), lanes(b >> 8)}; }
+        static __m256 at_least(__m256i word, __m256i x) {
+            return _mm256_castsi256_ps(_mm256_cmpeq_epi32(_mm256_max_epu32(word, x), word));
+        }
+        static Mask at_least(const uint32_t *p, uint32_t x) {
+            const __m256i *q = reinterpret_cast<const __m256i *>(p), least = _mm256_set1_epi32(int(x));
+            return {at_least(_mm256_loadu_si256(q), least), at_least(_mm256_loadu_si256(q + 1), least)};
+        }
     };
     static VF set(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
     static VF load(const float *p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
@@ -30,16 +37,27 @@ struct VF {
     Mask operator>(const VF &o) const {
         return {_mm256_cmp_ps(v, o.v, _CMP_GT_OQ), _mm256_cmp_ps(w, o.w, _CMP_GT_OQ)};
     }
+    Mask operator>=(const VF &o) const {
+        return {_mm256_cmp_ps(v, o.v, _CMP_GE_OQ), _mm256_cmp_ps(w, o.w, _CMP_GE_OQ)};
+    }
     Mask is_nan() const { return {_mm256_cmp_ps(v, v, _CMP_UNORD_Q), _mm256_cmp_ps(w, w, _CMP_UNORD_Q)}; }
     Mask not_above(const VF &o) const {
         return {_mm256_cmp_ps(v, o.v, _CMP_NGT_UQ), _mm256_cmp_ps(w, o.w, _CMP_NGT_UQ)};
     }
+    Mask above_or_nan(const VF &o) const {
+        return {_mm256_cmp_ps(v, o.v, _CMP_NLE_UQ), _mm256_cmp_ps(w, o.w, _CMP_NLE_UQ)};
+    }
     VF or_larger(const VF &o) const {  // o > *this ? o : *this, as the instruction is defined
         return {_mm256_max_ps(o.v, v), _mm256_max_ps(o.w, w)};
     }
+    static __m256 worse(__m256 a, __m256 b) {
+        return _mm256_castsi256_ps(_mm256_max_epi32(_mm256_castps_si256(a), _mm256_castps_si256(b)));
+    }
+    VF or_worse(const VF &o) const { return {worse(v, o.v), worse(w, o.w)}; }  // of magnitudes; NaN is above infinity
     static VF select(const Mask &m, const VF &a, const VF &b) {
         return {_mm256_blendv_ps(b.v, a.v, m.m), _mm256_blendv_ps(b.w, a.w, m.n)};
     }
+    VF only(const Mask &m) const { return {_mm256_and_ps(m.m, v), _mm256_and_ps(m.n, w)}; }  // +0 elsewhere
     VF plus_where(const Mask &m, const VF &o) const {  // adds +0 elsewhere, which changes no sum that began with +0
         return {_mm256_add_ps(v, _mm256_and_ps(m.m, o.v)), _mm256_add_ps(w, _mm256_and_ps(m.n, o.w))};
     }

@@ -11,6 +11,9 @@ struct VF {
         Mask operator&(Mask o) const { return {__mmask16(m & o.m)}; }
         Mask operator|(Mask o) const { return {__mmask16(m | o.m)}; }
         static Mask from(uint32_t b) { return {__mmask16(b)}; }
+        static Mask at_least(const uint32_t *p, uint32_t x) {
+            return {_mm512_cmp_epu32_mask(_mm512_loadu_si512(p), _mm512_set1_epi32(int(x)), _MM_CMPINT_NLT)};
+        }
     };
     static VF set(float x) { return {_mm512_set1_ps(x)}; }
     static VF load(const float *p) { return {_mm512_loadu_ps(p)}; }
@@ -21,10 +24,16 @@ struct VF {
     VF operator/(VF o) const { return {_mm512_div_ps(v, o.v)}; }
     VF abs() const { return {_mm512_abs_ps(v)}; }
     Mask operator>(VF o) const { return {_mm512_cmp_ps_mask(v, o.v, _CMP_GT_OQ)}; }
+    Mask operator>=(VF o) const { return {_mm512_cmp_ps_mask(v, o.v, _CMP_GE_OQ)}; }
     Mask is_nan() const { return {_mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q)}; }
     Mask not_above(VF o) const { return {_mm512_cmp_ps_mask(v, o.v, _CMP_NGT_UQ)}; }
+    Mask above_or_nan(VF o) const { return {_mm512_cmp_ps_mask(v, o.v, _CMP_NLE_UQ)}; }
     VF or_larger(VF o) const { return {_mm512_max_ps(o.v, v)}; }  // o > *this ? o : *this, as the instruction is defined
+    VF or_worse(VF o) const {  // of magnitudes; NaN is above infinity
+        return {_mm512_castsi512_ps(_mm512_max_epi32(_mm512_castps_si512(v), _mm512_castps_si512(o.v)))};
+    }
     static VF select(Mask m, VF a, VF b) { return {_mm512_mask_mov_ps(b.v, m.m, a.v)}; }
+    VF only(Mask m) const { return {_mm512_maskz_mov_ps(m.m, v)}; }  // +0 elsewhere
     VF plus_where(Mask m, VF o) const { return {_mm512_mask_add_ps(v, m.m, v, o.v)}; }
     VF negate_where(Mask m) const { return {_mm512_mask_xor_ps(v, m.m, v, _mm512_set1_ps(-0.0f))}; }
 };

@@ -29,12 +29,13 @@ struct Inputs {
 
 // Calls body(T(), direct) with the type that strips have: the inputs' own, or the working type.
 template <class Body> static inline int64_t by_type(const Inputs &inputs, bool wide, Body body) {
-    switch (wide && inputs.dtype != F64 ? -1 : inputs.dtype) {  // a call's other models may make it wide
+    if (wide && inputs.dtype != F64) return body(double(), false);  // a call's other models may make it wide
+    switch (inputs.dtype) {
         case BF16: return body(bf16(), true);
         case F16: return body(fp16(), true);
         case F32: return body(float(), true);
         case F64: return body(double(), true);
-        default: return wide ? body(double(), false) : body(float(), false);
+        default: return body(float(), false);
     }
 }
 
@@ -62,6 +63,35 @@ template <class T> class Reader {
     alignas(64) T buffer_[MAX_INPUTS * STRIP];
 };
 
+template <class T> using Wide = typename Working<T>::W;
+
+// Elements of the working type that join a strip of T: where they are, or a padded copy of the last ones.
+template <class T> class Addend {
+  public:
+    explicit Addend(const Args &a) : data_(static_cast<const Wide<T> *>(a.addend)) {}
+    const Wide<T> *at(int64_t begin, int n, int padded) {
+        if (!data_ || n == padded) return data_ ? data_ + begin : nullptr;
+        memcpy(copy_, data_ + begin, n * sizeof copy_[0]);
+        memset(copy_ + n, 0, (padded - n) * sizeof copy_[0]);
+        return copy_;
+    }
+
+  private:
+    const Wide<T> *data_;
+    alignas(64) Wide<T> copy_[STRIP];
+};
+
+// 32 of them, in the lanes that a pair of T has.
+template <class T> static inline void load_lanes(const Wide<T> *p, typename Working<T>::V &a, typename Working<T>::V &b) {
+    if constexpr (dtype_of<T> == BF16) {
+        float even[16], odd[16];
+        for (int i = 0; i < 16; ++i) even[i] = p[2 * i], odd[i] = p[2 * i + 1];
+        a = VF::load(even), b = VF::load(odd);
+    } else {
+        load_pair(p, a, b);
+    }
+}
+
 // Takes a strip's results pair by pair; rounds them into the output at once or, where types differ or `late`, when flushed.
 template <class T> class Sink {
     using V = typename Working<T>::V;
@@ -74,12 +104,12 @@ template <class T> class Sink {
         direct_ = out_.dtype == dtype_of<T> && n % PAIR == 0;
         to_ = static_cast<T *>(out_.data) + begin;
     }
-    void put(int i, const V &a, const V &b) {
+    [[gnu::always_inline]] void put(int i, const V &a, const V &b) {
         if (direct_ && !late_) return store_pair(to_ + i, a, b, streaming_);
         if constexpr (dtype_of<T> == BF16) {
             W x[PAIR];
             a.store(x), b.store(x + 16);
-            for (int j = 0; j < 16; ++j) strip_[i + 2 * j] = x[j], strip_[i + 2 * j + 1] = x[16 + j];
+            interleave(i, x);
         } else {
             a.store(strip_ + i), b.store(strip_ + i + 16);
         }
@@ -91,6 +121,10 @@ template <class T> class Sink {
     }
 
   private:
+    [[gnu::noinline]] void interleave(int i, const W *x) {
+        for (int j = 0; j < 16; ++j) strip_[i + 2 * j] = x[j], strip_[i + 2 * j + 1] = x[16 + j];
+    }
+
     const Out &out_;
     bool streaming_, late_, direct_ = false;
     int64_t begin_ = 0;
@@ -108,6 +142,16 @@ template <class T> static inline void load_ahead(const T *p, typename Working<T>
     load_pair(p, a, b);
 }
 
+// τ_k (without a base θ_k) of the pair at i. base, which comes before the models, is read again from the first-level cache.
+template <class T>
+static inline void load_delta(const T *const *in, const Args &a, int k, int i, typename Working<T>::V (&tau)[2]) {
+    if (!a.base.data) return load_ahead(in[k] + i, tau[0], tau[1]);
+    typename Working<T>::V base[2];
+    load_ahead(in[0] + i, base[0], base[1]);
+    load_ahead(in[1 + k] + i, tau[0], tau[1]);
+    tau[0] = tau[0] - base[0], tau[1] = tau[1] - base[1];
+}
+
 // A strip's mask bits of one model, to their place in the packed row.
 static inline void store_bits(const Args &a, int k, int64_t at, int n, const uint32_t *bits) {
     memcpy(a.masks + k * a.mask_stride + at / 8, bits, (n + 7) / 8);
@@ -123,9 +167,10 @@ template <class T> class PairedSums {
     using W = typename Working<T>::W;
 
   public:
-    PairedSums(const Args &a, const Inputs &inputs) : models_(a.models_count) {
+    // `rounds`: the strip rounds for another reason than its sums, so that the flag tells nothing.
+    PairedSums(const Args &a, const Inputs &inputs, bool rounds = false) : models_(a.models_count) {
         memset(total_, 0, sizeof total_[0] * models_);
-        quick_ = sizeof(T) == 2;
+        quick_ = sizeof(T) == 2 && !rounds;
         // An output in the place of an input would leave nothing to do a strip again from.
         for (int j = 0; j < inputs.count; ++j) quick_ &= inputs.in[j].data != a.out.data;
     }

@@ -4,7 +4,10 @@ from .combine import combine
 from .delta_sum import delta_sum
 from .elect import elect
 from .extract_topk import extract_topk
+from .highpass import highpass
+from .highpass_merge import highpass_merge
 from .inner_products import inner_products
+from .kept_sums import kept_sums
 from .kth_magnitude import kth_magnitude
 from .magnitude_histogram import magnitude_histogram
 from .mask_against import mask_against
@@ -20,7 +23,10 @@ __all__ = [
     "delta_sum",
     "elect",
     "extract_topk",
+    "highpass",
+    "highpass_merge",
     "inner_products",
+    "kept_sums",
     "kth_magnitude",
     "magnitude_histogram",
     "mask_against",

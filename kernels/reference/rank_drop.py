@@ -1,4 +1,4 @@
-"""Random drops, likelier the lower a magnitude ranks in its row (DELLA, Deep et al. 2024, Section 3.1)."""
+"""Random drops whose probability depends on the rank of a magnitude in its row (DELLA, Deep et al. 2024)."""
 
 from __future__ import annotations
 

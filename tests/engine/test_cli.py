@@ -231,6 +231,42 @@ def test_for_people(root: Path) -> None:
     assert "passes" in run("plan", "linear", *models(root))[1]
 
 
+def test_verify(root: Path) -> None:
+    """Exit code 0 where all is good, 1 where something differs, 2 where there is nothing to verify."""
+    run("merge", "emr", *models(root), "--out", root / "emr", "--hash")
+    code, out, error = run("verify", root / "emr", "--all")
+    assert (code, error) == (0, "")
+    assert "good" in out
+    assert json.loads(run("verify", root / "emr", "--json")[1])["good"]
+    file = root / "emr" / "unified.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    code, out, error = run("verify", root / "emr", "--all")
+    assert code == 1
+    assert "differ" in out
+    assert error.count("differs:") == 2  # the hash, and the last tensor
+    assert "unified.safetensors: tensor 'norm.weight'" in error
+    code, out, _ = run("verify", root / "emr", "--all", "--json")
+    assert (code, json.loads(out)["good"]) == (1, False)
+    assert run("verify", root / "base")[0] == 2
+    shutil.rmtree(root / "m1")
+    code, _, error = run("verify", root / "emr")
+    assert (code, "--model b=PATH" in error) == (2, True)
+    assert run("verify", root / "emr", "--model", f"b={root / 'm0'}", "--all")[0] == 1
+
+
+def test_diff(root: Path) -> None:
+    """A table for people, the most changed first, and JSON with every number."""
+    code, out, error = run("diff", root / "base", root / "m0", "--top", "2")
+    assert (code, error) == (0, "")
+    assert len(out.splitlines()) == 4
+    found = json.loads(run("diff", root / "m0", root / "m1", "--base", root / "base", "--json")[1])
+    assert {one["name"] for one in found["tensors"]} == set(state(0))
+    assert 0 < found["total"]["same_sign"] < 1
+    missing(root)
+    code, _, error = run("diff", root / "m0", root / "m1")
+    assert (code, "B: tensor 'norm.weight'" in error) == (2, True)
+
+
 def test_the_program_itself(root: Path) -> None:
     """As installed, in a process of its own."""
     program = Path(sys.executable).with_name("fastmerge")

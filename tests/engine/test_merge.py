@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from folders import family, near, read, state, write
+from folders import Patched, content, family, near, read, state, write
 from safetensors.torch import load_file
 from tensors import assert_same_bits
 
@@ -22,10 +22,6 @@ from fastmerge.errors import InputError, MergeError
 from fastmerge.recipe import plan as planning
 
 BIG = {"a.weight": (700, 301), "b.weight": (65_536,), "c.weight": (3, 5), "d.weight": (131_073,)}
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
 
 
 @pytest.fixture
@@ -154,37 +150,6 @@ def test_a_result_out_of_range_is_told_apart(tmp_path: Path) -> None:
         fm.merge("task_arithmetic", base, models, tmp_path / "out", {"scale": 1e8})
 
 
-def test_a_full_disk_leaves_nothing(
-    big: tuple[Path, dict[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The disk fills up in the middle of writing: one error, and no output, hidden or not."""
-    base, models = big
-    before = sorted(p.name for p in tmp_path.iterdir())
-    written = 0
-
-    def pwrite(fd: int, data: memoryview, offset: int) -> int:
-        nonlocal written
-        written += len(data)
-        if written > 500_000:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return os.pwrite(fd, data, offset)
-
-    monkeypatch.setattr(writer, "os", _Patched(os, pwrite=pwrite))
-    with pytest.raises(MergeError, match="disk is full"):
-        fm.merge("linear", base, models, tmp_path / "out")
-    assert sorted(p.name for p in tmp_path.iterdir()) == before
-
-
-class _Patched:
-    """A module with some of its functions replaced."""
-
-    def __init__(self, module: object, **replaced: object) -> None:
-        self._module, self._replaced = module, replaced
-
-    def __getattr__(self, name: str) -> object:
-        return self._replaced.get(name) or getattr(self._module, name)
-
-
 def test_short_writes_and_no_direct_io(
     big: tuple[Path, dict[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,7 +165,7 @@ def test_short_writes_and_no_direct_io(
             raise OSError(errno.EINVAL, "Invalid argument")
         return opened(path, flags, mode)
 
-    short = _Patched(os, open=plain, pwrite=lambda fd, data, offset: os.pwrite(fd, data[:4000], offset))
+    short = Patched(os, open=plain, pwrite=lambda fd, data, offset: os.pwrite(fd, data[:4000], offset))
     monkeypatch.setattr(writer, "os", short)
     fm.merge("emr", base, models, tmp_path / "y" / "out")
     assert content(tmp_path / "x" / "out") == content(tmp_path / "y" / "out")
@@ -273,7 +238,7 @@ def test_side_files_and_card(tmp_path: Path) -> None:
     (base / "pytorch_model.bin").write_bytes(b"old")
     fm.merge("linear", base, models, tmp_path / "out")
     names = {f.name for f in (tmp_path / "out").iterdir()}
-    assert names == {"model.safetensors", "config.json", "tokenizer.json", "README.md"}
+    assert names == {"model.safetensors", "config.json", "tokenizer.json", "README.md", "fastmerge.json"}
     card = (tmp_path / "out" / "README.md").read_text()
     assert "linear" in card
     assert "header_sha256" in card
@@ -293,13 +258,13 @@ def watch():
     while not done.wait(0.001):
         peak = max(peak, held())
 
-method, base, models, out = json.loads(sys.argv[1])
+method, base, models, out, outputs = json.loads(sys.argv[1])
 fm.ops.elect(torch.zeros(1), [torch.zeros(1)])
 done, peak = threading.Event(), 0
 start = held()
 thread = threading.Thread(target=watch)
 thread.start()
-fm.merge(method, base, models, out, memory="16MiB")
+fm.merge(method, base, models, out, outputs=outputs, memory="16MiB")
 done.set()
 thread.join()
 print(max(peak, held()) - start)
@@ -309,13 +274,15 @@ print(max(peak, held()) - start)
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from Linux's /proc")
 @pytest.mark.parametrize("method", ["task_arithmetic", "emr"])
 def test_memory_does_not_grow_with_models_or_size(method: str, tmp_path: Path) -> None:
-    """Beyond the mapped files a merge holds its budget: of 3 or 12 models, and of a model three times as large."""
+    """Beyond the mapped files a merge holds its budget: of 3 or 12 models, of a model three times as large, and of six
+    outputs."""
 
-    def peak(k: int, layers: int) -> int:
+    def peak(k: int, layers: int, outputs: int = 0) -> int:
         folder = tmp_path / f"{k}-{layers}"
         base = {f"layers.{i}.weight": torch.zeros(2048, 1024, dtype=torch.bfloat16) for i in range(layers)}
         models = {f"m{i}": str(write(folder / f"m{i}", base)) for i in range(k)}
-        job = json.dumps([method, str(write(folder / "base", base)), models, str(folder / "out")])
+        several = {f"o{i}": {} for i in range(outputs)}
+        job = json.dumps([method, str(write(folder / "base", base)), models, str(folder / "out"), several])
         done = subprocess.run(
             [sys.executable, "-c", MEASURED, job], cwd=tmp_path, capture_output=True, text=True, check=True
         )
@@ -323,4 +290,5 @@ def test_memory_does_not_grow_with_models_or_size(method: str, tmp_path: Path) -
         return int(done.stdout) >> 10
 
     measured = {"K = 3": peak(3, 8), "K = 12": peak(12, 8), "three times as large": peak(3, 24)}
+    measured["six outputs"] = peak(3, 8, 6)
     assert all(mib < 64 for mib in measured.values()), f"MiB beyond the files: {measured}"

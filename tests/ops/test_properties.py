@@ -59,6 +59,20 @@ def test_elect_is_the_papers_formula(values: list[list[float]], backend: str) ->
         assert math.isclose(float(elected.kept[j]), float(kept[j]), rel_tol=1e-12)
 
 
+@given(families(), st.sampled_from([0.0, 0.25, 1.0, 2.0]), backends)
+def test_tall_masks_are_the_papers_formula(values: list[list[float]], tall: float, backend: str) -> None:
+    """|τ_k| ≥ λ · |τ_m − τ_k| in exact arithmetic, for the sum of the task vectors; |τ_m| summed where masked."""
+    base, *models = rows(values)
+    merged = ops.combine(base, models, as_delta=True, backend=backend).merged
+    masked = ops.mask_against(base, models, merged, tall=[tall] * len(models), backend=backend)
+    for j, model in enumerate(values[1:]):
+        taus = [Fraction(x) - Fraction(b) for x, b in zip(model, values[0], strict=True)]
+        sums = [Fraction(x) for x in merged.tolist()]
+        mask = [abs(t) >= Fraction(tall) * abs(m - t) for t, m in zip(taus, sums, strict=True)]
+        assert ops.unpack_bits(masked.masks[j], (len(taus),)).tolist() == mask
+        assert float(masked.kept[j]) == float(sum(abs(m) for m, on in zip(sums, mask, strict=True) if on))
+
+
 @given(families(), st.lists(st.floats(-2, 2, width=16), min_size=5, max_size=5), backends)
 def test_combine_is_the_weighted_sum(values: list[list[float]], weights: list[float], backend: str) -> None:
     base, *models = values

@@ -153,9 +153,13 @@ BASE, MODELS = family((4,))
         (lambda: ops.modulate(BASE, BASE, BITS[:0], 1.0), "mask must be"),
         (lambda: ops.modulate(BASE, BASE[:2], BITS, 1.0), "unified has shape"),
         (lambda: ops.mask_against(BASE, MODELS, BASE[:2]), "merged has shape"),
+        (
+            lambda: ops.mask_against(BASE, MODELS, BASE, tall=[1.0]),
+            "3 models need as many numbers in tall, there are 1",
+        ),
         (lambda: ops.combine(BASE, MODELS, [1.0]), "3 models need as many weights, there are 1"),
         (lambda: ops.combine(BASE, MODELS[:2], [1.0, -1.0], normalize=True), "sum to zero"),
-        (lambda: ops.combine(BASE, MODELS, consensus="mean"), "'sum' or 'max', not 'mean'"),  # type: ignore[arg-type]
+        (lambda: ops.combine(BASE, MODELS, consensus="mean"), "consensus is 'sum', 'max', or a vote.*not 'mean'"),  # type: ignore[arg-type]
         (lambda: ops.combine(BASE, MODELS, out=BASE[:3]), "out has shape"),
         (lambda: ops.delta_sum(BASE, MODELS, out=BASE.clone()), "torch.float32, the working type"),
         (lambda: ops.delta_sum(BASE, MODELS, [1.0]), "as many weights"),

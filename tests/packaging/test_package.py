@@ -28,8 +28,10 @@ ROOMS = {
     "formats": 3,
     "methods": 3,
     "ops": 4,
+    "cutoff": 5,
     "dispatch": 5,
     "kernels": 6,
+    "interrupts": 7,
     "errors": 7,
 }
 

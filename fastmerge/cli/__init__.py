@@ -1,0 +1,15 @@
+"""The command line. Modules that import torch are loaded by the commands that compute, after preflight."""
+
+from __future__ import annotations
+
+from ..interrupts import end_at_once
+from . import looking as looking
+from . import merging as merging
+from . import recipes as recipes
+from .app import app as app
+
+
+def main() -> None:
+    """Run the command line; exit codes: 0 done, 1 failed while running, 2 bad input, 130 and 143 stopped."""
+    end_at_once()
+    app()

@@ -1,0 +1,184 @@
+"""Commands that merge."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..interrupts import raised
+from .app import (
+    BaseOption,
+    DeviceOption,
+    DtypeOption,
+    HashOption,
+    JsonOption,
+    MemoryOption,
+    MethodName,
+    ModelOption,
+    OverwriteOption,
+    ParamOption,
+    RenameOption,
+    ResumeOption,
+    SeedOption,
+    SpecificOption,
+    app,
+    check,
+    pairs,
+    renames,
+)
+from .output import echo_json, errors, progress, show_report, show_rows, size
+
+if TYPE_CHECKING:
+    from ..recipe.plan import MergePlan
+
+
+@app.command()
+def merge(
+    method: MethodName,
+    out_folder: Annotated[Path, typer.Option("--out", help="folder to write; appears whole or not at all")],
+    base: BaseOption = None,
+    model: ModelOption = [],  # noqa: B006 - typer reads defaults, nothing writes to them
+    param: ParamOption = [],  # noqa: B006
+    task_specific: SpecificOption = [],  # noqa: B006
+    rename: RenameOption = [],  # noqa: B006
+    dtype: DtypeOption = None,
+    memory: MemoryOption = "1GiB",
+    seed: SeedOption = None,
+    device: DeviceOption = "auto",
+    overwrite: OverwriteOption = False,
+    resume: ResumeOption = False,
+    hashes: HashOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Merge models into one folder."""
+    param = param if seed is None else [*param, f"seed={seed}"]
+    with errors(as_json, out_folder):
+        prepared = _plan(
+            method,
+            out_folder,
+            base,
+            model,
+            param,
+            task_specific,
+            rename,
+            dtype,
+            memory,
+            device,
+            overwrite,
+            resume,
+            hashes,
+        )
+        execute(prepared, as_json)
+
+
+@app.command()
+def plan(
+    method: MethodName,
+    base: BaseOption = None,
+    model: ModelOption = [],  # noqa: B006
+    out_folder: Annotated[Path | None, typer.Option("--out", help="check this output folder as well")] = None,
+    param: ParamOption = [],  # noqa: B006
+    task_specific: SpecificOption = [],  # noqa: B006
+    rename: RenameOption = [],  # noqa: B006
+    dtype: DtypeOption = None,
+    memory: MemoryOption = "1GiB",
+    device: DeviceOption = "auto",
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Check a merge and show what it would read and write, from headers only."""
+    with errors(as_json):
+        show_plan(
+            _plan(method, out_folder, base, model, param, task_specific, rename, dtype, memory, device, overwrite),
+            as_json,
+        )
+
+
+@app.command()
+def task(
+    artefact: Annotated[Path, typer.Argument(help="a folder made by an EMR merge", metavar="EMR_DIR")],
+    name: Annotated[str, typer.Argument(help="the task", metavar="NAME")],
+    out_folder: Annotated[Path, typer.Option("--out", help="folder to write")],
+    base: Annotated[str | None, typer.Option("--base", help="where the base model is now")] = None,
+    overwrite: OverwriteOption = False,
+    resume: ResumeOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write one task's model from an EMR artefact."""
+    with errors(as_json, out_folder):
+        from ..engine.task import task as run
+
+        with raised():
+            report = run(artefact, name, out_folder, base=base, overwrite=overwrite, resume=resume)
+        show_report(report, as_json)
+
+
+def _plan(
+    method: str,
+    folder: Path | None,
+    base: str | None,
+    models: list[str],
+    params: list[str],
+    task_specific: list[str],
+    rename: list[str],
+    dtype: str | None,
+    memory: str,
+    device: str,
+    overwrite: bool,
+    resume: bool = False,
+    hashes: bool = False,
+) -> MergePlan:
+    from ..recipe.plan import plan as prepare
+
+    problems: list[str] = []
+    named = pairs(models, "--model", "NAME=PATH", problems)
+    values = dict(pairs(params, "-p", "NAME=VALUE", problems))
+    renamed = renames(rename, problems)
+    check(problems)
+    return prepare(
+        method,
+        base,
+        named,
+        folder,
+        values,
+        task_specific=task_specific,
+        rename=renamed,
+        dtype=dtype,
+        memory=memory,
+        device=device,
+        overwrite=overwrite,
+        resume=resume,
+        hashes=hashes,
+    )
+
+
+def execute(prepared: MergePlan, as_json: bool) -> None:
+    """Carry out a plan, and say what was done."""
+    from ..engine.merge import execute as carry_out
+
+    title = f"{prepared.method.name} → {prepared.out}"
+    with raised(), progress(title, prepared.bytes_read, as_json) as advance:
+        report = carry_out(prepared, advance)
+    show_report(report, as_json)
+
+
+def show_plan(prepared: MergePlan, as_json: bool) -> None:
+    """What a plan would read and write."""
+    summary = prepared.summary()
+    if as_json:
+        return echo_json(summary)
+    rows = [
+        ("method", f"{summary['method']} ({prepared.method.source})"),
+        ("models", ", ".join(summary["models"])),
+        ("tensors", f"{summary['tensors']} ({summary['parameters']:,} parameters)"),
+        ("passes", str(summary["passes"])),
+        ("reads", size(summary["bytes_read"])),
+        ("writes", f"{size(summary['bytes_written'])} in {len(summary['files'])} files"),
+    ]
+    for name, changes in summary["outputs"].items():
+        rows.append((f"output {name}", ", ".join(f"{key} {json.dumps(value)}" for key, value in changes.items())))
+    rows += [(f"kept for {name}", ", ".join(tensors)) for name, tensors in summary["task_specific"].items()]
+    return show_rows(rows + [("note", note) for note in summary["notes"]])

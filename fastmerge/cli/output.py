@@ -1,0 +1,95 @@
+"""What commands say: tables for people, JSON for programs, errors with their exit codes, a bar while they wait."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ..errors import FastmergeError
+
+if TYPE_CHECKING:
+    from ..engine.report import Report
+
+out = Console()
+err = Console(stderr=True)
+
+
+@contextmanager
+def errors(as_json: bool, out_folder: Path | None = None) -> Iterator[None]:
+    """Errors as one clear text, or as JSON, with their exit code; a stop may leave `out_folder` to be resumed."""
+    try:
+        yield
+    except FastmergeError as error:
+        problems = getattr(error, "problems", [str(error)])
+        if as_json:
+            echo_json({"error": type(error).__name__, "problems": problems})
+        for problem in problems:
+            err.print(f"[bold red]error:[/] {escape(problem)}", soft_wrap=True, highlight=False)
+        raise typer.Exit(error.exit_code) from None
+    except KeyboardInterrupt as stop:
+        from ..recipe.plan import partial_folder
+
+        resumable = out_folder is not None and partial_folder(out_folder).is_dir()
+        err.print("stopped; the same command with --resume goes on from here" if resumable else "stopped")
+        raise typer.Exit(getattr(stop, "exit_code", 130)) from None
+
+
+@contextmanager
+def progress(title: str, total: int | None, as_json: bool) -> Iterator[Callable[[int], None] | None]:
+    """A bar with GB/s and, where the total is known, time left, if someone sees it."""
+    if as_json or not err.is_terminal:
+        yield None
+        return
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=err, transient=True) as bar:
+        row = bar.add_task(escape(title), total=total)
+        yield lambda nbytes: bar.advance(row, nbytes)
+
+
+def echo_json(content: Any) -> None:
+    """JSON alone on stdout."""
+    typer.echo(json.dumps(content, indent=2, ensure_ascii=False))
+
+
+def show_rows(rows: Mapping[str, str] | list[tuple[str, str]]) -> None:
+    """Names and what they are."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, text in rows.items() if isinstance(rows, Mapping) else rows:
+        table.add_row(escape(name), escape(text))
+    out.print(table)
+
+
+def show_report(report: Report, as_json: bool) -> None:
+    """What a finished job tells."""
+    if as_json:
+        return echo_json(report.to_dict())
+    rows = [
+        ("wrote", report.out),
+        *([("outputs", ", ".join(report.outputs))] if report.outputs else []),
+        ("models", ", ".join(report.models)),
+        ("tensors", f"{report.tensors} ({report.parameters:,} parameters)"),
+        ("moved", f"{size(report.bytes_read)} read, {size(report.bytes_written)} written"),
+        ("time", f"{report.seconds:.2f} s, {report.gigabytes_per_second:.2f} GB/s, {report.backend} backend"),
+    ]
+    for name, values in report.results.items():
+        numbers = zip(report.models, values, strict=True)
+        rows.append((name, ", ".join(f"{model} {value:.4g}" for model, value in numbers)))
+    return show_rows(rows + [("note", note) for note in report.notes])
+
+
+def size(nbytes: int) -> str:
+    """Bytes for people."""
+    power = min(4, max(0, len(str(nbytes)) - 1) // 3)
+    return f"{nbytes / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"

@@ -1,0 +1,87 @@
+"""What a merge depends on: its fingerprint tells it from another, that of its inputs whether statistics still hold."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .. import __version__, dispatch
+from ..formats.layout import Layout
+from ..formats.safetensors import Header, TensorInfo
+from ..recipe.plan import MergePlan
+
+
+def fingerprint(plan: MergePlan) -> dict[str, Any]:
+    """Everything that decides the bytes of a merge, by the name that a person knows it by."""
+    found: dict[str, Any] = {
+        "fastmerge": __version__,
+        "backend": backend(),
+        "method": plan.method.name,
+        "models": plan.names,
+        "dtype": plan.dtype,
+        "task_specific": plan.task_specific,
+        "rename": plan.rename,
+    }
+    for output in plan.outputs:
+        found |= {output.folder + name: value for name, value in output.parameters.record()["params"].items()}
+        found |= layout_files(output.all_layouts)
+    for i, (patterns, changed) in enumerate(plan.outputs[0].parameters.overrides):
+        found[f"tensors[{i}], {', '.join(patterns)}"] = changed
+    found |= input_files({c.label: c.headers for c in plan.checkpoints})
+    return found | {"the choice of tensors": digest(_tensors(plan))}
+
+
+def inputs_key(plan: MergePlan) -> str:
+    """Short for what statistics of the inputs depend on: their files, in order, and which tensor serves as which."""
+    files = input_files({str(k): checkpoint.headers for k, checkpoint in enumerate(plan.checkpoints)})
+    names = [[t.name, *(info.name for info in t.models)] for t in plan.alignment.tensors]
+    twins = [own for own in names if len(set(own)) > 1]
+    how = [__version__, backend(), plan.base is None, plan.alignment.wide, plan.rename, twins]
+    return digest([how, files])[:16]
+
+
+def input_files(headers: Mapping[str, Sequence[Header]]) -> dict[str, Any]:
+    """The files of the inputs by their names, without a look at their weights."""
+    return {
+        f"{name}'s {header.file.name}": {
+            "path": str(header.file.resolve()),
+            "size": header.size,
+            "time": header.modified,
+            "header": header.digest,
+        }
+        for name, files in headers.items()
+        for header in files
+    }
+
+
+def layout_files(layouts: Sequence[Layout]) -> dict[str, Any]:
+    """The files of the result."""
+    return {
+        f"the result's {file.name}": {"size": file.size, "header": hashlib.sha256(file.header).hexdigest()}
+        for layout in layouts
+        for file in layout.files
+    }
+
+
+def backend() -> str:
+    """Which backend merges; sums agree to the bit on one of them only."""
+    return dispatch.choose("combine", "cpu").__module__.split(".")[2]
+
+
+def _tensors(plan: MergePlan) -> list[Any]:
+    """Which stored tensor serves as which, whatever names, patterns and configurations have led to it."""
+    alignment = plan.alignment
+    rows: list[Any] = [[t.name, t.copy, t.aliases, *map(_place, (t.base, *t.models))] for t in alignment.tensors]
+    own = {label: [_place(info) for info in infos] for label, infos in alignment.task_specific.items()}
+    return [rows, own, [_place(info) for info in alignment.base_specific]]
+
+
+def _place(info: TensorInfo | None) -> Any:
+    return info and [str(info.file), info.start]
+
+
+def digest(content: Any) -> str:
+    """A hash of JSON."""
+    return hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()

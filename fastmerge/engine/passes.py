@@ -1,0 +1,139 @@
+"""A pass over one tensor, for every output that the same reading makes. Streamed and in-memory merges share it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..methods._declaration import Block, Pass, Statistics, Subject, Written
+from ..ops import Cut
+from .statistics import Kept
+
+Whole = tuple[Tensor | None, list[Tensor]]
+
+
+@dataclass(slots=True)
+class Share:
+    """One output's part in the reading of a tensor: its pass, what passes before found, and what this one finds."""
+
+    one: Pass
+    earlier: Sequence[Statistics]
+    sums: Tensor
+    nonfinite: int = 0
+    ranks: list[list[int]] = field(default_factory=list)
+    prepared: Any = None
+
+
+@dataclass(slots=True)
+class TensorPass:
+    """The pass of every output over one tensor. Call `prepare` if `needs_whole`, `run` for its blocks in order, then
+    ask `acceptable` and call `gather`."""
+
+    subject: Subject
+    models: int
+    shares: list[Share]
+    kept: Kept
+    whole: Whole | None = None
+    cuts: list[dict[int, Cut]] = field(default_factory=list)
+
+    @classmethod
+    def of(
+        cls,
+        subject: Subject,
+        models: int,
+        passes: Sequence[Pass],
+        earlier: Sequence[Sequence[Statistics]],
+        kept: Kept,
+        device: torch.device | None = None,
+    ) -> TensorPass:
+        """`passes` and `earlier` are each output's."""
+        shares = [
+            Share(one, before, torch.zeros(one.rows, models, dtype=torch.float64, device=device))
+            for one, before in zip(passes, earlier, strict=True)
+        ]
+        return cls(subject, models, shares, kept)
+
+    @property
+    def needs_whole(self) -> bool:
+        return self.subject.numel > 0 and any(share.one.needs_whole for share in self.shares)
+
+    def prepare(self, base: Tensor | None, models: list[Tensor]) -> None:
+        """Look at the whole tensor, 1-D: the cuts that any output needs, found together, then what each prepares."""
+        self.whole = base, models
+        trivial, wanted = {0, self.subject.numel}, [set[int]() for _ in range(self.models)]
+        for share in self.shares:
+            if share.one.ranks is not None:
+                share.ranks = share.one.ranks(self.subject, share.earlier)
+                wanted = [all_ranks | {*own} - trivial for all_ranks, own in zip(wanted, share.ranks, strict=True)]
+        self.cuts = [{} for _ in wanted]
+        if any(wanted):
+            assert base is not None
+            self.cuts = self.kept.cuts(self.subject.name, base, models, [sorted(ranks) for ranks in wanted])
+        for share in self.shares:
+            if share.one.prepare is not None:
+                block = self._block(share, 0, base, models)
+                share.prepared = share.one.prepare(block, share.earlier)
+                share.nonfinite += block.nonfinite
+
+    def run(
+        self,
+        start: int,
+        base: Tensor | None,
+        models: list[Tensor],
+        targets: Sequence[Mapping[Written, Tensor]],
+    ) -> None:
+        """Work on the elements from `start` on; `targets` are each output's memory for what its pass writes."""
+        if not self.subject.numel:
+            return
+        for share, memory in zip(self.shares, targets, strict=True):
+            block = self._block(share, start, base, models)
+            for kind, tensor in memory.items():
+                setattr(block, kind, tensor)
+            share.one.run(block, share.earlier)
+            share.nonfinite += block.nonfinite
+
+    def acceptable(self, allowed: Sequence[bool]) -> bool:
+        """Whether no output has met NaN or infinity, but those it is `allowed` to."""
+        found = [bool(share.nonfinite) or not bool(share.sums.isfinite().all()) for share in self.shares]
+        return all(not bad or allow for bad, allow in zip(found, allowed, strict=True))
+
+    def gather(self, statistics: Sequence[Statistics]) -> list[Tensor]:
+        """Add what was found to each output's statistics of the pass; returns each output's sums."""
+        return self.restore([share.sums.cpu() for share in self.shares], statistics)
+
+    def restore(self, sums: list[Tensor], statistics: Sequence[Statistics]) -> list[Tensor]:
+        """What `gather` does, with sums that were found before."""
+        self.whole = None
+        for share, own, gathered in zip(self.shares, sums, statistics, strict=True):
+            gathered.sizes[self.subject.name] = self.subject.numel
+            gathered.sums[self.subject.name] = own = own.view(share.sums.shape)
+            if share.one.statistic is not None:
+                self.kept.put(share.one.statistic, self.subject.name, own)
+        return sums
+
+    def known(self) -> list[Tensor] | None:
+        """Each output's sums, where all were kept of another merge of the same inputs."""
+        known = [self._kept_sums(share) for share in self.shares]
+        return [sums for sums in known if sums is not None] if None not in known else None
+
+    def _kept_sums(self, share: Share) -> Tensor | None:
+        if share.one.statistic is None:
+            return None
+        return self.kept.get(share.one.statistic, self.subject.name, torch.float64, share.one.rows, self.models)
+
+    def _block(self, share: Share, start: int, base: Tensor | None, models: list[Tensor]) -> Block:
+        return Block(
+            self.subject,
+            models,
+            base,
+            start=start,
+            whole=self.whole,
+            ranks=share.ranks,
+            cuts=self.cuts,
+            prepared=share.prepared,
+            sums=share.sums,
+        )

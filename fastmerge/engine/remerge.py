@@ -1,0 +1,113 @@
+"""Blocks of a merged folder, merged again from its inputs and compared to the byte."""
+
+from __future__ import annotations
+
+import os
+import random
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from ..methods._declaration import Statistics
+from ..recipe.plan import BLOCK, MergePlan
+from .mapping import Inputs
+from .run_pass import Progress
+from .statistics import Kept
+from .stream import Piece, Work, slot_bytes, stream
+from .works import Reading
+from .writer import Segment, Slot
+
+SAMPLE = 4 * BLOCK  # elements
+
+
+class Remerge:
+    """A plan of one output, carried out against the files of `folder` instead of into them.
+
+    Passes before the last are read whole, since the last needs their statistics; of the last, `samples` blocks, or all.
+    """
+
+    def __init__(self, plan: MergePlan, folder: Path, samples: int | None, seed: int) -> None:
+        self.blocks = 0  # that were compared
+        self.whole = samples is None
+        self.statistics: list[Statistics] = []  # of every pass; of the last, for tensors that were merged whole
+        self.problems: list[str] = []
+        self._plan = plan
+        self._folder = folder
+        self._samples = samples
+        self._random = random.Random(seed)
+
+    def run(self, progress: Progress | None) -> None:
+        """Compare. Raises MergeError where the inputs cannot be merged any more."""
+        plan = self._plan
+        inputs = Inputs([header for checkpoint in plan.checkpoints for header in checkpoint.headers])
+        for number in range(plan.pass_count):
+            gathered = Statistics(len(plan.models))
+            reading = Reading(plan, number, [self.statistics], [gathered], inputs, Kept())
+            works = reading.works()
+            pieces = [piece for work in works for piece in work.pieces(plan.chunk)]
+            if reading.last and self._samples is not None:
+                pieces = self._sampled(works, self._samples)
+            comparer = _Comparer(plan, self._folder, slot_bytes(works, plan.chunk))
+            try:
+                stream(pieces, inputs, comparer, progress=progress)
+            finally:
+                comparer.close()
+                self.problems += comparer.problems.values()
+            self.statistics.append(gathered)
+        self.blocks = sum(1 for piece in pieces if not piece.whole)
+
+    def _sampled(self, works: Sequence[Work], samples: int) -> list[Piece]:
+        """Some blocks of some works, in order, each after what it has to be prepared by."""
+        pieces = [list(work.pieces(min(SAMPLE, self._plan.chunk))) for work in works]
+        blocks = [(w, p) for w, own in enumerate(pieces) for p, piece in enumerate(own) if not piece.whole]
+        chosen = set(self._random.sample(blocks, min(samples, len(blocks))))
+        found = []
+        for w, own in enumerate(pieces):
+            picked = [piece for p, piece in enumerate(own) if piece.whole or (w, p) in chosen]
+            if any(not piece.whole for piece in picked):
+                found += [replace(piece, last=piece.last and len(picked) == len(own)) for piece in picked]
+        return found
+
+
+class _Comparer:
+    """A sink that compares what it is given with the bytes of files; `problems` are by tensor."""
+
+    def __init__(self, plan: MergePlan, folder: Path, slot: int) -> None:
+        self.problems: dict[tuple[str, str], str] = {}
+        self._folder = folder
+        self._slot = Slot(slot)
+        self._files: dict[str, int] = {}
+        self._starts: dict[str, list[tuple[int, str]]] = {}
+        for layout in plan.outputs[0].all_layouts:
+            for name, place in layout.places.items():
+                self._starts.setdefault(place.file, []).append((place.start, name))
+
+    def slot(self) -> Slot:
+        """Memory for the next block: each is compared before the next is asked for."""
+        self._slot.clear()
+        return self._slot
+
+    def put(self, slot: Slot) -> None:
+        """Compare."""
+        for segment in slot.segments:
+            data = memoryview(slot.memory)[segment.start :][: segment.nbytes]
+            if segment.file not in self._files:
+                self._files[segment.file] = os.open(self._folder / segment.file, os.O_RDONLY)
+            stored = os.pread(self._files[segment.file], segment.nbytes, segment.offset)
+            if stored != data:
+                self._differs(segment, data, stored)
+
+    def close(self) -> None:
+        for fd in self._files.values():
+            os.close(fd)
+
+    def _differs(self, segment: Segment, data: memoryview, stored: bytes) -> None:
+        first = segment.offset + int((np.frombuffer(data, np.uint8) != np.frombuffer(stored, np.uint8)).argmax())
+        starts = self._starts[segment.file]
+        start, name = starts[bisect_right(starts, (first, "\U0010ffff")) - 1]
+        path = self._folder / segment.file
+        text = f"{path}: tensor {name!r} is not what its inputs give (the first such byte is its {first - start}th)"
+        self.problems.setdefault((segment.file, name), text)

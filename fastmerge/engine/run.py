@@ -1,0 +1,35 @@
+"""Merging what a recipe says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..recipe.schema import Recipe
+from .merge import execute
+from .report import Report
+from .run_pass import Progress
+
+
+def run(
+    recipe: str | Path | Mapping[str, Any] | Recipe,
+    out: str | Path,
+    *,
+    dtype: str | None = None,
+    memory: str | int | None = None,
+    device: str = "auto",
+    overwrite: bool = False,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> Report:
+    """Merge what a recipe says into the folder `out`; several outputs are folders in it.
+
+    recipe: a YAML file, its content, or a Recipe. dtype and memory go before the recipe's; the rest is as in `merge`.
+    """
+    if isinstance(recipe, (str, Path)):
+        recipe = Recipe.read(recipe)
+    elif isinstance(recipe, Mapping):
+        recipe = Recipe(**recipe)
+    prepared = recipe.plan(out, dtype=dtype, memory=memory, device=device, overwrite=overwrite, resume=resume)
+    return execute(prepared, progress)

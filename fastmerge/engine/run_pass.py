@@ -1,0 +1,59 @@
+"""The works of one pass, carried out but for what is finished or known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ..formats.layout import FilePlan
+from ..recipe.plan import SLOTS
+from . import journal
+from .mapping import Inputs
+from .publish import Publication
+from .stream import Work, slot_bytes, stream
+from .writer import Writer
+
+Progress = Callable[[int], None]
+
+
+class Moved(NamedTuple):
+    """Bytes that were read and written."""
+
+    read: int
+    written: int
+
+
+def run_pass(
+    works: Sequence[Work],
+    files: Sequence[FilePlan],
+    publication: Publication,
+    inputs: Inputs,
+    chunk: int,
+    progress: Progress | None = None,
+    *,
+    number: int = 0,
+) -> Moved:
+    """Run pass `number` of a merge, which writes `files`; what was finished before it was stopped is restored."""
+    before = publication.finished(number, files)
+    done = {i: sums for i, work in enumerate(works) if (sums := before.get(i, work.known)) is not None}
+    for i, sums in done.items():
+        works[i].restore(sums)
+    left = {i: work for i, work in enumerate(works) if i not in done}
+    if progress and done:
+        progress(sum(works[i].bytes_read for i in done))
+    if not left:
+        return Moved(0, 0)
+    numbers = {id(work): i for i, work in left.items()}
+    slot = slot_bytes(list(left.values()), chunk)
+    with Writer(publication.folder, files, SLOTS, slot, publication.journal) as writer:
+
+        def finished(work: Work, sums: list[Tensor]) -> None:
+            writer.finish(journal.line(number, numbers[id(work)], sums))
+
+        stream([piece for work in left.values() for piece in work.pieces(chunk)], inputs, writer, finished, progress)
+    return Moved(
+        sum(work.bytes_read for work in left.values()),
+        sum(file.size for file in files) - sum(works[i].bytes_written for i in done),
+    )

@@ -1,0 +1,125 @@
+"""What is written beside the weights: index, configuration, tokenizer, the record, and the model card made of it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..formats import emr, record
+from ..formats.checkpoint import Checkpoint
+from ..formats.folder import copy_side_files, model_card, set_dtype, write_json
+from ..formats.record import CheckpointRecord, FileRecord, MergeRecord
+from ..methods._declaration import Statistics
+from ..recipe.plan import DTYPE_NAMES, MergePlan, Output
+
+Hashes = Mapping[Path, str]
+
+
+def write_side_files(
+    plan: MergePlan,
+    output: Output,
+    folder: Path,
+    statistics: Statistics,
+    results: Mapping[str, list[float]],
+    hashes: Hashes,
+) -> None:
+    """Write them for one output; `folder` holds all of them, `statistics` are its last pass's."""
+    own = folder / output.folder
+    for layout in output.layouts.values():
+        if layout.index is not None:
+            (folder / layout.index_name).write_bytes(layout.index)
+    if plan.lead.config and plan.dtype:
+        write_json(own / "config.json", set_dtype(plan.lead.config, _dtype_name(plan.dtype)))
+    copy_side_files(plan.lead.path, own)
+    if "unified" in output.layouts:
+        _write_emr_record(plan, output, own, statistics, results)
+        for model in plan.models:
+            if model.config and model.label in output.heads:
+                write_json(own / "tasks" / model.label / "config.json", model.config)
+    merged = merge_record(plan, output, folder, results, hashes)
+    write_json(own / record.RECORD, merged.content())
+    (own / "README.md").write_text(card(merged, output.name or (plan.out.name if plan.out else "")), encoding="utf-8")
+
+
+def merge_record(
+    plan: MergePlan, output: Output, folder: Path, results: Mapping[str, list[float]], hashes: Hashes
+) -> MergeRecord:
+    """The record of an output that lies in `folder`."""
+    return MergeRecord(
+        fastmerge=__version__,
+        method=output.method.name,
+        reference=output.method.source,
+        **output.parameters.record(),
+        task_specific=list(plan.task_specific),
+        rename={label: [(old, new) for old, new in pairs] for label, pairs in plan.rename.items()},
+        dtype=_dtype_name(plan.dtype) if plan.dtype else None,
+        base=None if plan.base is None else _input(plan, plan.base, hashes),
+        models={model.label: _input(plan, model, hashes) for model in plan.models},
+        results=dict(results),
+        files=file_records(output, folder, hashes),
+    )
+
+
+def file_records(output: Output, folder: Path, hashes: Hashes) -> list[FileRecord]:
+    """The files of an output that lies in `folder`."""
+    return [
+        FileRecord(
+            file=file.name.removeprefix(output.folder),
+            size=file.size,
+            header_sha256=hashlib.sha256(file.header[8:]).hexdigest(),
+            sha256=hashes.get(folder / file.name),
+        )
+        for layout in output.all_layouts
+        for file in layout.files
+    ]
+
+
+def card(merged: MergeRecord, title: str) -> str:
+    """The model card of a folder."""
+    lines = [f"Merged from {len(merged.models)} models with `{merged.method}` ({merged.reference})."]
+    if "rescalers" in merged.results:
+        lines.append("\nAn EMR artefact: `fastmerge task THIS_FOLDER NAME --out FOLDER` gives one task's model.")
+    return model_card(title, lines, merged.content())
+
+
+def _dtype_name(code: str) -> str:
+    return next(name for name, own in DTYPE_NAMES.items() if own == code)
+
+
+def _input(plan: MergePlan, checkpoint: Checkpoint, hashes: Hashes) -> CheckpointRecord:
+    files = [
+        FileRecord(file=h.file.name, size=h.size, header_sha256=h.digest, sha256=hashes.get(h.file))
+        for h in checkpoint.headers
+    ]
+    return CheckpointRecord(source=plan.sources[checkpoint.label], files=files)
+
+
+def _write_emr_record(
+    plan: MergePlan, output: Output, folder: Path, statistics: Statistics, results: Mapping[str, list[float]]
+) -> None:
+    assert plan.base is not None
+    files = {
+        kind: [file.name.removeprefix(output.folder) for file in output.layouts[kind].files] for kind in output.layouts
+    }
+    base: dict[str, Any] = {"source": plan.sources["base"], "files": plan.base.identity()}
+    artefact = emr.EmrRecord(
+        fastmerge=__version__,
+        method=output.method.name,
+        params=output.parameters.record()["params"],
+        tasks=plan.names,
+        rescalers=results["rescalers"],
+        base=emr.BaseRecord(**base),
+        unified=files["unified"],
+        masks=files["masks"],
+        tensors={
+            name: emr.TensorSums(magnitude=sums[0].tolist(), kept=sums[1].tolist())
+            for name, sums in statistics.sums.items()
+        },
+        aliases={t.name: list(t.aliases) for t in plan.alignment.tensors if t.aliases},
+        copied=[t.name for t in plan.alignment.tensors if t.copy],
+        replaced=[info.name for info in plan.alignment.base_specific],
+    )
+    write_json(folder / emr.RECORD, artefact.model_dump(mode="json"))

@@ -1,0 +1,63 @@
+"""Statistics that depend on the inputs alone, kept so that another density or scale does not gather them again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .. import ops
+
+HISTOGRAM = "magnitude_histogram"
+LIMIT = 1_000_000_000  # bytes
+CUTS = "cuts"  # float64 [4, M]: model, rank, magnitude, index
+
+
+@dataclass(slots=True)
+class Kept:
+    """Tensors by (statistic, tensor name), `limit` bytes of them at most. `changed` tells whether any was added."""
+
+    found: dict[tuple[str, str], Tensor] = field(default_factory=dict)
+    limit: int = LIMIT
+    changed: bool = False
+
+    def get(self, statistic: str, tensor: str, dtype: torch.dtype, *shape: int) -> Tensor | None:
+        """What is kept, if it is of this dtype and its shape begins like this."""
+        value = self.found.get((statistic, tensor))
+        fits = value is not None and value.dtype == dtype and value.shape[: len(shape)] == shape
+        return value if fits else None
+
+    def put(self, statistic: str, tensor: str, value: Tensor) -> None:
+        before = self.found.get((statistic, tensor))
+        left = self.limit - value.nbytes + (0 if before is None else before.nbytes)
+        if value is not before and left >= 0:
+            self.found[statistic, tensor] = value
+            self.limit, self.changed = left, True
+
+    def cuts(
+        self, tensor: str, base: Tensor, models: Sequence[Tensor], ranks: Sequence[Sequence[int]]
+    ) -> list[dict[int, ops.Cut]]:
+        """Per model the cut of every rank, found in one look at the tensor, or two where its histogram is not known."""
+        known = self._known_cuts(tensor, len(models))
+        missing = [[rank for rank in own if rank not in known[k]] for k, own in enumerate(ranks)]
+        if any(missing):
+            histogram = self.get(HISTOGRAM, tensor, torch.int64, len(models))
+            if histogram is None:
+                histogram = ops.magnitude_histogram(base, models)
+                self.put(HISTOGRAM, tensor, histogram)
+            most = max(map(len, missing))
+            padded = [own + [0] * (most - len(own)) for own in missing]
+            for k, cuts in enumerate(ops.kth_magnitude(base, models, padded, histogram=histogram)):
+                known[k] |= dict(zip(padded[k], cuts, strict=True))
+            rows = [(k, rank, *cut) for k, own in enumerate(known) for rank, cut in own.items()]
+            self.put(CUTS, tensor, torch.tensor(rows, dtype=torch.float64).T.contiguous())
+        return known
+
+    def _known_cuts(self, tensor: str, models: int) -> list[dict[int, ops.Cut]]:
+        known: list[dict[int, ops.Cut]] = [{} for _ in range(models)]
+        stored = self.get(CUTS, tensor, torch.float64, 4)
+        for k, rank, magnitude, index in [] if stored is None else stored.T.tolist():
+            known[int(k)][int(rank)] = ops.Cut(magnitude, int(index))
+        return known

@@ -1,0 +1,74 @@
+"""Kept statistics on disk: `.fastmerge/statistics-KEY.safetensors` beside the output; KEY is the inputs' identity."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+from ..errors import InputError
+from ..formats.safetensors import read_header, write_header
+from .journal import fsync_all
+from .statistics import LIMIT, Kept
+
+FORMAT = {"fastmerge.format": "statistics", "fastmerge.format_version": "1"}
+DTYPES = {"F64": torch.float64, "I64": torch.int64}
+
+Entry = tuple[str, str, tuple[int, ...]]  # statistic:tensor, dtype, shape
+
+
+def statistics_file(out: Path, key: str) -> Path:
+    """Where statistics of the inputs `key` are kept beside the output `out`."""
+    return out.resolve().parent / ".fastmerge" / f"statistics-{key}.safetensors"
+
+
+def load(file: Path, key: str, limit: int) -> tuple[Kept, list[str]]:
+    """What was kept, nothing where the file is not ours or damaged, and a note of that."""
+    kept = Kept(limit=min(limit, LIMIT))
+    if not file.exists():
+        return kept, []
+    try:
+        header = read_header(file)
+        data = file.read_bytes() if header.size <= 2 * LIMIT else b""
+    except (InputError, OSError):
+        return kept, [f"{file} cannot be read: statistics are gathered anew"]
+    entries = [(info.name, info.dtype, info.shape) for info in header.tensors.values()]
+    first = min((info.start for info in header.tensors.values()), default=header.size)
+    if header.metadata != _metadata(key, entries, [data[first:]]) or not {dtype for _, dtype, _ in entries} <= {
+        *DTYPES
+    }:
+        return kept, [f"{file} is damaged, or not of these inputs: statistics are gathered anew"]
+    for info in header.tensors.values():
+        value = torch.frombuffer(bytearray(data[info.start : info.stop]), dtype=DTYPES[info.dtype])
+        statistic, _, tensor = info.name.partition(":")
+        kept.put(statistic, tensor, value.view(info.shape))
+    kept.changed = False
+    return kept, []
+
+
+def save(kept: Kept, file: Path, key: str, scratch: Path) -> None:
+    """Write what is kept to `file` in one step, by way of the file `scratch` of the same file system."""
+    codes = {dtype: code for code, dtype in DTYPES.items()}
+    found = {
+        f"{statistic}:{tensor}": value for (statistic, tensor), value in sorted(kept.found.items()) if value.nbytes
+    }
+    entries = [(name, codes[value.dtype], tuple(value.shape)) for name, value in found.items()]
+    parts = [value.contiguous().numpy().tobytes() for value in found.values()]
+    header, _ = write_header(entries, _metadata(key, entries, parts))
+    file.parent.mkdir(exist_ok=True)
+    with scratch.open("wb") as stream:
+        stream.writelines([header, *parts])
+    fsync_all([scratch])
+    os.replace(scratch, file)
+
+
+def _metadata(key: str, entries: Iterable[Entry], parts: Iterable[bytes]) -> dict[str, str]:
+    """What the file says of itself; a hash of all that it holds, so that no damage passes for statistics."""
+    content = hashlib.sha256(json.dumps(list(entries)).encode())
+    for part in parts:
+        content.update(part)
+    return FORMAT | {"inputs": key, "sha256": content.hexdigest()}

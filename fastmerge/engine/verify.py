@@ -1,0 +1,243 @@
+"""Is a merged folder what its record says, and do its inputs still give it?"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import __version__
+from ..errors import InputError, MergeError, VerifyError, nearest
+from ..formats.checkpoint import Checkpoint, open_checkpoint
+from ..formats.emr import EmrArtefact
+from ..formats.folder import to_json
+from ..formats.record import RECORD, FileRecord, MergeRecord, read_record
+from ..formats.safetensors import read_header
+from ..methods._declaration import Statistics
+from ..recipe.plan import MergePlan, plan
+from .hashes import hash_files
+from .journal import fsync_all
+from .remerge import Remerge
+from .run_pass import Progress
+from .side_files import card, file_records
+
+RTOL = 1e-12  # of sums, which another backend may add up in another order
+
+
+@dataclass(slots=True)
+class Check:
+    """What was looked at, and what is wrong with it."""
+
+    what: str
+    problems: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Verification:
+    """The checks of a folder, or of the outputs in it."""
+
+    folder: str
+    checks: list[Check] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def problems(self) -> list[str]:
+        return [problem for check in self.checks for problem in check.problems]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The verification as JSON."""
+        checks = [{"what": check.what, "problems": check.problems} for check in self.checks]
+        return {"folder": self.folder, "good": not self.problems, "checks": checks, "notes": self.notes}
+
+
+def verify(
+    folder: str | Path,
+    *,
+    base: str | Path | None = None,
+    models: Mapping[str, str | Path] | None = None,
+    samples: int | None = 16,
+    hashes: bool = False,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Verification:
+    """Check a folder made by `merge` against its record and its inputs.
+
+    Looked at are the sizes and headers of all files, their hashes where they are recorded, and `samples` blocks of
+    tensors (None: all), chosen by `seed`, which are merged again and compared to the byte. base, models: where inputs
+    are now, if no longer where the record says. hashes: hash all files, and record what was not recorded. Raises
+    InputError where there is nothing to verify, and VerifyError with everything that differs.
+    """
+    folder = Path(folder)
+    outputs = [] if (folder / RECORD).is_file() else sorted(path.parent for path in folder.glob(f"*/{RECORD}"))
+    found = Verification(str(folder))
+    for one in outputs or [folder]:
+        record = read_record(one)
+        inputs = _opened(one, record, {**({} if base is None else {"base": base}), **(models or {})})
+        if record.fastmerge != __version__:
+            found.notes.append(f"{one}: made by fastmerge {record.fastmerge}, verified by {__version__}")
+        checks = _file_checks(one, record, inputs)
+        known: dict[Path, str] = {}
+        if not any(check.problems for check in checks):
+            known, check = _hash_check(one, record, inputs, hashes)
+            checks += [check] if known else []
+            checks += _merge_checks(one, record, inputs, samples, seed, progress)
+        found.checks += checks
+        if hashes and not any(check.problems for check in checks):
+            _add_hashes(one, record, inputs, known)
+    if found.problems:
+        raise VerifyError(found)
+    return found
+
+
+def _opened(folder: Path, record: MergeRecord, places: Mapping[str, str | Path]) -> dict[str, Checkpoint]:
+    """The inputs, where they are now."""
+    known = record.inputs
+    problems = [
+        f"{folder}: no input is called {label!r}{nearest(label, known)}; there are {', '.join(known)}"
+        for label in places
+        if label not in known
+    ]
+    opened = {}
+    for label, given in known.items():
+        try:
+            opened[label] = open_checkpoint(places.get(label, given.source), label)
+        except InputError as error:  # noqa: PERF203 - the problems of all inputs are wanted
+            option = "--base PATH" if label == "base" else f"--model {label}=PATH"
+            problems += [f"{problem}; say where it is now by {option}" for problem in error.problems]
+    if problems:
+        raise InputError(problems)
+    return opened
+
+
+def _file_checks(folder: Path, record: MergeRecord, inputs: Mapping[str, Checkpoint]) -> list[Check]:
+    """Sizes and headers of the inputs and of the folder's own files."""
+    checks = [Check("inputs"), Check("files")]
+    for label, given in record.inputs.items():
+        before = [(file.size, file.header_sha256) for file in given.files]
+        if [(header.size, header.digest) for header in inputs[label].headers] != before:
+            text = f"{label}: {inputs[label].path} is not what was merged: its files have other sizes or headers"
+            checks[0].problems.append(text)
+    for file in record.files:
+        path = folder / file.file
+        try:
+            header = read_header(path)
+        except InputError as error:
+            checks[1].problems += error.problems
+            continue
+        if (header.size, header.digest) != (file.size, file.header_sha256):
+            checks[1].problems.append(f"{path}: has another size or header than what was merged")
+    return checks
+
+
+def _hash_check(
+    folder: Path, record: MergeRecord, inputs: Mapping[str, Checkpoint], every: bool
+) -> tuple[dict[Path, str], Check]:
+    """Hashes of the files that have one recorded, or of `every` file."""
+    files = [(file, path) for file, path in _all_files(folder, record, inputs) if every or file.sha256]
+    found = hash_files(path for _, path in files)
+    changed = [path for file, path in files if file.sha256 not in (None, found[path])]
+    return found, Check("hashes", [f"{path}: has changed: its hash is not the recorded one" for path in changed])
+
+
+def _all_files(
+    folder: Path, record: MergeRecord, inputs: Mapping[str, Checkpoint]
+) -> Iterator[tuple[FileRecord, Path]]:
+    for label, given in record.inputs.items():
+        yield from zip(given.files, (header.file for header in inputs[label].headers), strict=True)
+    yield from ((file, folder / file.file) for file in record.files)
+
+
+def _merge_checks(
+    folder: Path,
+    record: MergeRecord,
+    inputs: Mapping[str, Checkpoint],
+    samples: int | None,
+    seed: int,
+    progress: Progress | None,
+) -> list[Check]:
+    """Blocks merged again, and the method's numbers."""
+    paths = {label: checkpoint.path for label, checkpoint in inputs.items()}
+    prepared = plan(
+        record.method,
+        paths.pop("base", None),
+        paths,
+        params=record.params,
+        tensors=[(own.match, own.parameters) for own in record.tensors],
+        task_specific=record.task_specific,
+        rename=record.rename,
+        dtype=record.dtype,
+    )
+    laid_out = [(file.file, file.header_sha256) for file in file_records(prepared.outputs[0], folder, {})]
+    if laid_out != [(file.file, file.header_sha256) for file in record.files]:
+        return [Check("blocks", [f"{folder}: its files are laid out otherwise than these inputs and parameters give"])]
+    again = Remerge(prepared, folder, samples, seed)
+    trouble = []
+    try:
+        again.run(progress)
+    except MergeError as error:
+        trouble = [str(error)]
+    checks = [Check(f"{again.blocks} blocks", again.problems + trouble)]
+    return checks if checks[0].problems else [*checks, *_number_checks(folder, record, prepared, again)]
+
+
+def _number_checks(folder: Path, record: MergeRecord, plan: MergePlan, again: Remerge) -> Iterator[Check]:
+    """The sums of an EMR artefact, as far as they were summed again, and the numbers per model that statistics give."""
+    output, statistics = plan.outputs[0], again.statistics
+    if "unified" in output.layouts:
+        artefact = EmrArtefact(folder)
+        sums = {
+            name: torch.tensor([own.magnitude, own.kept], dtype=torch.float64)
+            for name, own in artefact.record.tensors.items()
+        }
+        wrong = [
+            f"{folder}: the sums of tensor {name!r} are not what its inputs give"
+            for name, own in statistics[-1].sums.items()
+            if not torch.allclose(own, sums[name], rtol=RTOL, atol=0, equal_nan=True)
+        ]
+        yield Check(f"sums of {len(statistics[-1].sums)} tensors", wrong)
+        sizes = {name: info.numel for name, info in artefact.unified.items()}
+        statistics = [*statistics[:-1], Statistics(len(plan.models), sizes, sums)]
+        found = {"rescalers": artefact.record.rescalers}
+    elif again.whole:
+        found = record.results
+    else:
+        return
+    expected = output.method.results(statistics)
+    wrong = [
+        f"{folder}: {name} are {own}, its statistics give {expected.get(name)}"
+        for name, own in (*found.items(), *record.results.items())
+        if not _close(own, expected.get(name, []))
+    ]
+    if expected:
+        yield Check(", ".join(expected), list(dict.fromkeys(wrong)))
+
+
+def _close(one: list[float], other: list[float]) -> bool:
+    """Equal, but for what sums of another backend may change in numbers rounded to float32."""
+    pairs = zip(one, other, strict=True)
+    return len(one) == len(other) and all(math.isclose(a, b, rel_tol=1e-6) or a != a != b != b for a, b in pairs)
+
+
+def _add_hashes(
+    folder: Path, record: MergeRecord, inputs: Mapping[str, Checkpoint], hashes: Mapping[Path, str]
+) -> None:
+    """Write the record with hashes, and the model card, if it still is the one that was made of the record."""
+    readme = folder / "README.md"
+    card_is_ours = readme.is_file() and readme.read_text(encoding="utf-8") == card(record, folder.name)
+    for file, path in _all_files(folder, record, inputs):
+        file.sha256 = hashes[path]
+    _replace(folder / RECORD, to_json(record.content()))
+    if card_is_ours:
+        _replace(readme, card(record, folder.name))
+
+
+def _replace(path: Path, text: str) -> None:
+    scratch = path.with_name(f".{path.name}.partial")
+    scratch.write_text(text, encoding="utf-8")
+    fsync_all([scratch])
+    os.replace(scratch, path)

@@ -1,0 +1,153 @@
+"""The work of one pass of a plan, tensor by tensor: what is read, what is called, where results go."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import MergeError
+from ..formats.layout import FilePlan, Place
+from ..formats.safetensors import TensorInfo
+from ..methods._declaration import Pass, Statistics, Subject, Written
+from ..ops import BLOCK
+from ..recipe.plan import MergePlan, Output, inputs
+from ..recipe.preflight import TensorPlan
+from .culprit import check_finite
+from .mapping import Inputs
+from .passes import TensorPass
+from .statistics import Kept
+from .stream import Source, Target, Work
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One pass of a plan: each output's statistics of the passes before and of this one."""
+
+    plan: MergePlan
+    number: int
+    earlier: Sequence[Sequence[Statistics]]
+    gathered: Sequence[Statistics]
+    files: Inputs
+    kept: Kept
+
+    @property
+    def last(self) -> bool:
+        return self.number == self.plan.pass_count - 1
+
+    def passes(self, tensor: str) -> list[Pass]:
+        """This pass of every output, with the parameters that hold for the tensor."""
+        return [self.plan.passes(output, tensor)[self.number] for output in self.plan.outputs]
+
+    def writes(self, output: Output) -> tuple[Written, ...]:
+        """What this pass writes for an output."""
+        return output.method.passes(self.plan.names, self.plan.alignment.wide)[self.number].writes
+
+    def outputs(self) -> list[FilePlan]:
+        """The files that this pass writes."""
+        layouts = [output.layouts[kind] for output in self.plan.outputs for kind in self.writes(output)]
+        layouts += [layout for output in self.plan.outputs if self.last for layout in output.heads.values()]
+        return [file for layout in layouts for file in layout.files]
+
+    def works(self) -> list[Work]:
+        """The work on every tensor, in the order of the lead checkpoint's files."""
+        plan = self.plan
+        position = {name: i for i, name in enumerate(plan.lead.tensors)}
+        works: list[tuple[int, Work]] = []
+        for tensor in plan.alignment.tensors:
+            if not tensor.copy:
+                works.append((position[tensor.name], self._merging(tensor)))
+            elif self.last:
+                works.append((position[tensor.name], self._copying(tensor)))
+        for output in plan.outputs:
+            if "merged" in self.writes(output):
+                places = output.layouts["merged"].places
+                works += [(position[t.name], _copy_of(t, places[t.name])) for t in plan.alignment.base_specific]
+            if self.last:
+                for label, layout in output.heads.items():
+                    own = plan.alignment.task_specific[label]
+                    works += [(len(position), _copy_of(info, layout.places[info.name])) for info in own]
+        return [work for _, work in sorted(works, key=lambda entry: entry[0])]
+
+    def _merging(self, tensor: TensorPlan) -> Work:
+        plan, subject = self.plan, Subject(tensor.name, tensor.shape)
+        passes, uses_base = self.passes(tensor.name), plan.method.uses_base
+        targets = [(o, kind) for o, output in enumerate(plan.outputs) for kind in self.writes(output)]
+        pass_ = TensorPass.of(subject, len(plan.models), passes, self.earlier, self.kept)
+
+        def split(sources: list[Tensor]) -> tuple[Tensor | None, list[Tensor]]:
+            return sources[0] if uses_base else None, sources[uses_base:]
+
+        def run(start: int, sources: list[Tensor], memory: list[Tensor]) -> None:
+            written: list[dict[Written, Tensor]] = [{} for _ in plan.outputs]
+            for (o, kind), tensor_memory in zip(targets, memory, strict=True):
+                written[o][kind] = tensor_memory
+            pass_.run(start, *split(sources), written)
+
+        def done() -> list[Tensor]:
+            if not pass_.acceptable([output.method.nonfinite == "allow" for output in plan.outputs]):
+                check_finite(tensor, plan.names, self.files, plan.chunk)
+            return pass_.gather(self.gathered)
+
+        def restore(sums: list[Tensor]) -> None:
+            pass_.restore(sums, self.gathered)
+
+        return Work(
+            tensor.numel,
+            tuple(Source(info) for info in inputs(tensor, plan.method)),
+            tuple(_target(plan, plan.outputs[o], kind, tensor) for o, kind in targets),
+            run,
+            done,
+            restore,
+            None if targets else self._trusted(pass_.known()),
+            prepare=(lambda sources: pass_.prepare(*split(sources))) if pass_.needs_whole else None,
+            least_chunk=-(-subject.columns // BLOCK) * BLOCK if any(one.rows_whole for one in passes) else 0,
+        )
+
+    def _trusted(self, known: list[Tensor] | None) -> list[Tensor] | None:
+        """Known sums, but none that would hide a NaN whose model and tensor are yet to be named."""
+        if known and self.plan.method.nonfinite == "error" and not all(sums.isfinite().all() for sums in known):
+            return None
+        return known
+
+    def _copying(self, tensor: TensorPlan) -> Work:
+        """An integer tensor: compared, and copied where a merged model is written."""
+        plan = self.plan
+        labels = (["base"] if tensor.base else []) + plan.names
+        places = tuple(
+            output.layouts["merged"].places[name]
+            for output in plan.outputs
+            if "merged" in self.writes(output)
+            for name in (tensor.name, *tensor.aliases)
+        )
+
+        def run(_: int, sources: list[Tensor], targets: list[Tensor]) -> None:
+            for label, other in zip(labels[1:], sources[1:], strict=True):
+                if not torch.equal(sources[0], other):
+                    raise MergeError(
+                        f"tensor {tensor.name!r} ({tensor.dtype}) differs between {labels[0]} and {label}; "
+                        "integer tensors are not merged and must be equal"
+                    )
+            for target in targets:
+                target.copy_(sources[0])
+
+        stored = tuple(Source(info) for info in inputs(tensor, plan.method))
+        return Work(tensor.numel, stored, (Target(places, tensor.dtype),) if places else (), run)
+
+
+def _target(plan: MergePlan, output: Output, kind: Written, tensor: TensorPlan) -> Target:
+    places = output.layouts[kind].places
+    if kind == "masks":
+        return Target((places[tensor.name],), "U8", len(plan.models))
+    names = (tensor.name, *tensor.aliases) if kind == "merged" else (tensor.name,)
+    stored = plan.stored_dtype(tensor) if kind == "unified" else plan.dtype or tensor.dtype
+    return Target(tuple(places[name] for name in names), stored)
+
+
+def _copy_of(info: TensorInfo, place: Place) -> Work:
+    def run(_: int, sources: list[Tensor], targets: list[Tensor]) -> None:
+        targets[0].copy_(sources[0])
+
+    return Work(info.numel, (Source(info),), (Target((place,), info.dtype),), run)

@@ -1,0 +1,145 @@
+"""Parts of the methods that keep some elements of each task vector: by magnitude, by chance, and by vote."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import replace
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from ._declaration import Block, Statistics, Subject, exact, of_models, per_model
+from ._modulators import TaskVectorMethod
+from ._seeds import drop_threshold, philox_key
+
+if TYPE_CHECKING:
+    from ..ops import Kept
+
+Rescaling = Literal["density", "l1"]
+SLAB = 1 << 22  # elements whose masks are held at a time; a multiple of ops.BLOCK
+
+
+class SparseMethod(TaskVectorMethod):
+    """A task-vector method that keeps the fraction `density` of each task vector."""
+
+    per_tensor = TaskVectorMethod.per_tensor | {"density"}
+    by_model: ClassVar[tuple[str, ...]] = ("weights", "density")
+
+    density: per_model(0, 1) = Field(0.2, description="fraction of each task vector that is kept")  # type: ignore[valid-type]
+
+    def densities(self, models: Sequence[str]) -> list[Fraction]:
+        """Each model's density, exactly as written."""
+        return [exact(density) for density in of_models(self.density, models)]
+
+    def kept(self, block: Block, models: Sequence[str], earlier: Sequence[Statistics]) -> Kept:
+        """Which elements take part."""
+        raise NotImplementedError
+
+    def arguments(self, block: Block, models: Sequence[str], earlier: Sequence[Statistics]) -> dict[str, Any]:
+        kept = self.kept(block, models, earlier)
+        return super().arguments(block, models, earlier) | {"kept": kept, "offset": block.start}
+
+
+class TrimmedMethod(SparseMethod):
+    """Keeps a window of each task vector's magnitudes: past the largest that `tops` counts, what `density` asks for."""
+
+    @property
+    def trims(self) -> bool:
+        return True
+
+    def tops(self, subject: Subject, models: Sequence[str]) -> list[int]:
+        """Per model how many of the largest magnitudes are left out."""
+        return [0 for _ in models]
+
+    def ranks(self, subject: Subject, models: Sequence[str], earlier: Sequence[Statistics]) -> list[list[int]]:
+        pairs = zip(self.tops(subject, models), self.densities(models), strict=True)
+        return [[top, top + int(density * subject.numel)] for top, density in pairs]
+
+    def kept(self, block: Block, models: Sequence[str], earlier: Sequence[Statistics]) -> Kept:
+        from ..ops import Cut, Kept, Window
+
+        def window(cuts: dict[int, Cut], top: int, bottom: int) -> Window:
+            nothing = Cut(float("inf"), 0)
+            if bottom == block.subject.numel:
+                return Window(cuts[top] if top else None, None)
+            return Window(cuts[top] if top else None, cuts[bottom] if bottom else nothing)
+
+        return Kept(trim=[window(cuts, *own) for cuts, own in zip(block.cuts, block.ranks, strict=True)])
+
+
+class RandomMethod(SparseMethod):
+    """Drops elements by chance, and scales the rest up."""
+
+    density: per_model(0, 1) = Field(0.5, description="fraction of each task vector that is kept, on average")  # type: ignore[valid-type]
+    seed: int = Field(0, description="of the random numbers; one seed drops the same elements everywhere")
+    rescale: Rescaling = Field("density", description="what is kept is divided by density, or brought to its L1 norm")
+
+    @property
+    def prepares(self) -> bool:
+        return self.rescale == "l1"
+
+    def keys(self, subject: Subject, models: Sequence[str]) -> list[int]:
+        """Each model's key for this tensor's random numbers."""
+        return [philox_key(self.seed, self.name, subject.name, model) for model in models]
+
+    def prepare(self, block: Block, models: Sequence[str], earlier: Sequence[Statistics]) -> list[float]:
+        """Per model the L1 norm before the drop over the one after, rounded to float32; 0 where all is dropped."""
+        import torch
+
+        from .. import ops
+
+        assert block.base is not None
+        sums = torch.zeros(2, len(models), dtype=torch.float64, device=block.base.device)
+        for start in range(0, block.subject.numel, SLAB):
+            own = slice(start, start + SLAB)
+            part = replace(block, start=start, base=block.base[own], models=[model[own] for model in block.models])
+            ops.kept_sums(block.base[own], part.models, self.kept(part, models, earlier), offset=start, sums=sums)
+        before, after = sums.tolist()
+        return [ctypes.c_float(b / a).value if a else 0.0 for b, a in zip(before, after, strict=True)]
+
+    def factors(self, block: Block, models: Sequence[str]) -> list[float]:
+        """What each model's kept elements are multiplied by."""
+        if self.rescale == "l1":
+            factors: list[float] = block.prepared
+            return factors
+        return [float(1 / density) if density else 0.0 for density in self.densities(models)]
+
+    def arguments(self, block: Block, models: Sequence[str], earlier: Sequence[Statistics]) -> dict[str, Any]:
+        return super().arguments(block, models, earlier) | {"factors": self.factors(block, models)}
+
+
+class DroppingMethod(RandomMethod):
+    """Drops every element with the same probability (DARE)."""
+
+    def kept(self, block: Block, models: Sequence[str], earlier: Sequence[Statistics]) -> Kept:
+        from ..ops import Drop, Kept
+
+        keys = self.keys(block.subject, models)
+        return Kept(
+            drop=[Drop(key, drop_threshold(1 - d)) for key, d in zip(keys, self.densities(models), strict=True)]
+        )
+
+
+class NormalizedSparseMethod(SparseMethod):
+    """Sums what is kept, and may divide by the sum of the weights."""
+
+    normalize: bool = Field(False, description="divide by the sum of the weights")
+
+    def arguments(self, block: Block, models: Sequence[str], earlier: Sequence[Statistics]) -> dict[str, Any]:
+        return super().arguments(block, models, earlier) | {"normalize": self.normalize}
+
+
+class VotingMethod(TaskVectorMethod):
+    """Elects a sign by element and merges what agrees with it (TIES-Merging)."""
+
+    vote: Literal["weighted", "unweighted", "count"] = Field(
+        "weighted", description="the sign of Σ w_k τ_k, of Σ τ_k, or of most models"
+    )
+    merge: Literal["sum", "mean", "weighted_mean"] = Field(
+        "sum", description="what agrees is summed, or divided by its number or weights"
+    )
+
+    def arguments(self, block: Block, models: Sequence[str], earlier: Sequence[Statistics]) -> dict[str, Any]:
+        return super().arguments(block, models, earlier) | {"consensus": self.vote, "merge": self.merge}

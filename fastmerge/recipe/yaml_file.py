@@ -1,0 +1,74 @@
+"""Reading recipes from YAML 1.2 (JSON is part of it) as plain data: no tags, no anchors, no key twice."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..errors import InputError
+
+SIZE_LIMIT = 1_000_000  # bytes
+TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("map", "seq", "str")}
+# YAML 1.2's core schema. PyYAML knows 1.1's, where `no` is false, 1e-3 a text, 1:30 a number and 2024-01-01 a date.
+SCALARS: list[tuple[re.Pattern[str], Callable[[str], Any]]] = [
+    (re.compile(r"|~|null|Null|NULL"), lambda _: None),
+    (re.compile(r"true|True|TRUE|false|False|FALSE"), lambda text: text.lower() == "true"),
+    (re.compile(r"[-+]?[0-9]{1,300}"), int),
+    (re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"), float),
+    (re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"), lambda text: float(text.replace(".", ""))),
+]
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """The mapping that a file holds. Raises InputError with line and column of what is wrong."""
+    try:
+        if file.stat().st_size > SIZE_LIMIT:
+            raise InputError(f"{file}: larger than {SIZE_LIMIT:,} bytes, which no recipe is")
+        content = _data(yaml.compose(file.read_text(encoding="utf-8"), yaml.BaseLoader), set())
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{file}: is no text in UTF-8, and no recipe") from None
+    except RecursionError:
+        raise InputError(f"{file}: is nested too deeply for a recipe") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise InputError(f"{file}: {place}{error.problem}") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{file}: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{file}: a recipe is a mapping, such as method: task_arithmetic")
+    return content
+
+
+def _data(node: Any, seen: set[int]) -> Any:
+    """The value of a node whose scalars are all texts. One that is met again may hold itself, or grow without bound."""
+    if node is None:  # an empty file
+        return None
+    if id(node) in seen:
+        raise _error("is used in another place; anchors and aliases are not read: write it out", node)
+    if node.tag not in TAGS:
+        raise _error(f"tags such as {node.tag} are not read", node)
+    seen.add(id(node))
+    if isinstance(node, yaml.SequenceNode):
+        return [_data(inner, seen) for inner in node.value]
+    if isinstance(node, yaml.ScalarNode):
+        kinds = [convert for form, convert in SCALARS if form.fullmatch(node.value)] if node.style is None else []
+        return kinds[0](node.value) if kinds else node.value
+    content: dict[str, Any] = {}
+    for key, value in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            raise _error("a key must be a plain text", key)
+        if key.value in content:  # keys are the text that stands there: a model may be called 1 or no
+            raise _error(f"the key {key.value!r} is there twice", key)
+        content[key.value] = _data(value, seen)
+    return content
+
+
+def _error(problem: str, where: Any) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=where.start_mark)

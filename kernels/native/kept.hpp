@@ -1,0 +1,110 @@
+// Which elements of each model take part: not trimmed by magnitude, not dropped at random, not masked out.
+#pragma once
+#include <limits>
+
+#include "philox.hpp"
+#include "strips.hpp"
+
+namespace fm::FM_ISA {
+
+// The largest number below a magnitude, so that "above or equal" is "above" of another number.
+template <class W> static inline W below(W x) {
+    using Bits = std::conditional_t<sizeof(W) == 8, int64_t, int32_t>;
+    return x > 0 ? std::bit_cast<W>(std::bit_cast<Bits>(x) - 1) : W(-1);
+}
+
+// A cut as what magnitudes above it exceed: one number for the elements before its index, of which those of equal magnitude
+// are above, and another from there on.
+template <class T> class Bound {
+    using V = typename Working<T>::V;
+    using W = typename Working<T>::W;
+
+  public:
+    // A NaN divides nothing: `otherwise` is exceeded by all magnitudes or by none.
+    void set(double magnitude, int64_t index, W otherwise) {
+        const W m = magnitude == magnitude ? W(magnitude) : otherwise;
+        from_ = m, before_ = below(m), index_ = index;
+    }
+    bool within(int64_t first) const { return first < index_ && index_ < first + STRIP; }
+    // For a half of the pair of elements first … first + 31 of the tensor.
+    template <int HALF> V at(int64_t first) const {
+        const int64_t early = index_ - first;
+        if (early > 0 && early < PAIR) [[unlikely]] {
+            typename V::Mask before[2];
+            split_bits<T>((1u << early) - 1, before[0], before[1]);
+            return V::select(before[HALF], V::set(before_), V::set(from_));
+        }
+        return V::set(early > 0 ? before_ : from_);
+    }
+
+  private:
+    W before_, from_;
+    int64_t index_;
+};
+
+template <class T> class Kept {
+    using V = typename Working<T>::V;
+    using W = typename Working<T>::W;
+    using Mask = typename V::Mask;
+
+  public:
+    explicit Kept(const Args &a) : args_(a), packed_(a.drop || a.masks) {
+        for (int k = 0; a.trim && k < a.models_count; ++k) {
+            const Window &w = a.trim[k];
+            top_ |= w.top < std::numeric_limits<double>::infinity() || w.top_index, bottom_ |= w.bottom >= 0;
+            tops_[k].set(w.top, w.top_index, std::numeric_limits<W>::infinity());
+            bottoms_[k].set(w.bottom, w.bottom_index, -1);
+        }
+    }
+    // The strip of elements begin … begin + n of the call comes next.
+    void at(int64_t begin, int n) {
+        first_ = args_.offset + begin;
+        for (int k = 0; packed_ && k < args_.models_count; ++k) {
+            if (args_.drop) draw(args_.drop[k], n, bits_[k]);
+            else memset(bits_[k], 0xff, sizeof bits_[k]);
+            if (!args_.masks) continue;
+            uint32_t row[STRIP / PAIR] = {};
+            memcpy(row, args_.masks + k * args_.mask_stride + begin / 8, (n + 7) / 8);
+            for (int j = 0; j < STRIP / PAIR; ++j) bits_[k][j] &= row[j];
+        }
+    }
+    // The selection from one model, for one strip.
+    struct Filter {
+        const Bound<T> &top_bound, &bottom_bound;
+        const uint32_t *bits;
+        int64_t first;
+        bool mixed, above, below;
+        V top, bottom;
+        // What takes part in a half of the strip's pair at i, whose magnitudes are `size`. NaN is not trimmed.
+        template <int HALF> Mask half(int i, const V &size) const {
+            Mask on[2] = {Mask::from(0xffff), Mask::from(0xffff)};
+            if (bits) split_bits<T>(bits[i / PAIR], on[0], on[1]);
+            if (above) on[HALF] = on[HALF] & size.not_above(mixed ? top_bound.template at<HALF>(first + i) : top);
+            if (below) on[HALF] = on[HALF] & size.above_or_nan(mixed ? bottom_bound.template at<HALF>(first + i) : bottom);
+            return on[HALF];
+        }
+    };
+    Filter of(int k) const {
+        const Bound<T> &t = tops_[k], &b = bottoms_[k];
+        return {t, b, packed_ ? bits_[k] : nullptr, first_, t.within(first_) || b.within(first_), top_, bottom_, t.template at<0>(first_), b.template at<0>(first_)};
+    }
+
+  private:
+    void draw(const Drop &drop, int n, uint32_t *bits) {
+        const bool all = drop.threshold >> 32, none = drop.threshold == 0;
+        if (all || none) return void(memset(bits, all ? 0 : 0xff, sizeof bits_[0]));
+        philox(first_, n, drop.key, words_);
+        const uint32_t least = uint32_t(drop.threshold);
+        for (int i = 0; i < n; i += PAIR)
+            bits[i / PAIR] = VF::Mask::at_least(words_ + i, least).bits() | VF::Mask::at_least(words_ + i + 16, least).bits() << 16;
+    }
+
+    const Args &args_;
+    bool packed_, top_ = false, bottom_ = false;  // whether there are bits_, finite tops_ and bottoms_
+    int64_t first_ = 0;
+    Bound<T> tops_[MAX_MODELS], bottoms_[MAX_MODELS];
+    uint32_t bits_[MAX_MODELS][STRIP / PAIR];
+    uint32_t words_[STRIP];
+};
+
+}  // namespace fm::FM_ISA

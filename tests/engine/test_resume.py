@@ -1,0 +1,516 @@
+"""Merges that are stopped: no output or the whole one, and what was done is not done again."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from folders import Patched, content, family, near, read, state, write
+from typer.testing import CliRunner
+
+import fastmerge as fm
+from fastmerge import interrupts
+from fastmerge.cli import app
+from fastmerge.engine import merge, publish, stream, writer
+from fastmerge.engine.journal import Journal
+from fastmerge.engine.mapping import Inputs
+from fastmerge.errors import InputError, MergeError, ResumableError
+from fastmerge.recipe.plan import partial_folder, plan
+
+SHAPES = {f"layers.{i}.weight": (257, 300) for i in range(16)} | {"norm.weight": (5,), "empty": (0, 4)}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Path]]:
+    root = tmp_path_factory.mktemp("models")
+    base = state(0, torch.bfloat16, SHAPES)
+    return write(root / "base", base), {f"m{k}": write(root / f"m{k}", near(base, k + 1)) for k in range(2)}
+
+
+@pytest.fixture(autouse=True)
+def journal_every_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "SYNC_SECONDS", 0)
+
+
+def hidden(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir() if path.name.startswith(".")]
+
+
+class Stop(Exception):  # noqa: N818 - an event, no error
+    """What a test ends a merge with."""
+
+
+def stop_after(tensors: int, error: type[BaseException] = Stop) -> Callable[[int], None]:
+    """A progress that raises once this many chunks were read."""
+    seen = iter(range(10**9))
+
+    def progress(_: int) -> None:
+        if next(seen) >= tensors:
+            raise error
+
+    return progress
+
+
+@pytest.mark.parametrize(
+    ("method", "params"),
+    [("task_arithmetic", {}), ("emr", {}), ("ties", {"density": 0.3}), ("ties", {"scope": "global"})],
+    ids=["one pass", "sums", "cuts", "four passes"],
+)
+@pytest.mark.parametrize("stops", [[0], [0.05], [0.55], [0.97], [0.2, 0.2, 0.2, 0.2]])
+def test_resume_gives_the_same_bytes(
+    method: str, params: dict[str, Any], stops: list[float], models: tuple[Path, dict[str, Path]], tmp_path: Path
+) -> None:
+    """However often and wherever a merge is stopped; what was finished is not read again, nothing hidden is left."""
+    chunks: list[int] = []
+    whole = fm.merge(method, *models, tmp_path / "whole" / "out", params, progress=chunks.append)
+    out = tmp_path / "out"
+    for stop in stops:
+        with pytest.raises(Stop):
+            fm.merge(method, *models, out, params, resume=True, progress=stop_after(int(stop * len(chunks))))
+        assert not out.exists()
+    report = fm.merge(method, *models, out, params, resume=True)
+    assert content(out) == content(tmp_path / "whole" / "out")
+    assert set(hidden(tmp_path)) <= {".fastmerge"}
+    assert report.results == whole.results
+    assert (report.bytes_read < whole.bytes_read) == (int(stops[0] * len(chunks)) > 0)
+
+
+KILLED = """
+import json, os, random, shutil, signal, sys, time
+from pathlib import Path
+import torch
+import fastmerge as fm
+from fastmerge.engine import merge, state_dicts, task, writer
+
+writer.SYNC_SECONDS = 0
+base, models, out = json.loads(sys.argv[1])
+out, random = Path(out), random.Random(0)
+
+def start():
+    child = os.fork()
+    if child == 0:
+        try:
+            fm.merge("emr", base, models, out, memory="8MiB", resume=True)
+            os._exit(0)
+        except BaseException as error:
+            print(repr(error))
+            os._exit(1)
+    return child
+
+def content(folder):
+    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
+
+begin = time.monotonic()
+assert os.waitpid(start(), 0)[1] == 0
+took, expected = time.monotonic() - begin, content(out)
+shutil.rmtree(out)
+kills = resumed = 0
+while kills < 20:
+    child = start()
+    time.sleep(random.uniform(0, took))
+    os.kill(child, signal.SIGKILL)
+    killed = os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    kills += killed
+    resumed += killed and (out.parent / f".{out.name}.partial" / "journal").exists()
+    if out.exists():
+        assert content(out) == expected, "half an output, or other bytes"
+        shutil.rmtree(out)
+assert os.waitpid(start(), 0)[1] == 0
+assert content(out) == expected, "other bytes"
+print(resumed, sorted(os.listdir(out.parent)))
+"""
+
+
+def test_kill_at_random_moments(models: tuple[Path, dict[str, Path]], tmp_path: Path) -> None:
+    """kill -9, twenty times: no output or the whole, and in the end the bytes of an uninterrupted merge."""
+    (tmp_path / "place").mkdir()
+    job = json.dumps([str(models[0]), {k: str(v) for k, v in models[1].items()}, str(tmp_path / "place" / "out")])
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, job], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    resumed, left = done.stdout.split(maxsplit=1)
+    assert int(resumed) > 5
+    assert left.strip() == "['out']"
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_signals(stop: signal.Signals, models: tuple[Path, dict[str, Path]], tmp_path: Path) -> None:
+    """At random moments, imports included: exit code 130 or 143, one line, no traceback, no output or the whole."""
+    fm.merge("linear", None, models[1], tmp_path / "whole" / "out")
+    expected, chance, codes = content(tmp_path / "whole" / "out"), random.Random(int(stop)), []
+    named = [f"--model={name}={path}" for name, path in models[1].items()]
+    command = [sys.executable, "-m", "fastmerge", "merge", "linear", *named, "--out", str(tmp_path / "out")]
+    begin = time.monotonic()
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    took = time.monotonic() - begin
+    for _ in range(4):
+        if (tmp_path / "out").exists():
+            assert content(tmp_path / "out") == expected
+            shutil.rmtree(tmp_path / "out")
+        with subprocess.Popen([*command, "--resume"], cwd=tmp_path, stderr=subprocess.PIPE, text=True) as running:
+            while running.poll() is None and not catches(running.pid, signal.SIGTERM):
+                time.sleep(0.002)  # the interpreter's own start
+            time.sleep(chance.uniform(0, 0.8) * took)
+            running.send_signal(stop)
+            _, error = running.communicate()
+        codes.append(running.returncode)
+        assert running.returncode in (0, 128 + stop, -stop), error  # the last is the interpreter's own end
+        assert "Traceback" not in error
+        assert error.startswith("stopped") == (running.returncode == 128 + stop)
+    assert 128 + stop in codes
+
+
+def catches(process: int, number: signal.Signals) -> bool:
+    with suppress(FileNotFoundError):
+        for line in Path(f"/proc/{process}/status").read_text().splitlines():
+            if line.startswith("SigCgt:"):
+                return bool(int(line.split()[1], 16) >> (number - 1) & 1)
+    return False
+
+
+def open_files() -> Iterator[str]:
+    for fd in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):  # that of the listing
+            yield os.readlink(f"/proc/self/fd/{fd}")
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_merging(
+    stop: signal.Signals, models: tuple[Path, dict[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line says how to go on; threads have ended, files are closed, and --resume goes on."""
+    fm.merge("emr", *models, tmp_path / "emr" / "out")
+    sources, chunks = stream._sources, iter(range(100))
+
+    def signalled(piece: stream.Piece, inputs: Inputs) -> list[torch.Tensor]:
+        if next(chunks) == 9:
+            os.kill(os.getpid(), stop)
+        return sources(piece, inputs)
+
+    monkeypatch.setattr(stream, "_sources", signalled)
+    named = [f"--model={name}={path}" for name, path in models[1].items()]
+    command = ["merge", "emr", "--base", str(models[0]), *named, "--out", str(tmp_path / "out")]
+    handlers, threads = [signal.getsignal(s) for s in interrupts.SIGNALS], threading.active_count()
+    stopped = CliRunner().invoke(app, command)
+    assert stopped.exit_code == 128 + stop
+    assert stopped.stderr == "stopped; the same command with --resume goes on from here\n"
+    assert not (tmp_path / "out").exists()
+    assert threading.active_count() == threads
+    assert [signal.getsignal(s) for s in interrupts.SIGNALS] == handlers
+    assert not any(".out.partial" in file for file in open_files())
+    assert CliRunner().invoke(app, [*command, "--resume"]).exit_code == 0
+    assert content(tmp_path / "out") == content(tmp_path / "emr" / "out")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 4 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)]
+    if not shutil.which("mount") or subprocess.run(mounted, capture_output=True, check=False).returncode:
+        pytest.skip("file systems cannot be mounted here")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_full_disk(models: tuple[Path, dict[str, Path]], small_disk: Path, tmp_path: Path) -> None:
+    """Full after preflight: one error that says so, no output; with room again the merge goes on."""
+    fm.merge("linear", None, models[1], tmp_path / "whole" / "out")
+    ready = plan("linear", None, models[1], small_disk / "out", memory="8MiB")
+    filler = small_disk / "filler"
+    filler.write_bytes(bytes(3_000_000))
+    with pytest.raises(ResumableError, match="disk is full; make room and go on with --resume"):
+        merge.execute(ready)
+    assert not (small_disk / "out").exists()
+    with pytest.raises(InputError, match="make room"):
+        fm.merge("linear", None, models[1], small_disk / "out", resume=True)
+    filler.unlink()
+    fm.merge("linear", None, models[1], small_disk / "out", resume=True)
+    assert content(small_disk / "out") == content(tmp_path / "whole" / "out")
+    assert hidden(small_disk) == []
+
+
+@pytest.mark.parametrize("room", [0, 70_000, 500_000])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_writing_fails(
+    room: int,
+    number: int,
+    models: tuple[Path, dict[str, Path]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In the middle, on a file system that promises no room: no output, and what is on the disk need not be redone."""
+    written = 0
+
+    def pwrite(fd: int, data: memoryview, offset: int) -> int:
+        nonlocal written
+        written += len(data)
+        if written > room:
+            raise OSError(number, os.strerror(number))
+        return os.pwrite(fd, data, offset)
+
+    whole = fm.merge("linear", None, models[1], tmp_path / "whole" / "out")
+    monkeypatch.setattr(writer, "os", Patched(os, pwrite=pwrite))
+    said = "disk is full" if number != errno.EIO else "Input/output error"
+    with pytest.raises(ResumableError, match=f"out: .*{said}.*--resume"):
+        fm.merge("linear", None, models[1], tmp_path / "out", memory="8MiB")
+    monkeypatch.undo()
+    assert not (tmp_path / "out").exists()
+    report = fm.merge("linear", None, models[1], tmp_path / "out", resume=True)
+    assert (report.bytes_read < whole.bytes_read) == (room == 500_000)
+    assert content(tmp_path / "out") == content(tmp_path / "whole" / "out")
+
+
+def test_a_failing_disk_is_not_believed(
+    models: tuple[Path, dict[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tensors are finished once the disk has confirmed them; one that fails to once is not asked again."""
+    failures = iter([OSError(errno.EIO, "Input/output error")])
+
+    def fdatasync(fd: int) -> None:
+        for failure in failures:
+            raise failure
+
+    monkeypatch.setattr(writer, "fdatasync", fdatasync)
+    with pytest.raises(ResumableError):
+        fm.merge("linear", None, models[1], tmp_path / "out")
+    assert not Journal.read(partial_folder(tmp_path / "out") / "journal").finished  # type: ignore[union-attr]
+
+
+def test_side_files_half_written(
+    models: tuple[Path, dict[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What lies beside the weights is written anew."""
+    fm.merge("emr", *models, tmp_path / "whole" / "out")
+
+    def half(folder: Path) -> None:
+        for name in ("config.json", "emr.json", "README.md", "tokenizer.json"):
+            (folder / name).write_bytes(b"")
+        raise Stop
+
+    monkeypatch.setattr(merge, "write_side_files", lambda plan, output, folder, *_: half(folder))
+    with pytest.raises(Stop):
+        fm.merge("emr", *models, tmp_path / "out")
+    monkeypatch.undo()
+    fm.merge("emr", *models, tmp_path / "out", resume=True)
+    assert content(tmp_path / "out") == content(tmp_path / "whole" / "out")
+
+
+def test_a_journal_cut_short(models: tuple[Path, dict[str, Path]], tmp_path: Path) -> None:
+    """At any byte: what its whole lines say is believed, and no more."""
+    whole = fm.merge("emr", *models, tmp_path / "whole" / "out")
+    out, read_bytes = tmp_path / "out", []
+    for cut in (0, 1, 300, 0.5, 0.9, 1.0):
+        with pytest.raises(Stop):
+            fm.merge("emr", *models, out, progress=stop_after(12))
+        journal = partial_folder(out) / "journal"
+        text = journal.read_bytes()
+        journal.write_bytes(text[: int(cut * len(text)) if isinstance(cut, float) else cut])
+        read_bytes.append(fm.merge("emr", *models, out, resume=True).bytes_read)
+        assert content(out) == content(tmp_path / "whole" / "out")
+        shutil.rmtree(out)
+    assert read_bytes[:3] == [whole.bytes_read] * 3
+    assert read_bytes[3] > read_bytes[4] > read_bytes[5]
+
+
+def test_lost_files_are_not_believed(models: tuple[Path, dict[str, Path]], tmp_path: Path) -> None:
+    with pytest.raises(Stop):
+        fm.merge("linear", None, models[1], tmp_path / "out", progress=stop_after(9))
+    file = partial_folder(tmp_path / "out") / "content" / "model.safetensors"
+    file.unlink()
+    with pytest.raises(InputError, match=r"model\.safetensors: is missing"):
+        fm.merge("linear", None, models[1], tmp_path / "out", resume=True)
+    fm.merge("linear", None, models[1], tmp_path / "out")
+
+
+def touched(root: Path) -> dict[str, Any]:
+    file = root / "m1" / "model.safetensors"
+    os.utime(file, ns=(0, 0))
+    return {}
+
+
+def rewritten(root: Path) -> dict[str, Any]:
+    wide = {name: tensor.float() for name, tensor in read(root / "m1").items()}
+    shutil.rmtree(root / "m1")
+    write(root / "m1", wide)
+    return {}
+
+
+def moved(root: Path) -> dict[str, Any]:
+    shutil.copytree(root / "m1", root / "copy")
+    return {"models": {"m0": root / "m0", "m1": root / "copy"}}
+
+
+def reordered(root: Path) -> dict[str, Any]:
+    return {"models": {"m1": root / "m1", "m0": root / "m0"}}
+
+
+CHANGES: list[tuple[Callable[[Path], dict[str, Any]], str]] = [
+    (touched, r"m1's model\.safetensors has changed \(time\)"),
+    (rewritten, r"m1's model\.safetensors has changed \(size, time, header\)"),
+    (moved, r"m1's model\.safetensors has changed \(path"),
+    (reordered, r'models was \["m0", "m1"\], is \["m1", "m0"\]'),
+    (lambda _: {"method": "magmax"}, 'method was "task_arithmetic", is "magmax"'),
+    (lambda _: {"params": {"scale": 0.5}}, "scale was 0.25, is 0.5"),
+    (lambda _: {"dtype": "float32"}, 'dtype was null, is "F32"'),
+    (lambda _: {"tensors": [("norm*", {"scale": 1})]}, r"tensors\[0\], norm\*"),
+    (lambda _: {"task_specific": ["norm*"]}, "task_specific"),
+]
+
+
+@pytest.mark.parametrize(("change", "said"), CHANGES)
+def test_another_merge_is_not_resumed(change: Callable[[Path], dict[str, Any]], said: str, tmp_path: Path) -> None:
+    """Changed inputs, another recipe: one error that says which, before any work, and what is done stays."""
+    base, models = family(tmp_path, 2)
+    job: dict[str, Any] = {"method": "task_arithmetic", "base": base, "models": models, "params": {"scale": 0.25}}
+    with pytest.raises(Stop):
+        fm.merge(**job, out=tmp_path / "out", progress=stop_after(2))
+    before = content(tmp_path / ".out.partial")
+    job |= change(tmp_path)
+    with pytest.raises(InputError, match=said) as caught:
+        fm.merge(**job, out=tmp_path / "out", resume=True, progress=stop_after(0))
+    assert len(caught.value.problems) == 1
+    assert content(tmp_path / ".out.partial") == before
+    fm.merge(**job, out=tmp_path / "out")
+
+
+def test_what_cannot_be_mended_leaves_nothing(tmp_path: Path) -> None:
+    base, models = family(tmp_path, 2)
+    broken = read(models["m1"])
+    broken["norm.weight"][3] = float("nan")
+    models["m1"] = write(tmp_path / "broken", broken)
+    with pytest.raises(MergeError, match="NaN"):
+        fm.merge("linear", base, models, tmp_path / "out")
+    assert hidden(tmp_path) == []
+
+
+def test_inputs_that_change_while_they_are_merged(tmp_path: Path) -> None:
+    base, models = family(tmp_path, 2)
+    file = models["m0"] / "model.safetensors"
+    with pytest.raises(MergeError, match=r"m0.*has changed"):
+        fm.merge("linear", base, models, tmp_path / "out", progress=lambda _: os.utime(file, ns=(0, 0)))
+    assert hidden(tmp_path) == []
+
+
+def test_two_merges_into_one_folder(tmp_path: Path) -> None:
+    """The second is refused while the first is at work, and does not disturb it."""
+    base, models = family(tmp_path, 2)
+    refused = []
+
+    def meanwhile(_: int) -> None:
+        with pytest.raises(InputError, match="another merge is writing it") as caught:
+            fm.merge("emr", base, models, tmp_path / "out", resume=len(refused) % 2 == 0)
+        refused.append(caught.value)
+
+    fm.merge("linear", base, models, tmp_path / "out", progress=meanwhile)
+    assert refused
+    assert set(read(tmp_path / "out")) == set(state(0))
+    assert hidden(tmp_path) == []
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_overwriting(exchange: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The old output stays until the new one is whole, even where folders cannot be exchanged in one step."""
+    base, models = family(tmp_path, 2)
+    out = tmp_path / "out"
+    fm.merge("linear", base, models, out)
+    old = content(out)
+    if not exchange:
+        monkeypatch.setattr(publish, "_exchange", lambda *_: False)
+    with pytest.raises(Stop):
+        fm.merge("emr", base, models, out, overwrite=True, progress=stop_after(2))
+    assert content(out) == old
+    fm.merge("emr", base, models, out, overwrite=True, resume=True)
+    assert (out / "emr.json").exists()
+    assert not (out / "model.safetensors").exists()
+    assert hidden(tmp_path) == []
+
+
+def test_stopped_between_two_renames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where folders cannot be exchanged, the next merge puts the old output back before anything else."""
+    base, models = family(tmp_path, 2)
+    out = tmp_path / "out"
+    fm.merge("linear", base, models, out)
+    old = content(out)
+    monkeypatch.setattr(publish, "_exchange", lambda *_: False)
+    rename = Path.rename
+
+    def stopped(self: Path, target: Path) -> Path:
+        if self.name == "content":
+            raise Stop
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", stopped)
+    with pytest.raises(Stop):
+        fm.merge("emr", base, models, out, overwrite=True)
+    monkeypatch.undo()
+    with pytest.raises(InputError, match="exists already"):
+        fm.merge("emr", base, models, out, resume=True)
+    assert content(out) == old
+    fm.merge("emr", base, models, out, resume=True, overwrite=True)
+    assert (out / "emr.json").exists()
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_stopped_after_the_last_step(overwrite: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The output is there, the hidden folder still too: --resume finds nothing left to do, and tidies up."""
+    base, models = family(tmp_path, 2)
+    out = tmp_path / "out"
+    if overwrite:
+        fm.merge("linear", base, models, out)
+
+    def stopped(*_: object, **__: object) -> None:
+        raise Stop
+
+    monkeypatch.setattr(publish.shutil, "rmtree", stopped)
+    with pytest.raises(Stop):
+        fm.merge("emr", base, models, out, overwrite=overwrite)
+    monkeypatch.undo()
+    whole = content(out)
+    report = fm.merge("emr", base, models, out, resume=True)
+    assert (report.bytes_read, report.bytes_written) == (0, 0)
+    assert report.results
+    assert content(out) == whole
+    assert hidden(tmp_path) == []
+
+
+def test_a_task_is_resumed(models: tuple[Path, dict[str, Path]], tmp_path: Path) -> None:
+    fm.merge("emr", *models, tmp_path / "emr")
+    fm.task(tmp_path / "emr", "m1", tmp_path / "whole" / "task")
+    with pytest.raises(Stop):
+        fm.task(tmp_path / "emr", "m1", tmp_path / "task", progress=stop_after(9))
+    with pytest.raises(InputError, match="another one: task was"):
+        fm.task(tmp_path / "emr", "m0", tmp_path / "task", resume=True)
+    fm.task(tmp_path / "emr", "m1", tmp_path / "task", resume=True)
+    assert content(tmp_path / "task") == content(tmp_path / "whole" / "task")
+
+
+def test_a_strange_folder_is_left_alone(tmp_path: Path) -> None:
+    base, models = family(tmp_path, 2)
+    (tmp_path / ".out.partial").mkdir()
+    (tmp_path / ".out.partial" / "thesis.tex").write_text("mine")
+    with pytest.raises(InputError, match="in the way"):
+        fm.merge("linear", base, models, tmp_path / "out")
+    assert (tmp_path / ".out.partial" / "thesis.tex").read_text() == "mine"
+
+
+def test_nothing_to_resume(tmp_path: Path) -> None:
+    base, models = family(tmp_path, 2)
+    report = fm.merge("linear", base, models, tmp_path / "out", resume=True)
+    assert any("nothing to resume" in note for note in report.notes)
