@@ -40,6 +40,28 @@ def kth_magnitude(base: Tensor, models: Sequence[Tensor], _: torch.dtype, backen
     return cuts(ops.kth_magnitude(base, models, [ranks_of(base.numel())] * len(models), backend=backend))
 
 
+def thresholds(columns: int, density: float = 0.5, spread: float = 0.3) -> Tensor:
+    """DELLA's: the larger the magnitude, the more rarely it is dropped."""
+    rank = torch.arange(columns).double() / max(columns - 1, 1)
+    return ((1 - density + spread / 2 - spread * rank) * 2**32).long()
+
+
+def rank_drop(base: Tensor, models: Sequence[Tensor], _: torch.dtype, backend: str) -> list[Tensor]:
+    """In rows and in one row, with thresholds in order and not, of the whole and from the second block."""
+    n, k = base.numel(), len(models)
+    columns = next((c for c in (4096, 257, 64, 9, 7) if n and n % c == 0), 1)
+    keys = [2**64 - 1 - 12345678901 * i for i in range(k)]
+
+    def masks(columns: int, limits: Tensor, **part: int) -> Tensor:
+        return ops.rank_drop(base, models, columns, keys, [limits] * k, backend=backend, **part)
+
+    mixed = thresholds(max(n, 1))[torch.randperm(max(n, 1), generator=torch.Generator().manual_seed(1))]
+    found = [masks(columns, thresholds(columns)), masks(max(n, 1), mixed)]
+    if n > ops.BLOCK:
+        found.append(masks(columns, thresholds(columns), start=ops.BLOCK, stop=n - 1))
+    return found
+
+
 def extract_topk(base: Tensor, models: Sequence[Tensor], dtype: torch.dtype, backend: str) -> list[Tensor]:
     """Of every rank, and above a cut between equal magnitudes."""
     n = base.numel()
@@ -65,19 +87,8 @@ def scatter(base: Tensor, models: Sequence[Tensor], _: torch.dtype, backend: str
     return [theta]
 
 
-def rank_drop(base: Tensor, models: Sequence[Tensor], _: torch.dtype, backend: str) -> list[Tensor]:
-    """In rows of one element, of a few, and of all; from the start of the tensor, and from its second block on."""
-    n, masks = base.numel(), []
-    for columns in {1, next(c for c in (7, 5, 3, 2, 1) if n % c == 0), max(1, n)}:
-        odds = [torch.linspace((4 - k % 4) << 30, k % 3 << 28, columns).to(torch.int64) for k in range(len(models))]
-        keys = range(11, 11 + len(models))
-        starts = (0, ops.BLOCK) if n > ops.BLOCK else (0,)
-        masks += [ops.rank_drop(base, models, columns, keys, odds, start=s, backend=backend) for s in starts]
-    return masks
-
-
 CALLS: dict[str, Call] = {
-    f.__name__: f for f in (magnitude_histogram, kth_magnitude, extract_topk, scatter_add, gather, scatter, rank_drop)
+    f.__name__: f for f in (magnitude_histogram, kth_magnitude, rank_drop, extract_topk, scatter_add, gather, scatter)
 }
 
 

@@ -22,8 +22,8 @@ template <class T> class Bound {
   public:
     // A NaN divides nothing: `otherwise` is exceeded by all magnitudes or by none.
     void set(double magnitude, int64_t index, W otherwise) {
-        const W m = magnitude == magnitude ? W(magnitude) : otherwise;
-        from_ = m, before_ = below(m), index_ = index;
+        const bool divides = magnitude == magnitude;
+        from_ = divides ? W(magnitude) : otherwise, before_ = divides ? below(from_) : otherwise, index_ = index;
     }
     bool within(int64_t first) const { return first < index_ && index_ < first + STRIP; }
     // For a half of the pair of elements first … first + 31 of the tensor.

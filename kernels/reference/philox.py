@@ -34,6 +34,6 @@ def philox4x32(counter: Sequence[Tensor], key: int) -> tuple[Tensor, ...]:
 
 
 def _product(word: Tensor, factor: int) -> tuple[Tensor, Tensor]:
-    """Both halves of the 64-bit product of two words, whose halves are multiplied one by one lest int64 overflow."""
-    low, high = (word & 0xFFFF) * factor, (word >> 16) * factor
-    return ((low >> 16) + high) >> 16, (low + ((high & 0xFFFF) << 16)) & LOW
+    """Both halves of the 64-bit product of two words, the second above 2^31: less 2^32 int64 holds the product."""
+    less = word * (factor - 2**32)
+    return (less >> 32) + word, less & LOW

@@ -193,6 +193,15 @@ def test_nan_is_not_trimmed(backend: str) -> None:
 
 
 @on_all_backends
+def test_a_cut_at_nan_divides_nothing(backend: str) -> None:
+    """Nothing is above it, not even infinity before its index, and nothing below."""
+    model = torch.tensor([INFINITE, 1.0, NAN])
+    for window in (ops.Window(top=ops.Cut(NAN, 9)), ops.Window(bottom=ops.Cut(NAN, 9))):
+        merged = ops.combine(None, [model], kept=ops.Kept(trim=[window]), backend=backend).merged
+        assert_same_bits(merged, model, "merged")
+
+
+@on_all_backends
 def test_selecting_nothing_changes_nothing(backend: str) -> None:
     base, *models = (make(1000, BF16, i) for i in range(4))
     plain = ops.combine(base, models, backend=backend)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+from fastmerge.kernels.reference.philox import philox
 from hypothesis import given
 from hypothesis import strategies as st
-from selections import HARD, ranks_of
+from selections import HARD, ranks_of, thresholds
 from tensors import BF16, DTYPES, grid, make
 from torch import Tensor
 
@@ -133,6 +135,75 @@ def test_adding_and_taking_away(n: int, k: int, backend: str) -> None:
     assert changed.equal(theta)
 
 
+def keep_by_rank(base: Tensor, model: Tensor, columns: int, key: int, limits: Tensor) -> Tensor:
+    """What rank_drop keeps, by sorting rows twice in NumPy; NaN sort last."""
+    wide = ops.working_dtype([base, model])
+    size = (model.to(wide) - base.to(wide)).abs().numpy().reshape(-1, columns)
+    ranks = np.argsort(np.argsort(size, axis=1, kind="stable"), axis=1)
+    return philox(torch.arange(base.numel()), key) >= limits[torch.from_numpy(ranks).flatten()]
+
+
+@pytest.mark.parametrize("name", HARD)
+@pytest.mark.parametrize("backend", CPU)
+def test_ranks_in_rows_of_hard_tensors(backend: str, name: str) -> None:
+    rows, columns, key = 19, 2001, 0xFEDCBA9876543210
+    base, model = HARD[name](rows * columns)
+    packed = ops.rank_drop(base, [model], columns, [key], [thresholds(columns)], backend=backend)[0]
+    expected = keep_by_rank(base, model, columns, key, thresholds(columns))
+    assert ops.unpack_bits(packed, expected.shape).equal(expected)
+
+
+@pytest.mark.parametrize("dtype", [BF16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    ("rows", "columns"),
+    [(7, 1), (1, 7), (31, 24), (31, 65), (20, 200), (13, 1001), (20, 4096), (5, 14336), (2, 70001)],
+    ids=str,
+)
+def test_ranks_in_rows_of_any_length(rows: int, columns: int, dtype: torch.dtype) -> None:
+    """Also where thresholds are so far apart that many ranks matter; models have their own keys and thresholds."""
+    n = rows * columns
+    base, models = make(n, dtype, 1), [make(n, dtype, 2), make(n, dtype, 3, special=False)]
+    keys, limits = [1, 2**63], [thresholds(columns), thresholds(columns, 0.5, 0.99)]
+    packed = ops.rank_drop(base, models, columns, keys, limits)
+    for mask, model, key, limit in zip(packed, models, keys, limits, strict=True):
+        expected = keep_by_rank(base, model, columns, key, limit)
+        assert ops.unpack_bits(mask, expected.shape).equal(expected)
+
+
+@pytest.mark.parametrize("columns", [1, 3, 1000, 262_144])
+@pytest.mark.parametrize("backend", CPU)
+def test_ranks_in_parts(backend: str, columns: int) -> None:
+    """Parts of a tensor give the bits of the whole, wherever they cut rows."""
+    n = 3 * 1_000 * 87 + (columns == 262_144) * 1_144
+    base, model = make(n, BF16, 1), make(n, BF16, 2)
+    whole = ops.rank_drop(base, [model], columns, [5], [thresholds(columns)], backend=backend)
+    cuts = [0, ops.BLOCK, 3 * ops.BLOCK, n]
+    parts = [
+        ops.rank_drop(base, [model], columns, [5], [thresholds(columns)], start=a, stop=b, backend=backend)
+        for a, b in pairwise(cuts)
+    ]
+    assert torch.cat(parts, 1).equal(whole)
+
+
+@pytest.mark.parametrize("backend", CPU)
+def test_thresholds_are_probabilities(backend: str) -> None:
+    """Of 0 and 2^32 nothing and everything is dropped, and between them the share that was asked for, rank by rank."""
+    n, columns = 40_000, 100
+    base, model = make(n, BF16, 1, special=False), make(n, BF16, 2, special=False)
+
+    def keep(limits: Tensor) -> Tensor:
+        mask = ops.rank_drop(base, [model], columns, [3], [limits], backend=backend)[0]
+        return ops.unpack_bits(mask, (n,)).double()
+
+    assert keep(torch.zeros(columns).long()).all()
+    assert not keep(torch.full((columns,), 2**32)).any()
+    assert abs(keep(torch.full((columns,), int(0.7 * 2**32))).mean() - 0.3) < 5 * (0.21 / n) ** 0.5
+    kept = keep(thresholds(columns, 0.5, 0.8)).view(-1, columns)
+    order = (model.float() - base.float()).abs().view(-1, columns).sort(dim=1, stable=True).indices
+    by_rank = kept.gather(1, order).mean(0)
+    assert (by_rank - torch.linspace(0.1, 0.9, columns)).abs().max() < 5 * (0.25 / 400) ** 0.5
+
+
 def test_histograms_add_up() -> None:
     """Over chunks of a tensor, over tensors of different dtypes where wide, and over a bucket's bins by lower bits."""
     base, models = make(100_003, BF16, 1), [make(100_003, BF16, 2), make(100_003, BF16, 3)]
@@ -165,7 +236,7 @@ def test_a_wrong_histogram_is_found_out() -> None:
                 ops.kth_magnitude(base, [model], [[70_000]], histogram=wrong, backend="native")
 
 
-BASE = torch.zeros(10)
+BASE, LIMITS = torch.zeros(10), torch.zeros(5).long()
 EXPERT = ops.extract_topk(BASE, torch.arange(10.0), 4)
 
 
@@ -178,6 +249,14 @@ EXPERT = ops.extract_topk(BASE, torch.arange(10.0), 4)
         (lambda: ops.kth_magnitude(BASE, [BASE, BASE], [[1], [1, 2]]), "lists of equal length"),
         (lambda: ops.kth_magnitude(BASE, [BASE], [[1]], histogram=torch.zeros(1, 2048).long()), "not of 10 elements"),
         (lambda: ops.kth_magnitude(BASE, [BASE], [[1]], histogram=torch.zeros(2048)), "histogram must be torch.int64"),
+        (lambda: ops.rank_drop(BASE, [BASE], 3, [1], [LIMITS]), "10 elements are not rows of 3"),
+        (lambda: ops.rank_drop(BASE, [BASE], 5, [1], [LIMITS], start=8), "a multiple of 65536"),
+        (lambda: ops.rank_drop(BASE, [BASE], 5, [1], [LIMITS], stop=11), "stop 11 must be in order in 0 … 10"),
+        (lambda: ops.rank_drop(BASE, [BASE], 5, [], [LIMITS]), "1 models need as many keys"),
+        (lambda: ops.rank_drop(BASE, [BASE], 5, [-1], [LIMITS]), "keys must be of 64 bits"),
+        (lambda: ops.rank_drop(BASE, [BASE], 5, [1], [LIMITS[:4]]), r"thresholds\[0\] must be torch.int64 \[5\]"),
+        (lambda: ops.rank_drop(BASE, [BASE], 5, [1], [LIMITS - 1]), r"thresholds\[0\] must be in 0"),
+        (lambda: ops.rank_drop(BASE, [BASE], 5, [1], [LIMITS], out=LIMITS), r"out must be torch.uint8 \[1, 2\]"),
         (lambda: ops.extract_topk(BASE, BASE), "either k or a cut"),
         (lambda: ops.extract_topk(BASE, BASE, 1, cut=ops.Cut(0.0, 0)), "either k or a cut"),
         (lambda: ops.extract_topk(BASE, BASE, 11), "rank 11"),
