@@ -14,6 +14,9 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -21,6 +24,8 @@ from data import Task, pretraining, tasks
 from rich.console import Console
 from rich.table import Table
 from train import accuracy, finetune, pretrain
+
+import fastmerge as fm
 
 FOLDER = Path(".demo")
 MERGES = {"average": ["linear"], "task arithmetic": ["task_arithmetic", "-p", "scale=0.3"], "EMR": ["emr"]}
@@ -60,9 +65,12 @@ def train(all_tasks: list[Task]) -> None:
     base = FOLDER / "base"
     if not base.is_dir():
         console.print("base model:", pretrain(pretraining(), base))
-    for task in all_tasks:
-        if not models(task).is_dir():
-            console.print(f"{task.name} ({task.classes} classes):", finetune(base, task, models(task)))
+    missing = [task for task in all_tasks if not models(task).is_dir()]
+    # Two trainings with a thread each: models this small leave a second thread half idle.
+    with ProcessPoolExecutor(2, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        lines: Iterable[str] = pool.map(finetune, [base] * len(missing), missing, map(models, missing))
+        for task, line in zip(missing, lines, strict=True):
+            console.print(f"{task.name} ({task.classes} classes):", line)
 
 
 def command(*arguments: str) -> float:
@@ -87,7 +95,7 @@ def evaluate(title: str, task: Task, merged: Path) -> float:
     if title != "EMR":
         return accuracy(merged, models(task), task.test)
     own = FOLDER / "emr-tasks" / task.name
-    command("task", str(merged), task.name, "--out", str(own), "--overwrite")
+    fm.task(merged, task.name, own, overwrite=True)
     return accuracy(own, own, task.test)
 
 
