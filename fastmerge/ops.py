@@ -596,11 +596,10 @@ def kth_magnitude(
 
     _check("kth_magnitude", {"base": base, **_numbered(models)})
     _check_ranks(ranks, len(models), base.numel())
-    if histogram is None:
-        histogram = magnitude_histogram(base, models, backend=backend)
-    histogram = _accumulator(histogram, (len(models), 1 << TOP_BITS), base, torch.int64, "histogram")
-    if not (histogram.sum(1) == base.numel()).all():
-        raise InputError(f"kth_magnitude: the histogram is not of {base.numel()} elements a model")
+    if histogram is not None:
+        histogram = _accumulator(histogram, (len(models), 1 << TOP_BITS), base, torch.int64, "histogram")
+        if not (histogram.sum(1) == base.numel()).all():
+            raise InputError(f"kth_magnitude: the histogram is not of {base.numel()} elements a model")
     shape = len(models), len(ranks[0])
     magnitudes, indices = base.new_empty(shape, dtype=torch.float64), base.new_empty(shape, dtype=torch.int64)
     kernel = dispatch.choose("kth_magnitude", base.device.type, backend)

@@ -78,7 +78,8 @@ def job(
     for _ in range(rounds):
         floors.append(floor(files, report["bytes_written"], scratch / "floor"))
         starts.append(startup())
-        shutil.rmtree(scratch / ".fastmerge", ignore_errors=True)  # each merge gathers its statistics itself
+        for left in (".fastmerge", "out"):  # each merge gathers its statistics itself, and has no old output to remove
+            shutil.rmtree(scratch / left, ignore_errors=True)
         done, report = merge(arguments)
         merges.append(done.seconds)
         peak = max(peak, done.memory_mib)

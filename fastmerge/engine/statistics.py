@@ -10,7 +10,6 @@ from torch import Tensor
 
 from .. import ops
 
-HISTOGRAM = "magnitude_histogram"
 LIMIT = 1_000_000_000  # bytes
 CUTS = "cuts"  # float64 [4, M]: model, rank, magnitude, index
 
@@ -39,17 +38,13 @@ class Kept:
     def cuts(
         self, tensor: str, base: Tensor, models: Sequence[Tensor], ranks: Sequence[Sequence[int]]
     ) -> list[dict[int, ops.Cut]]:
-        """Per model the cut of every rank, found in one look at the tensor, or two where its histogram is not known."""
+        """Per model the cut of every rank, known or found together."""
         known = self._known_cuts(tensor, len(models))
         missing = [[rank for rank in own if rank not in known[k]] for k, own in enumerate(ranks)]
         if any(missing):
-            histogram = self.get(HISTOGRAM, tensor, torch.int64, len(models))
-            if histogram is None:
-                histogram = ops.magnitude_histogram(base, models)
-                self.put(HISTOGRAM, tensor, histogram)
             most = max(map(len, missing))
             padded = [own + [0] * (most - len(own)) for own in missing]
-            for k, cuts in enumerate(ops.kth_magnitude(base, models, padded, histogram=histogram)):
+            for k, cuts in enumerate(ops.kth_magnitude(base, models, padded)):
                 known[k] |= dict(zip(padded[k], cuts, strict=True))
             rows = [(k, rank, *cut) for k, own in enumerate(known) for rank, cut in own.items()]
             self.put(CUTS, tensor, torch.tensor(rows, dtype=torch.float64).T.contiguous())

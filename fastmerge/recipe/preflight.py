@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import cached_property
 
 from ..errors import InputError, nearest
 from ..formats.checkpoint import Checkpoint
@@ -49,7 +50,7 @@ class TensorPlan:
         return (self.base or self.models[0]).numel
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Alignment:
     """Tensors to merge in base's file order, and those kept out: per model, and base's own."""
 
@@ -58,7 +59,7 @@ class Alignment:
     base_specific: tuple[TensorInfo, ...]
     notes: tuple[str, ...]
 
-    @property
+    @cached_property
     def wide(self) -> bool:
         """Whether some tensor is merged in float64."""
         return any("F64" in (t.dtype, *(info.dtype for info in t.models)) for t in self.tensors)

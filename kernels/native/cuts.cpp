@@ -1,5 +1,7 @@
-// Cuts are found by radix: the histogram of the highest bits tells each rank's bucket; one more reading of the tensor lists
-// the keys in those buckets, of which the rest is found; a last one, of a single block, finds the index among equal keys.
+// Cuts are found in one reading of the tensor where a sample tells about where they are: it lists the keys in a bracket and
+// counts those above. Where the bracket turns out not to hold the cut, and in small tensors, they are found by radix: a
+// histogram of the highest bits tells each rank's bucket, and one more reading lists the keys in it. A last reading, of a
+// single block, finds the index among equal keys.
 //
 // Whatever the tensor, a list is at most a quarter of its length. Where a bucket holds more, it is mostly one value many
 // times over, which tends to be the bucket's first (zero, or few units in the last place of a 16-bit weight) and is only
@@ -13,6 +15,7 @@
 #include <memory>
 #include <stdexcept>
 
+#include "brackets.hpp"
 #include "isa.hpp"
 #include "parallel.hpp"
 
@@ -35,16 +38,15 @@ struct Wanted {
     int64_t *index;
 };
 
-bool same(const Bucket &a, const Bucket &b) {
-    return a.model == b.model && a.low_bits == b.low_bits && a.first == b.first;
-}
+bool same(const Bucket &a, const Bucket &b) { return a.model == b.model && a.span == b.span && a.first == b.first; }
 
 // Into which of the buckets that `bits` more bits divide this one into.
 void descend(Wanted &w, const int64_t *counts, int bits) {
+    const int low_bits = int(std::bit_width(w.bucket.span)) - bits;
     int64_t bin = (int64_t(1) << bits) - 1;
     for (; bin > 0 && w.rank > counts[bin]; --bin) w.rank -= counts[bin];
     w.population = counts[bin];
-    w.bucket.low_bits -= bits, w.bucket.first |= uint64_t(bin) << w.bucket.low_bits;
+    w.bucket.first += uint64_t(bin) << low_bits, w.bucket.span = (uint64_t(1) << low_bits) - 1;
 }
 
 // How many bits to count by next, so that the rest divides evenly.
@@ -59,55 +61,85 @@ template <class Key> struct Listed {
         int64_t begin, size, firsts;
     };
     Bucket bucket;
-    int64_t population, room;
+    int64_t room;
     std::unique_ptr<Key[]> keys;
     std::vector<Part> parts;
-    std::atomic<int64_t> size{0};
-    std::atomic<bool> dense{false};
+    std::atomic<int64_t> size{0}, firsts{0}, above{0};
+    std::atomic<bool> overflowed{false};
 
-    Listed(const Wanted &w, int64_t limit, int64_t blocks)
-        : bucket(w.bucket), population(w.population), room(std::min(population, limit)), keys(new Key[room]), parts(blocks) {}
+    Listed(const Bucket &bucket, int64_t room, int64_t blocks)
+        : bucket(bucket), room(room), keys(new Key[room]), parts(blocks) {}
 
-    void add(int64_t block, int64_t elements, const Found &found) {
-        if (population > room && found.size > elements / 4) dense = true;
-        if (dense) return;
+    void add(int64_t block, const Found &found) {
+        above += found.above, firsts += found.firsts;
         const int64_t begin = size.fetch_add(found.size);
         parts[block] = {begin, found.size, found.firsts};
-        if (begin + found.size > room) dense = true;
+        if (begin + found.size > room) overflowed = true;
         else std::copy_n(static_cast<const Key *>(found.keys), found.size, keys.get() + begin);
-    }
-    void check() const {
-        int64_t total = size;
-        for (const Part &part : parts) total += part.firsts;
-        if (dense ? population <= room : total != population)
-            throw std::invalid_argument("kth_magnitude: the histogram is not that of these tensors");
     }
 };
 
 template <class Key> class Search {
+    using Lists = std::vector<std::unique_ptr<Listed<Key>>>;
+
   public:
     Search(const Args &args, int64_t n) : args_(args), n_(n), blocks_(blocks_of(n)), limit_(std::max(n / 4, BLOCK)) {}
+
+    // Finds the cuts that are where the sample says. Those wanted have no bucket yet; returns those not found.
+    std::vector<Wanted> by_sample(const std::vector<Wanted> &wanted, const std::vector<std::optional<Bracket>> &guesses) {
+        Lists lists;
+        std::vector<std::pair<Wanted, const Listed<Key> *>> ready;
+        std::vector<Wanted> left;
+        int64_t room = 0;
+        for (size_t i = 0; i < wanted.size(); ++i) {
+            const int64_t more = guesses[i] ? std::max(guesses[i]->population, BLOCK) : limit_ + 1;
+            if (room + more > limit_) {
+                left.push_back(wanted[i]);
+                continue;
+            }
+            room += more;
+            lists.push_back(std::make_unique<Listed<Key>>(guesses[i]->bucket, more, blocks_));
+            ready.emplace_back(wanted[i], lists.back().get());
+        }
+        if (lists.empty()) return left;
+        read(lists);
+        std::vector<std::pair<Wanted, const Listed<Key> *>> found;
+        for (auto &[w, list] : ready) {
+            const int64_t within = w.rank - list->above;
+            if (list->overflowed || within < 1 || within > list->size + list->firsts) {
+                left.push_back(w);
+                continue;
+            }
+            found.emplace_back(w, list);
+            found.back().first.bucket = list->bucket, found.back().first.rank = within;
+        }
+        parallel_for(int64_t(found.size()), [&](int64_t i) { finish(found[i].first, *found[i].second); });
+        return left;
+    }
 
     // Finds some of the cuts, and divides buckets that are too large; returns what is left.
     std::vector<Wanted> round(std::vector<Wanted> wanted) {
         std::stable_sort(wanted.begin(), wanted.end(), [](const Wanted &a, const Wanted &b) {
             return a.bucket.model != b.bucket.model ? a.bucket.model < b.bucket.model : a.bucket.first < b.bucket.first;
         });
-        std::vector<std::unique_ptr<Listed<Key>>> lists;
+        Lists lists;
         std::vector<std::pair<Wanted, const Listed<Key> *>> ready;
         std::vector<Wanted> left;
         int64_t room = 0;
         for (const Wanted &w : wanted) {
             if (lists.empty() || !same(lists.back()->bucket, w.bucket)) {
-                room += std::min(w.population, limit_);
-                if (lists.empty() || room <= limit_) lists.push_back(std::make_unique<Listed<Key>>(w, limit_, blocks_));
+                const int64_t more = std::min(w.population, limit_);
+                room += more;
+                if (lists.empty() || room <= limit_) lists.push_back(std::make_unique<Listed<Key>>(w.bucket, more, blocks_));
             }
             if (same(lists.back()->bucket, w.bucket)) ready.emplace_back(w, lists.back().get());
             else left.push_back(w);
         }
         read(lists);
-        for (const auto &list : lists) list->check();
-        const auto dense = std::stable_partition(ready.begin(), ready.end(), [](const auto &r) { return !r.second->dense; });
+        for (const auto &[w, list] : ready)
+            if (list->size + list->firsts != w.population)
+                throw std::invalid_argument("kth_magnitude: the histogram is not that of these tensors");
+        const auto dense = std::stable_partition(ready.begin(), ready.end(), [](const auto &r) { return !r.second->overflowed; });
         parallel_for(dense - ready.begin(), [&](int64_t i) { finish(ready[i].first, *ready[i].second); });
         for (auto it = dense; it != ready.end(); ++it) left.push_back(it->first);
         divide(left.end() - (ready.end() - dense), left.end());
@@ -115,11 +147,11 @@ template <class Key> class Search {
     }
 
   private:
-    void read(std::vector<std::unique_ptr<Listed<Key>>> &lists) {
+    void read(Lists &lists) {
         const int count = int(lists.size()), first = lists.front()->bucket.model;
         const Args args = only(args_, first, lists.back()->bucket.model);
         std::vector<Bucket> buckets;
-        for (const auto &list : lists) buckets.push_back({list->bucket.model - first, list->bucket.low_bits, list->bucket.first});
+        for (const auto &list : lists) buckets.push_back({list->bucket.model - first, list->bucket.first, list->bucket.span});
         struct Workspace {
             std::unique_ptr<Key[]> keys;
             std::vector<Found> found;
@@ -127,14 +159,14 @@ template <class Key> class Search {
         const int64_t room = std::min(n_, BLOCK) + ROOM;
         Workspaces<Workspace> workspaces(blocks_, [&] {
             Workspace w{std::unique_ptr<Key[]>(new Key[room * count]), {}};
-            for (int j = 0; j < count; ++j) w.found.push_back({w.keys.get() + room * j, 0, 0});
+            for (int j = 0; j < count; ++j) w.found.push_back({w.keys.get() + room * j, 0, 0, 0});
             return w;
         });
         parallel_for(blocks_, [&](int64_t block) {
             workspaces.with([&](Workspace &w) {
                 const int64_t size = block_size(block, n_);
                 FM_KERNEL(kth_magnitude)(args, buckets.data(), count, block * BLOCK, size, w.found.data());
-                for (int j = 0; j < count; ++j) lists[j]->add(block, size, w.found[j]);
+                for (int j = 0; j < count; ++j) lists[j]->add(block, w.found[j]);
             });
         });
     }
@@ -144,12 +176,11 @@ template <class Key> class Search {
         const Key *keys = list.keys.get();
         const bool among = w.rank <= list.size;
         if (among) {
-            while (w.bucket.low_bits) {
-                const int bits = next_bits(w.bucket.low_bits), shift = w.bucket.low_bits - bits;
+            while (w.bucket.span) {
+                const int low_bits = int(std::bit_width(w.bucket.span)), bits = next_bits(low_bits), shift = low_bits - bits;
                 std::vector<int64_t> counts(int64_t(1) << bits);
                 for (int64_t i = 0; i < list.size; ++i)
-                    if ((keys[i] ^ Key(w.bucket.first)) >> w.bucket.low_bits == 0)
-                        ++counts[(keys[i] >> shift) & (counts.size() - 1)];
+                    if (const Key offset = keys[i] - Key(w.bucket.first); offset <= Key(w.bucket.span)) ++counts[offset >> shift];
                 descend(w, counts.data(), bits);
             }
         } else {
@@ -175,10 +206,10 @@ template <class Key> class Search {
     void divide(typename std::vector<Wanted>::iterator begin, typename std::vector<Wanted>::iterator end) {
         while (begin != end) {
             const Bucket bucket = begin->bucket;
-            const int bits = next_bits(bucket.low_bits);
-            const uint64_t prefix = bucket.first >> bucket.low_bits;
+            const int low_bits = int(std::bit_width(bucket.span)), bits = next_bits(low_bits);
+            const uint64_t prefix = bucket.first >> low_bits;
             std::vector<int64_t> counts(int64_t(1) << bits);
-            count_magnitudes(only(args_, bucket.model, bucket.model), {bucket.low_bits - bits, bits, &prefix, false}, n_, counts.data());
+            count_magnitudes(only(args_, bucket.model, bucket.model), {low_bits - bits, bits, &prefix, false}, n_, counts.data());
             for (; begin != end && same(begin->bucket, bucket); ++begin) descend(*begin, counts.data(), bits);
         }
     }
@@ -205,18 +236,36 @@ void count_magnitudes(const Args &args, const Digit &digit, int64_t n, int64_t *
     }
 }
 
+template <class Key>
+static void find(const Args &args, int64_t n, std::vector<Wanted> wanted, const std::vector<std::optional<Bracket>> &guesses,
+                 const int64_t *histogram) {
+    Search<Key> search(args, n);
+    std::vector<int64_t> counted;
+    if (!histogram) {
+        wanted = search.by_sample(wanted, guesses);
+        if (wanted.empty()) return;
+        counted.resize(size_t(args.models_count) << TOP_BITS);
+        count_magnitudes(args, {(args.wide ? 63 : 31) - TOP_BITS, TOP_BITS, nullptr, false}, n, counted.data());
+        histogram = counted.data();
+    }
+    for (Wanted &w : wanted) descend(w, histogram + (int64_t(w.bucket.model) << TOP_BITS), TOP_BITS);
+    while (!wanted.empty()) wanted = search.round(wanted);
+}
+
 void find_cuts(const Args &args, int64_t n, const std::vector<std::vector<int64_t>> &ranks, const int64_t *histogram,
                double *magnitudes, int64_t *indices) {
     std::vector<Wanted> wanted;
+    std::vector<std::optional<Bracket>> guesses;
+    const auto sampled = histogram ? std::vector<std::vector<std::optional<Bracket>>>() : brackets(args, n, ranks);
     for (int k = 0; k < args.models_count; ++k)
-        for (const int64_t rank : ranks[k]) {
+        for (size_t i = 0; i < ranks[k].size(); ++i, ++magnitudes, ++indices) {
             *magnitudes = std::numeric_limits<double>::infinity(), *indices = 0;
-            Wanted w{{k, args.wide ? 63 : 31, 0}, rank, n, magnitudes++, indices++};
-            descend(w, histogram + (int64_t(k) << TOP_BITS), TOP_BITS);
-            if (rank) wanted.push_back(w);
+            if (!ranks[k][i]) continue;
+            wanted.push_back({{k, 0, args.wide ? ~uint64_t(0) >> 1 : ~uint32_t(0) >> 1}, ranks[k][i], n, magnitudes, indices});
+            guesses.push_back(histogram ? std::nullopt : sampled[k][i]);
         }
-    while (!wanted.empty())
-        wanted = args.wide ? Search<uint64_t>(args, n).round(wanted) : Search<uint32_t>(args, n).round(wanted);
+    if (args.wide) find<uint64_t>(args, n, std::move(wanted), guesses, histogram);
+    else find<uint32_t>(args, n, std::move(wanted), guesses, histogram);
 }
 
 }  // namespace fm

@@ -1,11 +1,11 @@
-// The two readings of a block that finding a cut takes: which keys fall into a bucket, and where the nth of equal ones is.
+// What finding a cut reads of a block: which keys fall into a bucket, and where the nth of equal ones is; and of a sample.
 #include "keys.hpp"
 
 namespace fm::FM_ISA {
 
 void kth_magnitude(const Args &a, const Bucket *buckets, int count, int64_t begin, int64_t n, Found *found) {
     const Inputs inputs(a);
-    for (int j = 0; j < count; ++j) found[j].size = found[j].firsts = 0;
+    for (int j = 0; j < count; ++j) found[j].size = found[j].firsts = found[j].above = 0;
     by_type(inputs, a.wide, [&]<class T>(T, bool direct) -> int64_t {
         Reader<T> reader(inputs, direct);
         const T *in[MAX_INPUTS];
@@ -14,10 +14,25 @@ void kth_magnitude(const Args &a, const Bucket *buckets, int count, int64_t begi
             const int m = int(n - at < STRIP ? n - at : STRIP), padded = reader.at(begin + at, m, in);
             for (int j = 0, model = -1; j < count; ++j) {
                 if (buckets[j].model != model) strip_keys(in[0], in[1 + (model = buckets[j].model)], m, keys);
-                const Key<T> first = Key<T>(buckets[j].first), mask = Key<T>(~uint64_t(0) << buckets[j].low_bits);
+                const Key<T> first = Key<T>(buckets[j].first), span = Key<T>(buckets[j].span);
                 Key<T> *to = static_cast<Key<T> *>(found[j].keys) + found[j].size;
-                found[j].size += select(keys, padded, mask, first, first, to, found[j].firsts);
+                found[j].size += select(keys, padded, first, span, first, to, found[j].firsts, found[j].above);
             }
+        }
+        return 0;
+    });
+}
+
+void sample_keys(const Args &a, int64_t begin, uint64_t *to) {
+    const Inputs inputs(a);
+    by_type(inputs, a.wide, [&]<class T>(T, bool direct) -> int64_t {
+        Reader<T> reader(inputs, direct);
+        const T *in[MAX_INPUTS];
+        alignas(64) Key<T> keys[SAMPLE];
+        reader.at(begin, SAMPLE, in);
+        for (int k = 0; k < a.models_count; ++k) {
+            strip_keys(in[0], in[1 + k], SAMPLE, keys);
+            for (const Key<T> key : keys) *to++ = key;
         }
         return 0;
     });

@@ -16,18 +16,19 @@ struct Digit {
     bool wide;                 // of keys in float64 even where the working type is float32
 };
 
-// The keys of a model's magnitudes that share their bits above `low_bits`; `first` is the lowest of them.
+// The keys first … first + span of a model's magnitudes.
 struct Bucket {
-    int model, low_bits;
-    uint64_t first;
+    int model;
+    uint64_t first, span;
 };
 
-// Those of a block, in any order, but how many equal `first`.
+// Those of a block, in order, but how many equal `first`; and how many keys stand above the bucket.
 struct Found {
     void *keys;  // of 32 bits, or 64 where the working type is float64; has room for the block and ROOM more
-    int64_t size, firsts;
+    int64_t size, firsts, above;
 };
 constexpr int ROOM = 16;
+constexpr int SAMPLE = 32;  // neighbouring elements that are sampled together: a cache line of 16-bit weights
 
 // Element i of a tensor is dropped where philox(i, key) is below the threshold of its rank; all are in least … most, and they
 // may be monotone.
@@ -43,6 +44,7 @@ constexpr int64_t RANK_BYTES = 64, RANK_TABLES = 1 << 18;
 // `begin` is a multiple of BLOCK, `n` at most BLOCK.
 // magnitude_histogram adds to counts [K][2^bits][COUNTERS].
 // kth_magnitude fills in what it finds in each bucket.
+// sample_keys writes the keys of SAMPLE elements from `begin`, a multiple of SAMPLE: [K][SAMPLE], of 64 bits.
 // nth_equal is the offset of the nth element (from 0) with that key.
 // extract_topk writes the elements above the cut, offsets from `begin` and values; returns how many.
 // rank_drop packs the masks of elements from … to of whole rows begin … begin + n (multiples of 8) of the only model.
@@ -52,6 +54,7 @@ constexpr int64_t RANK_BYTES = 64, RANK_TABLES = 1 << 18;
     namespace isa {                                                                                                      \
     void magnitude_histogram(const Args &, const Digit &, int64_t begin, int64_t n, uint32_t *counts);                   \
     void kth_magnitude(const Args &, const Bucket *, int count, int64_t begin, int64_t n, Found *found);                  \
+    void sample_keys(const Args &, int64_t begin, uint64_t *keys);                                                       \
     int64_t nth_equal(const Args &, int model, uint64_t key, int64_t nth, int64_t begin, int64_t n);                     \
     int64_t extract_topk(const Args &, double magnitude, int64_t index, int64_t begin, int64_t n, uint16_t *offsets,     \
                          const Out &values);                                                                             \

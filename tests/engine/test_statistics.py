@@ -200,15 +200,14 @@ def test_a_resumed_merge_keeps_them(models: Models, tmp_path: Path) -> None:
     assert kept_file(tmp_path).read_bytes() == kept_file(tmp_path / "new").read_bytes()
 
 
-def test_another_density_needs_no_histogram(models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trimming looks at each tensor twice before it merges; with the histogram of another density, once."""
+def test_another_scale_needs_no_cuts(models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trimming looks at each tensor before it merges; where the cuts of a density are kept, it does not."""
+    fm.merge("ties", *models, tmp_path / "elsewhere" / "two", {"density": 0.5, "scale": 0.1})
     fm.merge("ties", *models, tmp_path / "one", {"density": 0.2})
-    fm.merge("ties", *models, tmp_path / "elsewhere" / "two", {"density": 0.5})
-    monkeypatch.setattr(ops, "magnitude_histogram", None)
-    fm.merge("ties", *models, tmp_path / "two", {"density": 0.5})
-    assert content(tmp_path / "two") == content(tmp_path / "elsewhere" / "two")
+    fm.merge("ties", *models, tmp_path / "half", {"density": 0.5})
     monkeypatch.setattr(ops, "kth_magnitude", None)
-    fm.merge("ties", *models, tmp_path / "three", {"density": 0.5, "scale": 0.1})
+    fm.merge("ties", *models, tmp_path / "two", {"density": 0.5, "scale": 0.1})
+    assert content(tmp_path / "two") == content(tmp_path / "elsewhere" / "two")
 
 
 def test_another_global_density_skips_a_pass(models: Models, tmp_path: Path) -> None:

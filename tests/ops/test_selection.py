@@ -46,6 +46,44 @@ def test_cuts_of_hard_tensors(backend: str, name: str, n: int) -> None:
     assert_cuts(ops.kth_magnitude(base, [model], [ranks], backend=backend)[0], by_sorting(base, model, ranks))
 
 
+LARGE = 2_100_003  # elements, of which a sample is taken first
+
+
+def hidden(n: int) -> Tensor:
+    """Small wherever the native sample looks (brackets.cpp), large elsewhere: it tells nothing true."""
+    tau = torch.rand(n, generator=torch.Generator().manual_seed(4)) + 1
+    stride = n // 2048 // 32 * 32
+    for line in range(2048):
+        mixed = (line + 1) * 0x9E3779B97F4A7C15 % (1 << 64)
+        start = line * stride + (mixed >> 32) % (stride // 32) * 32
+        tau[start : start + 32] /= 1000
+    return tau
+
+
+SAMPLED = {
+    "normal": lambda n: torch.randn(n, generator=torch.Generator().manual_seed(1)),
+    "rows": lambda n: (
+        torch.randn(n, generator=torch.Generator().manual_seed(2)) * (torch.arange(n) // 4096 % 97).exp2()
+    ),
+    "sorted": lambda n: torch.linspace(-1, 1, n),
+    "hidden": hidden,
+    "few": lambda n: (torch.arange(n) % 9973 == 0) * torch.linspace(1, 2, n),
+    "NaN": lambda n: torch.where(torch.arange(n) % 101 == 0, torch.nan, torch.linspace(1, 2, n)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", SAMPLED)
+@pytest.mark.skipif("native" not in CPU, reason="the native backend samples")
+def test_cuts_of_sampled_tensors(name: str, dtype: torch.dtype) -> None:
+    """Whether the sample tells where a cut is, or misleads, the cut is the one of a stable sort."""
+    model = SAMPLED[name](LARGE).to(dtype)
+    base, ranks = torch.zeros(LARGE, dtype=dtype), [1, LARGE // 100, LARGE // 5, LARGE // 2, LARGE - 1]
+    found = ops.kth_magnitude(base, [model, -model], [ranks] * 2, backend="native")
+    assert [c.index for c in found[0]] == [c.index for c in found[1]]
+    assert_cuts(found[0], by_sorting(base, model, ranks))
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_cuts_of_every_rank(dtype: torch.dtype) -> None:
     """All ranks of two models at once, more than lists have room for."""
