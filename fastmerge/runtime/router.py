@@ -16,10 +16,10 @@ from torch import Tensor
 
 from .. import __version__
 from ..errors import InputError
+from ..formats.contents import recorded_tasks
 from ..formats.mapping import Inputs
 from ..formats.safetensors import read_header, write_header
 from ..formats.tasks import read_record
-from .contents import recorded_tasks
 
 RECORD, TENSORS = "router.json", "router.safetensors"
 STEPS = 200  # of L-BFGS at most; the problem is convex
