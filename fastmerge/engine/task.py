@@ -1,5 +1,8 @@
-"""One task's model as an ordinary folder: from an EMR artefact base + rescaler · mask ⊙ unified, from a folder of experts
-backbone + scale · values at the expert's elements."""
+"""One task's model as an ordinary folder.
+
+From an EMR artefact: base + rescaler · mask ⊙ unified; from a folder of experts: backbone + scale · values at the
+expert's elements.
+"""
 
 from __future__ import annotations
 

@@ -49,6 +49,19 @@ def recorded_tasks(path: Path) -> list[str] | None:
     return None if file is None else read_record(file, TasksRecord).tasks
 
 
+def need_tasks(path: Path) -> list[str]:
+    """The tasks of a folder, or an InputError."""
+    found = recorded_tasks(path)
+    if found is None:
+        raise _no_tasks(path)
+    return found
+
+
+def _no_tasks(path: Path) -> InputError:
+    kind = f"has neither {' nor '.join(RECORDS)}" if path.is_dir() else "is no folder"
+    return InputError(f"{path}: {kind}; give the folder of an EMR merge or of experts")
+
+
 def open_contents(path: Path, base: str | Path | None, option: str = "base=") -> Contents:
     """Open an EMR artefact, whose base lies where it says or at `base`, or a folder of experts. Headers only.
 
@@ -70,8 +83,7 @@ def open_contents(path: Path, base: str | Path | None, option: str = "base=") ->
         merged = {name for name, info in source.tensors.items() if info.dtype in FLOATS}
         merged -= {*folder.record.replaced}.union(*folder.record.aliases.values())
     else:
-        kind = f"has neither {' nor '.join(RECORDS)}" if path.is_dir() else "is no folder"
-        raise InputError(f"{path}: {kind}; give the folder of an EMR merge or of experts")
+        raise _no_tasks(path)
     record = folder.record
     return Contents(
         folder,
