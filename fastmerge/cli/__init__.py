@@ -7,6 +7,7 @@ from . import looking as looking
 from . import merging as merging
 from . import recipes as recipes
 from . import routing as routing
+from . import spectrum as spectrum
 from .app import app as app
 
 
