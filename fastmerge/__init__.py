@@ -22,6 +22,7 @@ _HOMES = {
     "runtime": "fastmerge.runtime",
     "verify": "fastmerge.engine.verify:verify",
     "diff": "fastmerge.engine.diff:diff",
+    "spectrum": "fastmerge.engine.spectrum:spectrum",
     "merge_state_dicts": "fastmerge.engine.state_dicts:merge_state_dicts",
 }
 __all__ = [*_HOMES]
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from .engine.diff import diff as diff
     from .engine.merge import merge as merge
     from .engine.run import run as run
+    from .engine.spectrum import spectrum as spectrum
     from .engine.state_dicts import merge_state_dicts as merge_state_dicts
     from .engine.task import task as task
     from .engine.verify import verify as verify

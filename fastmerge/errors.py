@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 class FastmergeError(Exception):
@@ -50,3 +52,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """A clause proposing the known name most like `name`, or an empty string."""
     match = get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean {match[0]!r}?" if match else ""
+
+
+def attempt(problems: list[str], call: Callable[[], T]) -> T | None:
+    """What a call returns; where it is bad input, its problems join the others, and there is None."""
+    try:
+        return call()
+    except InputError as error:
+        problems += error.problems
+        return None

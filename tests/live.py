@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
+from experts import Changes, add_experts, sparse
 from folders import near, write
+from tensors import BF16
 from torch import Tensor, nn
 
 import fastmerge as fm
 
 TASKS = ["math", "code", "law"]
+SCALES = {"math": 1.5, "code": -0.75, "law": 2.25}  # of experts
 
 
 class Net(nn.Module):
@@ -63,3 +67,14 @@ def emr(root: Path, dtype: torch.dtype = torch.bfloat16, tied: bool = True) -> P
     base, models = family(root, dtype, tied)
     fm.merge("emr", base, models, root / "emr")
     return root / "emr"
+
+
+def changes(state: dict[str, Tensor], dtype: torch.dtype = BF16) -> dict[str, Changes]:
+    """Experts of a state, by task."""
+    return {task: sparse(state, k + 1, dtype=dtype) for k, task in enumerate(TASKS)}
+
+
+def free(root: Path, dtype: torch.dtype = BF16, tied: bool = True, **options: Any) -> Path:
+    """A folder of experts on Net(0)."""
+    state = stored(Net(0, dtype, tied))
+    return add_experts(write(root / "free", state), changes(state), scales=SCALES, **options)

@@ -6,6 +6,8 @@ from ..interrupts import end_at_once
 from . import looking as looking
 from . import merging as merging
 from . import recipes as recipes
+from . import routing as routing
+from . import spectrum as spectrum
 from .app import app as app
 
 

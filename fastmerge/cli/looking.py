@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 @app.command()
 def info(
-    path: Annotated[str, typer.Argument(help="a checkpoint or an EMR artefact", metavar="DIR")],
+    path: Annotated[str, typer.Argument(help="a checkpoint, EMR artefact or folder of experts", metavar="DIR")],
     as_json: JsonOption = False,
 ) -> None:
-    """What a checkpoint or an EMR artefact holds."""
+    """What a checkpoint, an EMR artefact or a folder of experts holds."""
     with errors(as_json):
         from ..doctor import describe
 

@@ -99,7 +99,7 @@ def plan(
 
 @app.command()
 def task(
-    artefact: Annotated[Path, typer.Argument(help="a folder made by an EMR merge", metavar="EMR_DIR")],
+    artefact: Annotated[Path, typer.Argument(help="an EMR artefact, or a folder of experts", metavar="DIR")],
     name: Annotated[str, typer.Argument(help="the task", metavar="NAME")],
     out_folder: Annotated[Path, typer.Option("--out", help="folder to write")],
     base: Annotated[str | None, typer.Option("--base", help="where the base model is now")] = None,
@@ -107,7 +107,7 @@ def task(
     resume: ResumeOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Write one task's model from an EMR artefact."""
+    """Write one task's model from an EMR artefact or a folder of experts."""
     with errors(as_json, out_folder):
         from ..engine.task import task as run
 

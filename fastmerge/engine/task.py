@@ -1,26 +1,35 @@
-"""One task's model from an EMR artefact: base + rescaler · mask ⊙ unified, as an ordinary model folder."""
+"""One task's model as an ordinary folder.
+
+From an EMR artefact: base + rescaler · mask ⊙ unified; from a folder of experts: backbone + scale · values at the
+expert's elements.
+"""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from torch import Tensor
 
 from .. import __version__, ops
 from ..errors import InputError
-from ..formats.checkpoint import Checkpoint, open_checkpoint
-from ..formats.emr import RECORD, EmrArtefact
+from ..formats.contents import Contents, open_contents
+from ..formats.emr import EmrArtefact
+from ..formats.experts import ExpertsFolder
 from ..formats.folder import copy_side_files, model_card, write_json
 from ..formats.layout import Layout, plan_layout
 from ..formats.mapping import Inputs
-from ..formats.safetensors import TensorInfo, read_header
+from ..formats.safetensors import Header, TensorInfo
 from ..recipe.plan import MAX_CHUNK, output_problems
 from .identity import backend, digest, input_files, layout_files
 from .publish import Publication
 from .report import Report
 from .run_pass import Progress, run_pass
 from .stream import Source, Target, Work
+
+Run = Callable[[int, list[Tensor], list[Tensor]], None]
+Making = Callable[[TensorInfo], tuple[tuple[Source, ...], Run]]  # of a tensor of the source: what is read, and done
 
 
 def task(
@@ -33,44 +42,48 @@ def task(
     resume: bool = False,
     progress: Progress | None = None,
 ) -> Report:
-    """Write the model of task `name` of an EMR artefact to the folder `out`.
+    """Write the model of task `name` of an EMR artefact, or of a folder of experts, to the folder `out`.
 
-    base: where the base model is now, if no longer where the artefact says; it must be the same checkpoint. resume: go
-    on where the same call was stopped. Raises InputError before any work where anything does not fit.
+    Its tensors are, to the bit, those that a live model (`fm.runtime.load`) has with the task in force. base: where an
+    artefact's base model is now, if no longer where it says; of a folder of experts, what they must have been cut from.
+    resume: go on where the same call was stopped. Raises InputError before any work where anything does not fit.
     """
     begin = time.perf_counter()
-    emr, destination = EmrArtefact(Path(artefact)), Path(out)
-    record = emr.record
-    emr.need([name])
-    origin = open_checkpoint(base or record.base.source, "base")
-    own = emr.own_tensors(name)
-    emr.check_base(origin, "--base", set(own))
-    layout = _layout(emr, origin, own)
-    problems = output_problems(
-        destination, layout.total_bytes, [Path(artefact), origin.path], overwrite=overwrite, resume=resume
+    contents, destination = open_contents(Path(artefact).expanduser(), base, "--base"), Path(out)
+    folder, source = contents.folder, contents.source
+    folder.need([name])
+    layout = plan_layout([(t.name, t.dtype, t.shape) for t in (source.tensors | contents.own[name]).values()])
+    problems = _alias_problems(contents)
+    problems += output_problems(
+        destination,
+        layout.total_bytes,
+        [*dict.fromkeys((folder.path, source.path))],
+        overwrite=overwrite,
+        resume=resume,
     )
     if problems:
         raise InputError(problems)
 
-    works = _works(emr, origin, own, name, layout)
-    files = dict.fromkeys(source.info.file for work in works for source in work.sources)
-    headers = {"base": origin.headers, "the artefact": [read_header(f) for f in files if emr.path in f.parents]}
-    fingerprint = {"task": name, "fastmerge": __version__, "backend": backend(), RECORD: digest(record.model_dump())}
-    fingerprint |= input_files(headers) | layout_files([layout])
-    inputs = Inputs([header for own_headers in headers.values() for header in own_headers])
+    headers = contents.headers([name])
+    inputs = Inputs(headers)
+    making = _modulating(folder, name) if isinstance(folder, EmrArtefact) else _adding(folder, name, inputs)
+    works = _works(contents, name, layout, making)
+    fingerprint = {"task": name, "fastmerge": __version__, "backend": backend()}
+    fingerprint |= {"the record": digest(folder.record.model_dump())}
+    fingerprint |= input_files(_by_owner(contents, name, headers)) | layout_files([layout])
     with Publication(destination, fingerprint, overwrite=overwrite, resume=resume) as publication:
         moved = run_pass(works, layout.files, publication, inputs, MAX_CHUNK, progress)
         inputs.check_unchanged()
         if not publication.published:
             publication.clear_beside(layout.files)
-            _write_side_files(emr, origin, name, layout, publication.folder, destination.name)
+            _write_side_files(contents, name, layout, publication.folder, destination.name)
     return Report(
         out=str(out),
         method="task",
         models=[name],
         tensors=len(works),
         parameters=sum(work.numel for work in works),
-        bytes_read=moved.read,
+        bytes_read=moved.read + _expert_bytes(folder, name),
         bytes_written=moved.written,
         seconds=time.perf_counter() - begin,
         backend=backend(),
@@ -78,45 +91,105 @@ def task(
     )
 
 
-def _write_side_files(emr: EmrArtefact, base: Checkpoint, name: str, layout: Layout, folder: Path, title: str) -> None:
-    if layout.index is not None:
-        (folder / layout.index_name).write_bytes(layout.index)
-    config = emr.config(name)
-    if config is not None:
-        write_json(folder / "config.json", config)
-    copy_side_files(base.path, folder)
-    recipe = {"fastmerge": __version__, "task": name, "base": emr.record.base.model_dump(mode="json")}
-    card = model_card(title, [f"Task `{name}` of an EMR merge of {len(emr.record.tasks)} models."], recipe)
-    (folder / "README.md").write_text(card, encoding="utf-8")
+def _works(contents: Contents, name: str, layout: Layout, making: Making) -> list[Work]:
+    """The work on every tensor of the source, in the order of its files, then on the task's own."""
+    own, aliases = contents.own[name], contents.aliases
+    aliased = {alias for canonical, names in aliases.items() if canonical not in own for alias in names}
+    works = []
+    for info in contents.source.tensors.values():
+        if info.name in aliased or info.name in own:
+            continue
+        names = [n for n in (info.name, *aliases.get(info.name, ())) if n in layout.places and n not in own]
+        sources, run = making(info) if info.name in contents.shared else ((Source(info),), _copy)
+        works.append(Work(info.numel, sources, (Target(tuple(layout.places[n] for n in names), info.dtype),), run))
+    works += [Work(t.numel, (Source(t),), (Target((layout.places[t.name],), t.dtype),), _copy) for t in own.values()]
+    return works
 
 
-def _layout(emr: EmrArtefact, base: Checkpoint, own: dict[str, TensorInfo]) -> Layout:
-    kept = {name: info for name, info in base.tensors.items() if name not in emr.record.replaced}
-    return plan_layout([(t.name, t.dtype, t.shape) for t in (kept | own).values()])
+def _copy(_: int, sources: list[Tensor], targets: list[Tensor]) -> None:
+    targets[0].copy_(sources[0])
 
 
-def _works(emr: EmrArtefact, base: Checkpoint, own: dict[str, TensorInfo], name: str, layout: Layout) -> list[Work]:
-    row = emr.record.tasks.index(name)
-    scale = emr.record.rescalers[row]
-    aliased = {alias for aliases in emr.record.aliases.values() for alias in aliases}
+def _modulating(artefact: EmrArtefact, name: str) -> Making:
+    row = artefact.tasks.index(name)
+    scale = artefact.record.rescalers[row]
 
     def modulate(_: int, sources: list[Tensor], targets: list[Tensor]) -> None:
-        stored, unified, mask = sources
-        ops.modulate(stored, unified, mask, scale, out=targets[0])
+        base, unified, mask = sources
+        ops.modulate(base, unified, mask, scale, out=targets[0])
 
-    def copy(_: int, sources: list[Tensor], targets: list[Tensor]) -> None:
-        targets[0].copy_(sources[0])
+    def making(info: TensorInfo) -> tuple[tuple[Source, ...], Run]:
+        unified, masks = artefact.unified[info.name], artefact.masks[info.name]
+        return (Source(info), Source(unified), Source(masks, row)), modulate
 
-    works = []
-    for info in base.tensors.values():
-        if info.name in aliased or info.name not in layout.places or info.name in own:
-            continue
-        names = (info.name, *emr.record.aliases.get(info.name, ()))
-        target = Target(tuple(layout.places[n] for n in names), info.dtype)
-        if info.name in emr.unified:
-            sources = Source(info), Source(emr.unified[info.name]), Source(emr.masks[info.name], row)
-            works.append(Work(info.numel, sources, (target,), modulate))
-        else:
-            works.append(Work(info.numel, (Source(info),), (target,), copy))
-    works += [Work(t.numel, (Source(t),), (Target((layout.places[t.name],), t.dtype),), copy) for t in own.values()]
-    return works
+    return making
+
+
+def _adding(folder: ExpertsFolder, name: str, inputs: Inputs) -> Making:
+    experts = {tensor: ops.Expert(*parts) for tensor, parts in folder.read(name, inputs).items()}
+    scale = folder.record.experts[name].scale
+
+    def making(info: TensorInfo) -> tuple[tuple[Source, ...], Run]:
+        expert = experts.get(info.name)
+        if expert is None:
+            return (Source(info),), _copy
+        ends = [0, *expert.counts.long().cumsum(0).tolist()]
+
+        def add(start: int, sources: list[Tensor], targets: list[Tensor]) -> None:
+            targets[0].copy_(sources[0])
+            ops.scatter_add(targets[0], _within(expert, ends, start, start + targets[0].numel()), scale)
+
+        return (Source(info),), add
+
+    return making
+
+
+def _within(expert: ops.Expert, ends: list[int], start: int, stop: int) -> ops.Expert:
+    """The part of an expert that lies in elements start to stop of its tensor; start is that of a block."""
+    first, last = start // ops.BLOCK, -(-stop // ops.BLOCK)
+    a, b = ends[first], ends[last]
+    return ops.Expert(expert.counts[first:last], expert.offsets[a:b], expert.values[a:b])
+
+
+def _expert_bytes(folder: EmrArtefact | ExpertsFolder, name: str) -> int:
+    if isinstance(folder, EmrArtefact):
+        return 0
+    return sum(info.nbytes for parts in folder.experts[name].values() for info in parts)
+
+
+def _alias_problems(contents: Contents) -> list[str]:
+    """Tied names must be stored alike: they are written as one."""
+    tensors = contents.source.tensors
+    return [
+        f"{contents.folder.path}: {alias!r} is recorded as tied to {name!r}, but stored in another shape or dtype; the "
+        "folder is damaged"
+        for name, aliases in contents.aliases.items()
+        for alias in aliases
+        if alias in tensors
+        and (tensors[alias].shape, tensors[alias].dtype) != (tensors[name].shape, tensors[name].dtype)
+    ]
+
+
+def _by_owner(contents: Contents, name: str, headers: list[Header]) -> dict[str, list[Header]]:
+    """The files that are read, by what they are of."""
+    own = {info.file for info in contents.own[name].values()}
+    found: dict[str, list[Header]] = {}
+    for header in headers:
+        owner = contents.source.label if header in contents.source.headers else "the artefact"
+        found.setdefault(f"task {name}" if header.file in own else owner, []).append(header)
+    return found
+
+
+def _write_side_files(contents: Contents, name: str, layout: Layout, folder: Path, title: str) -> None:
+    if layout.index is not None:
+        (folder / layout.index_name).write_bytes(layout.index)
+    config = contents.folder.config(name)
+    if config is not None:
+        write_json(folder / "config.json", config)
+    copy_side_files(contents.source.path, folder)
+    record = contents.folder.record
+    kind = "an EMR merge" if isinstance(contents.folder, EmrArtefact) else "a backbone with experts"
+    made = {"fastmerge": __version__, "task": name, "method": record.method}
+    recipe = made | {"base": record.base.model_dump(mode="json")}
+    card = model_card(title, [f"Task `{name}` of {kind} of {len(record.tasks)} models."], recipe)
+    (folder / "README.md").write_text(card, encoding="utf-8")

@@ -202,7 +202,7 @@ def plan(
     problems: list[str] = []
     pairs = list(models.items() if isinstance(models, Mapping) else models)
     names = [name for name, _ in pairs]
-    problems += _name_problems(names, rename or {})
+    problems += name_problems(names, rename or {})
     declared: dict[str, Parameters] = {}
     wrong: dict[str, list[str]] = {}  # by output
     for name, changes in (outputs or {"": {}}).items():
@@ -317,7 +317,8 @@ def _try(problems: list[str], call: Any) -> Any:
         return None
 
 
-def _name_problems(names: Sequence[str], rename: Mapping[str, Rename]) -> list[str]:
+def name_problems(names: Sequence[str], rename: Mapping[str, Rename]) -> list[str]:
+    """What is wrong with the names of models, and with those in --rename."""
     problems = []
     if not 1 <= len(names) <= MAX_MODELS:
         problems.append(f"1 to {MAX_MODELS} models can be merged, these are {len(names)}; pass --model NAME=FOLDER")

@@ -7,9 +7,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..formats.contents import Contents
 from ..formats.mapping import INTEGER_DTYPES, TORCH_DTYPES, Inputs
 from ..formats.safetensors import TensorInfo
-from .contents import Contents
 from .matching import Matched, tensor_of
 
 LABELS = ("id2label", "label2id", "problem_type")  # of a Hugging Face configuration: what belongs to a head

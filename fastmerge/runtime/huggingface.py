@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import InputError
-from .contents import Contents
+from ..formats.contents import Contents
 
 OTHERWISE = "build the model yourself and pass it as model="
 

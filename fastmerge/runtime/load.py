@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ..formats.contents import open_contents
 from ..formats.emr import EmrArtefact
 from ..formats.mapping import Inputs
 from ..recipe.preflight import Rename
-from .contents import open_contents
 from .heads import Heads
 from .huggingface import build
 from .matching import match
@@ -42,7 +42,7 @@ def load(
     if device is not None:
         model.to(device)
     matched = match(model, contents, rename)
-    files = Inputs(contents.headers)
+    files = Inputs(contents.headers(contents.folder.tasks))
     weights: Weights
     if isinstance(contents.folder, EmrArtefact):
         weights = EmrWeights(model, contents, matched, files, contents.folder)

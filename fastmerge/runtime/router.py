@@ -16,10 +16,10 @@ from torch import Tensor
 
 from .. import __version__
 from ..errors import InputError
+from ..formats.contents import recorded_tasks
 from ..formats.mapping import Inputs
 from ..formats.safetensors import read_header, write_header
 from ..formats.tasks import read_record
-from .contents import recorded_tasks
 
 RECORD, TENSORS = "router.json", "router.safetensors"
 STEPS = 200  # of L-BFGS at most; the problem is convex
@@ -70,7 +70,7 @@ class Router:
         names, target = _labels(labels, tasks)
         _check(features, target, names, validation)
         x = features.detach().to("cpu", torch.float32)
-        kept_back = _kept_back(target, len(names), validation, seed)
+        kept_back = held_out(target, len(names), validation, seed)
         mean, deviation = x[~kept_back].mean(0), x[~kept_back].std(0, correction=0)
         deviation = torch.where(deviation > 0, deviation, 1)
         weight, bias = _train((x[~kept_back] - mean) / deviation, target[~kept_back], len(names))
@@ -81,11 +81,16 @@ class Router:
                 router.accuracy[part] = float(right[where].double().mean())
         return router
 
+    @property
+    def width(self) -> int:
+        """D, how many numbers the features of a sample are."""
+        return self.weight.shape[1]
+
     def weights(self, features: Tensor) -> Tensor:
         """How likely each sample is of each task: float32 [N, K], rows sum to 1. features: [N, D]."""
-        if features.ndim != 2 or features.shape[1] != self.weight.shape[1]:
+        if features.ndim != 2 or features.shape[1] != self.width:
             raise InputError(
-                f"router: features must be [N, {self.weight.shape[1]}], they are {list(features.shape)}; "
+                f"router: features must be [N, {self.width}], they are {list(features.shape)}; "
                 "compute them as those it was trained on"
             )
         return self._logits(features).softmax(1)
@@ -108,8 +113,9 @@ class Router:
         if known is not None:
             self.need(known, str(path))
         path.mkdir(parents=True, exist_ok=True)
-        width = self.weight.shape[1]
-        record = RouterRecord(fastmerge=__version__, tasks=list(self.tasks), features=width, accuracy=self.accuracy)
+        record = RouterRecord(
+            fastmerge=__version__, tasks=list(self.tasks), features=self.width, accuracy=self.accuracy
+        )
         shapes = [(name, "F32", tuple(tensor.shape)) for name, tensor in self._tensors().items()]
         header, _ = write_header(shapes, {"format": "pt", "fastmerge.format": "router"})
         data = b"".join(tensor.cpu().contiguous().numpy().tobytes() for tensor in self._tensors().values())
@@ -149,6 +155,19 @@ class Router:
             return ((features.float() - mean) / deviation) @ weight.T + bias
 
 
+def held_out(target: Tensor, tasks: int, share: float, seed: int) -> Tensor:
+    """Which samples `fit` keeps back, bool [N]: the share of each task's, of which one at least is trained on.
+
+    target: the place of each sample's task among `tasks` of them."""
+    generator = torch.Generator().manual_seed(seed)
+    kept_back = torch.zeros(len(target), dtype=torch.bool)
+    for k in range(tasks):
+        own = (target == k).nonzero().flatten()
+        own = own[torch.randperm(len(own), generator=generator)]
+        kept_back[own[: min(round(share * len(own)), len(own) - 1)]] = True
+    return kept_back
+
+
 def _labels(labels: Tensor | Sequence[str] | Sequence[int], tasks: Sequence[str] | None) -> tuple[list[str], Tensor]:
     """The names of the tasks, and the place of each label's among them, −1 where it has none."""
     given: list[Any] = labels.tolist() if isinstance(labels, Tensor) else list(labels)
@@ -178,17 +197,6 @@ def _check(features: Tensor, target: Tensor, names: Sequence[str], validation: f
         problems.append(f"validation is {validation}; expected a share from 0 to below 1")
     if problems:
         raise InputError(f"router: {problem}" for problem in problems)
-
-
-def _kept_back(target: Tensor, tasks: int, share: float, seed: int) -> Tensor:
-    """Which samples are kept back: the share of each task's, of which one at least is trained on."""
-    generator = torch.Generator().manual_seed(seed)
-    kept_back = torch.zeros(len(target), dtype=torch.bool)
-    for k in range(tasks):
-        own = (target == k).nonzero().flatten()
-        own = own[torch.randperm(len(own), generator=generator)]
-        kept_back[own[: min(round(share * len(own)), len(own) - 1)]] = True
-    return kept_back
 
 
 def _train(x: Tensor, target: Tensor, tasks: int) -> tuple[Tensor, Tensor]:

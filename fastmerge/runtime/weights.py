@@ -17,10 +17,10 @@ from torch.autograd.graph import increment_version
 
 from .. import ops
 from ..errors import InputError
+from ..formats.contents import Contents
 from ..formats.emr import EmrArtefact
 from ..formats.experts import ExpertsFolder
 from ..formats.mapping import Inputs
-from .contents import Contents
 from .matching import Matched, tensor_of
 
 Active = dict[str, float]  # the tasks in force, in the order of the folder's, and the weight of each

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from experts import experts_folder
 from folders import family, near, read, state, write
 from typer.testing import CliRunner
 
@@ -220,6 +221,20 @@ def test_json(root: Path) -> None:
     assert "reference" in json.loads(run("doctor", "--json")[1])["backends"]
     code, out, _ = run("merge", "emrr", *models(root), "--out", root / "x", "--json")
     assert (code, json.loads(out)["error"]) == (2, "InputError")
+
+
+def test_experts(tmp_path: Path) -> None:
+    """A folder of experts is described, and gives a task's model."""
+    folder = experts_folder(tmp_path / "free", state(0), scales={"t1": 2.5})
+    described = json.loads(run("info", folder, "--json")[1])
+    assert (described["kind"], described["scales"]["t1"]) == ("experts", 2.5)
+    assert set(described["bytes"]) == {"backbone", "t0", "t1", "t2"}
+    assert "t1 2.5" in run("info", folder)[1]
+    code, out, error = run("task", folder, "t1", "--out", tmp_path / "t1", "--json")
+    assert code == 0, error
+    assert json.loads(out)["bytes_read"] == described["bytes"]["backbone"] + described["bytes"]["t1"]
+    code, _, error = run("task", folder, "t9", "--out", tmp_path / "t9")
+    assert (code, error.count("error:"), "no task 't9'; did you mean" in error) == (2, 1, True)
 
 
 def test_for_people(root: Path) -> None:

@@ -29,6 +29,7 @@ ROOMS = {
     "methods": 3,
     "ops": 4,
     "cutoff": 5,
+    "targets": 5,
     "dispatch": 5,
     "kernels": 6,
     "interrupts": 7,
@@ -91,10 +92,11 @@ def test_typed() -> None:
 
 
 def test_starts_without_torch(tmp_path: Path) -> None:
-    """Importing fastmerge, its command line and preflight loads neither torch nor numpy nor the Hub client."""
+    """Importing fastmerge, its command line and preflight loads neither torch, numpy nor what is optional."""
+    late = ("torch", "numpy", "huggingface_hub", "matplotlib", "transformers")
     code = (
         "import sys, fastmerge, fastmerge.cli, fastmerge.recipe.plan, fastmerge.methods as m; "
-        "[m.get(n) for n in m.names()]; print([n for n in ('torch', 'numpy', 'huggingface_hub') if n in sys.modules])"
+        f"[m.get(n) for n in m.names()]; print([n for n in {late} if n in sys.modules])"
     )
     assert in_a_process(code, tmp_path) == "[]"
 

@@ -7,25 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from experts import add_experts, sparse
-from folders import read, write
-from live import TASKS, Net, bits, emr, same, stored
+from folders import read
+from live import SCALES, TASKS, Net, bits, changes, emr, free, same, stored
 from tensors import BF16, F32, F64, assert_same_bits
 from torch import Tensor, nn
 
 import fastmerge as fm
 from fastmerge.errors import InputError
-
-SCALES = {"math": 1.5, "code": -0.75, "law": 2.25}
-
-
-def changes(state: dict[str, Tensor], dtype: torch.dtype = BF16) -> dict[str, dict[str, tuple[Tensor, Tensor]]]:
-    return {task: dict(sparse(state, k + 1, dtype=dtype)) for k, task in enumerate(TASKS)}
-
-
-def free(root: Path, dtype: torch.dtype = BF16, tied: bool = True) -> Path:
-    state = stored(Net(0, dtype, tied))
-    return add_experts(write(root / "free", state), changes(state), scales=SCALES)
 
 
 @pytest.fixture(scope="module")

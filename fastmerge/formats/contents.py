@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InputError
-from ..formats import emr, experts
-from ..formats.checkpoint import Checkpoint, open_checkpoint
-from ..formats.emr import EmrArtefact
-from ..formats.experts import ExpertsFolder
-from ..formats.safetensors import FLOATS, Header, TensorInfo, read_header
-from ..formats.tasks import TasksRecord, read_record
+from . import emr, experts
+from .checkpoint import Checkpoint, open_checkpoint
+from .emr import EmrArtefact
+from .experts import ExpertsFolder
+from .safetensors import FLOATS, Header, TensorInfo, read_header
+from .tasks import TasksRecord, read_record
 
 RECORDS = (emr.RECORD, experts.RECORD)
 
@@ -32,14 +33,13 @@ class Contents:
     aliases: dict[str, list[str]]
     own: dict[str, dict[str, TensorInfo]]
 
-    @property
-    def headers(self) -> list[Header]:
-        """Of all files that a live model may read."""
-        infos = [info for tensors in self.own.values() for info in tensors.values()]
+    def headers(self, tasks: Collection[str]) -> list[Header]:
+        """Of all files that these tasks take something from, the source's first."""
+        infos = [info for task in tasks for info in self.own[task].values()]
         if isinstance(self.folder, EmrArtefact):
             infos += [*self.folder.unified.values(), *self.folder.masks.values()]
         else:
-            infos += [info for expert in self.folder.experts.values() for parts in expert.values() for info in parts]
+            infos += [info for t in tasks for parts in self.folder.experts[t].values() for info in parts]
         return [*self.source.headers, *map(read_header, dict.fromkeys(info.file for info in infos))]
 
 
@@ -49,26 +49,41 @@ def recorded_tasks(path: Path) -> list[str] | None:
     return None if file is None else read_record(file, TasksRecord).tasks
 
 
-def open_contents(path: Path, base: str | Path | None) -> Contents:
-    """Open an EMR artefact, whose base lies where it says or at `base`, or a folder of experts. Headers only."""
+def need_tasks(path: Path) -> list[str]:
+    """The tasks of a folder, or an InputError."""
+    found = recorded_tasks(path)
+    if found is None:
+        raise _no_tasks(path)
+    return found
+
+
+def _no_tasks(path: Path) -> InputError:
+    kind = f"has neither {' nor '.join(RECORDS)}" if path.is_dir() else "is no folder"
+    return InputError(f"{path}: {kind}; give the folder of an EMR merge or of experts")
+
+
+def open_contents(path: Path, base: str | Path | None, option: str = "base=") -> Contents:
+    """Open an EMR artefact, whose base lies where it says or at `base`, or a folder of experts. Headers only.
+
+    option: how the caller is told to say where base is.
+    """
     folder: EmrArtefact | ExpertsFolder
     if (path / emr.RECORD).is_file():
         folder = EmrArtefact(path)
         source = open_checkpoint(base or folder.record.base.source, "base")
         own = {task: folder.own_tensors(task) for task in folder.tasks}
-        folder.check_base(source, "base=", {name for tensors in own.values() for name in tensors})
+        folder.check_base(source, option, {name for tensors in own.values() for name in tensors})
         merged = set(folder.unified)
     elif (path / experts.RECORD).is_file():
         folder = ExpertsFolder(path)
         source = folder.backbone
         own = {task: folder.own_tensors(task) for task in folder.tasks}
         if base is not None:
-            folder.check_base(open_checkpoint(base, "base"), "base=")
+            folder.check_base(open_checkpoint(base, "base"), option)
         merged = {name for name, info in source.tensors.items() if info.dtype in FLOATS}
         merged -= {*folder.record.replaced}.union(*folder.record.aliases.values())
     else:
-        kind = f"has neither {' nor '.join(RECORDS)}" if path.is_dir() else "is no folder"
-        raise InputError(f"{path}: {kind}; give the folder of an EMR merge or of experts")
+        raise _no_tasks(path)
     record = folder.record
     return Contents(
         folder,

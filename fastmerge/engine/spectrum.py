@@ -1,0 +1,202 @@
+"""How strong task vectors are at which frequencies, and how much they differ there: what a cutoff is chosen by.
+
+Zheng & Wang 2025 (FREE-Merging, arXiv 2411.16815) measure interference as "the mean variance of frequency-domain
+amplitude" between models (Table 1, Figure 2), and say no more. What is taken here where the paper is silent:
+
+- amplitude is |F(τ_k)| of the unitary 2-D Fourier transform of each matrix of a task vector, over the root mean square
+  of the amplitudes of all models in that matrix, unfiltered: neither its size nor the scale of its weights counts, how
+  much stronger one model is than another does;
+- variance is that of K numbers about their mean (over K), bin by bin; the mean is over all bins of a matrix, then over
+  matrices, each counting the same;
+- after filtering, the bins that are removed have the amplitude 0 in every model, and so the variance 0.
+
+The table's own values depend on these choices, and are not reproduced by them.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import targets
+from ..cutoff import Cutoff
+from ..errors import InputError, MergeError, attempt
+from ..formats.checkpoint import open_checkpoint
+from ..formats.mapping import Inputs
+from ..formats.safetensors import TensorInfo
+from ..recipe.plan import name_problems
+from ..recipe.preflight import Rename, TensorPlan, align
+from .rings import PER_HALF, RINGS, Rings, measure
+from .run_pass import Progress
+
+SEED = 0  # of the choice of tensors
+
+
+@dataclass(frozen=True, slots=True)
+class Spectrum:
+    """Means over `tensors` of the `candidates`, as the module says.
+
+    A radius is in halves of the shorter side of a matrix, as FR-Merging's cutoff is: `radii` are the inner edges of
+    rings. By ring, `amplitude` is each model's and `variance` that between models; None where no matrix has a bin. By
+    the cutoff at a ring's inner edge, `interference_left` is what filtering leaves of the mean variance, `power_left`
+    which part of a model's squared task vector. `before`, `after` and `power_kept` are the same without a filter, and
+    at `cutoff`. Variances are None for a single model.
+    """
+
+    base: str
+    models: list[str]
+    cutoff: float
+    before: float | None
+    after: float | None
+    power_kept: dict[str, float]
+    radii: list[float]
+    amplitude: dict[str, list[float | None]]
+    variance: list[float | None] | None
+    interference_left: list[float] | None
+    power_left: dict[str, list[float]]
+    tensors: list[str]
+    candidates: int
+    notes: list[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The numbers as JSON."""
+        return asdict(self)
+
+    def draw(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Draw it as PNG. InputError where matplotlib is missing, or the file exists and is not to be overwritten."""
+        from .spectrum_plot import draw
+
+        draw(self, Path(path), overwrite=overwrite)
+
+
+def spectrum(
+    base: str | Path,
+    models: Mapping[str, str | Path] | Sequence[tuple[str, str | Path]],
+    *,
+    cutoff: float = 0.3,
+    tensors: Sequence[str] = (),
+    max_tensors: int = 32,
+    task_specific: Sequence[str] = (),
+    rename: Mapping[str, Rename] | None = None,
+    progress: Progress | None = None,
+) -> Spectrum:
+    """Transform the task vectors of models on disk, matrix by matrix, and measure their interference.
+
+    cutoff: of the filter that is tried. tensors: patterns of matrices to look at; by default those that FR-Merging
+    filters (fastmerge.targets). max_tensors: look at so many of them, chosen by chance, the same ones every time; 0 for
+    all. task_specific and rename as for `merge`. Memory is a few times the largest matrix in float32, whatever the
+    number of models. Raises InputError with every problem found, MergeError where there is NaN or infinity.
+    """
+    problems: list[str] = []
+    pairs = list(models.items() if isinstance(models, Mapping) else models)
+    names = [name for name, _ in pairs]
+    problems += name_problems(names, rename or {})
+    limits = attempt(problems, lambda: Cutoff(cutoff))
+    if max_tensors < 0:
+        problems.append(f"max_tensors is {max_tensors}; expected a number from 0, for all, up")
+    opened = [attempt(problems, lambda p=p, n=n: open_checkpoint(p, n)) for n, p in (("base", base), *pairs)]  # type: ignore[misc]
+    complete = [checkpoint for checkpoint in opened if checkpoint is not None]
+    if problems or limits is None:
+        raise InputError(problems)
+    alignment = align(complete[0], complete[1:], task_specific=task_specific, rename=rename)
+    found = _candidates(alignment.tensors, tensors)
+    chosen = sorted(random.Random(SEED).sample(range(len(found)), min(max_tensors or len(found), len(found))))
+    inputs = Inputs([header for checkpoint in complete for header in checkpoint.headers])
+    measured: dict[str, list[Rings]] = {}
+    for tensor in (found[i] for i in chosen):
+        measured[tensor.name] = _measure(tensor, names, inputs, limits)
+        if progress:
+            progress(sum(info.nbytes for info in _stored(tensor)))
+    inputs.check_unchanged()
+    seen = [name for name, rings in measured.items() if rings]
+    if not seen:
+        raise InputError("no model differs from base in these tensors: there is no spectrum to show")
+    alike = len(measured) - len(seen)
+    notes = [
+        *alignment.notes,
+        *([f"{alike} tensors in which no model differs from base are left out"] if alike else []),
+    ]
+    numbers = _numbers([own for rings in measured.values() for own in rings], names)
+    return Spectrum(str(base), names, cutoff, **numbers, tensors=seen, candidates=len(found), notes=notes)
+
+
+def _candidates(tensors: Sequence[TensorPlan], patterns: Sequence[str]) -> list[TensorPlan]:
+    """The matrices to look at."""
+    names = [tensor.name for tensor in tensors]
+    problems = [
+        f"--tensors {pattern!r} matches no tensor"
+        for pattern in patterns
+        if not any(fnmatchcase(n, pattern) for n in names)
+    ]
+
+    def wanted(tensor: TensorPlan) -> bool:
+        named = any(fnmatchcase(tensor.name, pattern) for pattern in patterns)
+        return (named if patterns else not targets.excluded(tensor.name)) and not tensor.copy
+
+    found = [t for t in tensors if wanted(t) and t.numel and targets.matrices(t.name, t.shape) is not None]
+    if not found and not problems:
+        problems.append(
+            "there is no matrix to look at: embeddings and output heads are left out; name some by --tensors"
+        )
+    if problems:
+        raise InputError(problems)
+    return found
+
+
+def _stored(tensor: TensorPlan) -> list[TensorInfo]:
+    return [*([tensor.base] if tensor.base else []), *tensor.models]
+
+
+def _measure(tensor: TensorPlan, names: Sequence[str], inputs: Inputs, limits: Cutoff) -> list[Rings]:
+    """The rings of a tensor's matrices, but of those in which no model differs from base."""
+    shape = targets.matrices(tensor.name, tensor.shape)
+    assert shape is not None
+    found = []
+    for base, *models in zip(*(inputs.whole(info).view(shape) for info in _stored(tensor)), strict=True):
+        rings = measure(base, models, limits.limit(*shape[1:]))
+        faulty = [name for name, powers in zip(names, rings.powers, strict=True) if not powers.isfinite().all()]
+        if faulty:
+            raise MergeError(f"tensor {tensor.name!r}: NaN or infinity in {' or '.join(faulty)}, or in base")
+        found += [rings] if rings.powers.any() else []
+    inputs.release([(info.file, info.start, info.stop) for info in _stored(tensor)])
+    return found
+
+
+def _numbers(matrices: Sequence[Rings], names: Sequence[str]) -> dict[str, Any]:
+    """What is told of M matrices: means over them, each of numbers that its scale and size have no part in."""
+    counts, amplitudes, powers, variances = map(torch.stack, zip(*matrices, strict=True))  # [M, E] or [M, K, E]
+    size = counts[:, :1]
+    scale = powers[:, :, 0].sum(1, keepdim=True) / (len(names) * size)  # the mean power of all models' bins, [M, 1]
+    between = (variances / (scale * size)).mean(0)
+    power = (powers / scale[:, None]).sum(0)
+    share = power / torch.where(power[:, :1] > 0, power[:, :1], 1)
+    bins = _rings(counts)
+
+    def curve(sums: Tensor) -> list[float | None]:
+        """Means over the matrices that have bins in a ring, of means over those bins. sums: [M, E]"""
+        each = torch.where(bins > 0, _rings(sums) / bins, 0).sum(0) / (bins > 0).sum(0)
+        return [value if value == value else None for value in each.tolist()]
+
+    several = len(names) > 1
+    return {
+        "before": float(between[0]) if several else None,
+        "after": float(between[-1]) if several else None,
+        "power_kept": {name: float(own[-1]) for name, own in zip(names, share, strict=True)},
+        "radii": [ring / PER_HALF for ring in range(RINGS)],
+        "amplitude": {name: curve(amplitudes[:, k] / scale.sqrt()) for k, name in enumerate(names)},
+        "variance": curve(variances / scale) if several else None,
+        "interference_left": between[:RINGS].tolist() if several else None,
+        "power_left": {name: own[:RINGS].tolist() for name, own in zip(names, share, strict=True)},
+    }
+
+
+def _rings(outward: Tensor) -> Tensor:
+    """Sums in rings, of sums from their inner edges outward. [M, RINGS + 2] gives [M, RINGS]."""
+    return outward[:, :RINGS] - outward[:, 1 : RINGS + 1]

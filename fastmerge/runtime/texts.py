@@ -1,0 +1,71 @@
+"""Features of texts, by the Hugging Face model of a folder of tasks. transformers is loaded when first needed."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..formats.contents import open_contents
+from .features import mean_pooled
+from .load import load
+
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.txt", "vocab.json")
+
+
+def text_features(
+    folder: str | Path,
+    texts: Sequence[str],
+    *,
+    base: str | Path | None = None,
+    device: str = "auto",
+    batch: int = 16,
+    max_length: int = 512,
+) -> Tensor:
+    """`mean_pooled` of texts by a folder's model without a task, float32 [N, D], as `RoutedModel` computes them.
+
+    Texts are cut off at `max_length` tokens. device: "auto" takes a GPU where there is one. Raises
+    InputError where transformers cannot build the model or its tokenizer.
+    """
+    try:
+        transformers: Any = importlib.import_module("transformers")
+    except ImportError as error:
+        how = "install it (pip install transformers), or pass features computed elsewhere (--features)"
+        raise InputError(f"transformers cannot be imported ({error}); {how}") from None
+    source = open_contents(Path(folder).expanduser(), base, "--base").source.path
+    tokenizer = _tokenizer(transformers, source)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token  # masked out, so that any will do
+    place = _device(device)
+    model = load(folder, base=base, device=place).eval()
+    found = []
+    for start in range(0, len(texts), batch):
+        part = list(texts[start : start + batch])
+        ids = tokenizer(part, padding=True, truncation=True, max_length=max_length, return_tensors="pt").to(place)
+        found.append(mean_pooled(model, ids["input_ids"], ids["attention_mask"]).cpu())
+    return torch.cat(found)
+
+
+def _tokenizer(transformers: Any, source: Path) -> Any:
+    """The tokenizer of a model folder; without its files transformers would make one that knows no word."""
+    if not any((source / name).is_file() for name in VOCABULARIES):
+        raise InputError(f"{source}: has no tokenizer, which is one of {', '.join(VOCABULARIES)}; add its files")
+    try:
+        return transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except Exception as error:  # whatever transformers makes of a stranger's folder
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"{source}: transformers cannot load its tokenizer ({reason})") from None
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.zeros(1, device=name).device
+    except Exception as error:  # an unknown name, a torch without CUDA, no GPU: each is an error of another class
+        raise InputError(f"device {name!r} cannot be used ({str(error).splitlines()[0]}); use auto or cpu") from None
