@@ -6,6 +6,7 @@ the mapped files. What both wrote is compared before a number is given.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import statistics
@@ -120,7 +121,7 @@ def run(layers: int = 22, folder: Path | None = None) -> tuple[list[dict[str, An
         "mergekit_flags": list(mergekit.FLAGS),
         "mergekit_environment": mergekit.ALLOCATOR,
         "threads": len(os.sched_getaffinity(0)),
-        "parameters": sum(shape.numel() for _, shape in tensors(layers)),
+        "parameters": sum(math.prod(shape) for _, shape in tensors(layers)),
     }
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         root = Path(scratch)
