@@ -7,10 +7,14 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
 
 from ..errors import InputError, nearest
 from ..formats.checkpoint import Checkpoint
 from ..formats.safetensors import FLOATS, TensorInfo, limited
+
+if TYPE_CHECKING:
+    from ..methods._declaration import Subject
 
 Rename = Sequence[tuple[str, str]]  # (old prefix, new prefix)
 
@@ -47,6 +51,13 @@ class TensorPlan:
     @property
     def numel(self) -> int:
         return (self.base or self.models[0]).numel
+
+    @property
+    def subject(self) -> Subject:
+        """The tensor as methods know it."""
+        from ..methods._declaration import Subject
+
+        return Subject(self.name, self.shape)
 
 
 @dataclass(frozen=True, slots=True)

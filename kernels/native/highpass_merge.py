@@ -46,7 +46,8 @@ class Filtered:
         self.base, self.models, self.weights = base, models, weights
         wide = any(t.dtype == torch.float64 for t in (*models, *([] if base is None else [base])))
         self.real = torch.float64 if wide else torch.float32
-        self.bins = Filter(*models[0].shape[1:], convention, limit)
+        _, h, w = models[0].shape
+        self.bins = Filter(h, w, convention, limit)
         self.plan = plan(self.bins)
         self.kept = slice(self.plan.first, self.plan.first + self.plan.columns)
         self.block = self.plan.rows * self.bins.w  # elements
@@ -135,4 +136,5 @@ class Filtered:
         rows = self._rows(start)
         block = spectrum[: rows.stop - rows.start]
         block[:, self.kept] = self.panel[:, rows].contiguous().t()
-        return torch.fft.irfft(block, n=self.bins.w, norm="forward").view(-1)
+        filtered: Tensor = torch.fft.irfft(block, n=self.bins.w, norm="forward")
+        return filtered.view(-1)
