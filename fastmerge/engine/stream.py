@@ -71,8 +71,8 @@ class Target:
 class Work:
     """One tensor. `prepare` gets the sources whole, and the memory of `whole_targets`; `run` the index of a chunk's
     first element, the sources' chunk and the targets' memory; `done` is called after the last chunk and returns the
-    tensor's sums. In place of all this, `restore` takes sums found before; `known` are some that another merge has found.
-    A chunk has `least_chunk` elements at least."""
+    tensor's sums. In place of all this, `restore` takes sums found before; `known` are some that another merge has
+    found. A chunk has `least_chunk` elements at least."""
 
     numel: int
     sources: tuple[Source, ...]

@@ -43,8 +43,8 @@ class Block:
 
     `start` is the index of the first of them in the tensor. `whole` are base and models whole, where the pass asked for
     them; `ranks` per model those it asked for, and `cuts` their cuts (but of 0 and of all elements); `prepared` is what
-    its `prepare` returned. `prepare` sets `experts`, one a model, where the pass has some. `sums` is float64 [rows, K], the
-    tensor's statistics so far, to be added to; `nonfinite` counts bad results.
+    its `prepare` returned. `prepare` sets `experts`, one a model, where the pass has some. `sums` is float64
+    [rows, K], the tensor's statistics so far, to be added to; `nonfinite` counts bad results.
     """
 
     subject: Subject

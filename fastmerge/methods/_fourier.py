@@ -51,7 +51,7 @@ class FourierMethod(Filter, Method):
     preset: Literal["released-vision", "released-llm"] | None = Field(None, description="as the released code has it")
     coefficients: per_model(words=KINDS) = Field(  # type: ignore[valid-type]
         "global",
-        description="λ_k: E|τ_k| / Σ_j E|τ_j| of all filtered elements, by tensors' means, or per tensor; ones; numbers",
+        description="λ_k: E|τ_k| / Σ_j E|τ_j| of all filtered elements, of tensors' means, per tensor; ones; numbers",
     )
     scale: Finite = Field(1.0, description="the factor of the merged task vector")
     align: Literal["layer"] | None = Field(

@@ -475,7 +475,7 @@ def _chunk(
 def _held(outputs: Sequence[Output], tensor: TensorPlan, names: Sequence[str], alignment: Alignment) -> int:
     """Bytes that a pass holds of a tensor, and those of its experts on their way to the disk."""
     passes = [_passes(output.parameters, tensor, names, alignment) for output in outputs]
-    held = max(sum(one.held for one in together) for together in zip(*passes, strict=True))
+    held = max(sum(own[i].held for own in passes) for i in range(len(passes[0])))
     places = [
         layout.places[f"{tensor.name}/{part}"]
         for output in outputs
