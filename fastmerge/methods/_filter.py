@@ -26,7 +26,7 @@ EXCLUDED = re.compile(
 )
 STACKS = ("*.experts.*", "*.input_linear.weight", "*.output_linear.weight")
 IDENTITY = 0.995  # of the bins kept: a filter that hardly filters
-SLAB = 1 << 21  # filtered elements that are measured at a time; a multiple of ops.BLOCK
+SLAB = 1 << 20  # filtered elements that are measured at a time; a multiple of ops.BLOCK
 
 
 def _patterns(value: object) -> object:

@@ -98,7 +98,7 @@ class FREE(FourierMethod):
 
         merging = super().merging(models, subject, wide)
         elements = 0 if subject is None else len(models) * math.ceil(self.density * subject.numel)
-        held = merging.held + elements * (8 if not wide else 12) + SLAB * 16
+        held = merging.held + elements * (10 if wide else 6) + SLAB * (16 if wide else 8)
         return replace(merging, rows=4, ranks=ranks, prepare=prepare, experts=sizes, held=held)
 
     def sizes(self, subject: Subject, models: Sequence[str], earlier: Sequence[Statistics], wide: bool) -> list[int]:
