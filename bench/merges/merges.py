@@ -31,6 +31,9 @@ JOBS: list[tuple[str, int, dict[str, float]]] = [
     ("dare_ties", 3, {"density": 0.5}),
     ("breadcrumbs", 3, {"density": 0.9, "gamma": 0.01}),
     ("della", 3, {"density": 0.5, "epsilon": 0.1}),
+    ("fr", 3, {}),
+    ("free", 3, {}),
+    ("free", 3, {"rescale": 7.0}),
     ("emr", 12, {}),
 ]
 PROGRAM = str(Path(sys.executable).with_name("fastmerge"))
@@ -69,7 +72,7 @@ def job(
     base, *models = folders
     named = [part for model in models for part in ("--model", f"{model.name}={model}")]
     values = [part for name, value in params.items() for part in ("-p", f"{name}={value}")]
-    arguments = [method, "--base", str(base), *named, *values, "--out", str(scratch / "out"), "--overwrite"]
+    arguments = [method, "--base", str(base), *named, *values, "--out", str(scratch / "out"), "--overwrite", "--memory", "2GiB"]
     read = models if method == "linear" else folders
     files = [file for folder in read for file in sorted(folder.glob("*.safetensors"))]
     warm, report = merge(arguments)
