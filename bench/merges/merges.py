@@ -72,7 +72,7 @@ def job(
     base, *models = folders
     named = [part for model in models for part in ("--model", f"{model.name}={model}")]
     values = [part for name, value in params.items() for part in ("-p", f"{name}={value}")]
-    arguments = [method, "--base", str(base), *named, *values, "--out", str(scratch / "out"), "--overwrite", "--memory", "2GiB"]
+    arguments = [method, "--base", str(base), *named, *values, "--out", str(scratch / "out"), "--overwrite"]
     read = models if method == "linear" else folders
     files = [file for folder in read for file in sorted(folder.glob("*.safetensors"))]
     warm, report = merge(arguments)

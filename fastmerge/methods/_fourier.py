@@ -25,6 +25,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "scale": 0.7,
         "align": "layer",
         "targets": ("*attn*", "*attention*", "*mlp*", "*intermediate.dense*", "*layer.*.output.dense*"),
+        "exclude": ("*bias*",),
         "others": "base",
     },
     "released-llm": {"convention": "released", "ratio": 0.9},

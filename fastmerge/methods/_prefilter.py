@@ -31,7 +31,8 @@ class Prefiltered(Method):
         def deltas(block: Block) -> list[Tensor]:
             return _filtered(chosen, block)
 
-        held = len(models) * subject.numel * (8 if wide else 4) + chosen.panel_bytes(subject, wide)
+        whole = (len(models) + 1) * subject.numel * (8 if wide else 4)  # and the zeros that stand for base
+        held = whole + chosen.panel_bytes(subject, wide)
         # What is summed up depends on the filter, not on the inputs alone.
         return tuple(replace(one, prefilter=deltas, held=one.held + held, statistic=None) for one in passes)
 

@@ -110,8 +110,9 @@ class Filtered:
             chunk = self.panel[start : start + self.plan.chunk]
             first = self.plan.first + start
             factors = self.bins.shares(range(first, first + len(chunk)), self.real) - float(self.plan.subtract)
+            factors /= self.bins.h * self.bins.w
             spectrum = torch.fft.fft(chunk)
-            spectrum *= factors / (self.bins.h * self.bins.w)
+            spectrum *= factors.to(spectrum.dtype)  # complex by complex is twice as fast as complex by real
             chunk.copy_(torch.fft.ifft(spectrum, norm="forward"))
         return 0
 

@@ -272,7 +272,7 @@ print(max(peak, held()) - start)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from Linux's /proc")
-@pytest.mark.parametrize("method", ["task_arithmetic", "emr"])
+@pytest.mark.parametrize("method", ["task_arithmetic", "emr", "fr"])
 def test_memory_does_not_grow_with_models_or_size(method: str, tmp_path: Path) -> None:
     """Beyond the mapped files a merge holds its budget: of 3 or 12 models, of a model three times as large, and of six
     outputs."""
