@@ -26,6 +26,7 @@ EXCLUDED = re.compile(
 )
 STACKS = ("*.experts.*", "*.input_linear.weight", "*.output_linear.weight")
 IDENTITY = 0.995  # of the bins kept: a filter that hardly filters
+ROWS = 1 << 19  # elements of the rows that a filter works on together, about
 SLAB = 1 << 20  # filtered elements that are measured at a time; a multiple of ops.BLOCK
 
 
@@ -118,9 +119,10 @@ class Filter(BaseModel):
         return found
 
     def panel_bytes(self, subject: Subject, wide: bool) -> int:
-        """What a filter of the tensor holds of its spectrum."""
+        """What a filter of the tensor holds of its spectrum, and of rows between two pieces."""
         _, h, w = self.matrices(subject) or (0, 0, 0)
-        return self.limits.columns(h, w) * h * (16 if wide else 8) if h * w else 0
+        elements = 2 * self.limits.columns(h, w) * h + min(h * w, ROWS) if h * w else 0
+        return elements * (8 if wide else 4)
 
 
 def remarks(method: str, tensors: Sequence[tuple[Subject, Filter]], *, patterns: bool = True) -> Remarks:
