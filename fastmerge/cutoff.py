@@ -62,10 +62,35 @@ class Cutoff:
             return min(math.floor((_exact(0.7 if self.ratio is None else self.ratio) * min(h, w)) ** 2), beyond)
         return min(math.ceil((_exact(0.3 if self.cutoff is None else self.cutoff) * min(h, w) / 2) ** 2), beyond)
 
+    def share(self, h: int, w: int) -> float:
+        """Which part of an h × w spectrum's bins is kept."""
+        return _kept(h, w, self.convention, self.limit(h, w)) / (h * w) if h * w else 1.0
+
+    def columns(self, h: int, w: int) -> int:
+        """A bound of the columns of the half-spectrum that a filter must hold."""
+        half = w // 2 + 1
+        return half if self.convention == "released" else min(half, math.isqrt(self.limit(h, w)) + 1)
+
 
 def _exact(value: float) -> Fraction:
     """The decimal that was written, not the binary fraction next to it."""
     return Fraction(str(float(value)))
+
+
+@functools.lru_cache(maxsize=256)
+def _kept(h: int, w: int, convention: Convention, limit: int) -> int:
+    """How many of the h · w bins are kept."""
+    total = 0
+    for x in range(w):
+        if convention == "released":
+            left = limit - (x - w // 2) ** 2
+            reach = math.isqrt(left) if left >= 0 else -1  # rows within so many of the middle one are kept
+            total += min(reach, h // 2) + min(reach, h - 1 - h // 2) + 1 if left >= 0 else 0
+        else:
+            left = limit - min(x, w - x) ** 2
+            reach = math.isqrt(left - 1) if left > 0 else -1  # rows within so many of the first one are removed
+            total += h - (min(reach, (h - 1) // 2) + min(reach, h // 2) + 1 if left > 0 else 0)
+    return total
 
 
 @functools.lru_cache(maxsize=256)

@@ -510,6 +510,45 @@ def highpass_merge(
     return Combined(out, nonfinite)
 
 
+class Filtered:
+    """highpass_merge in pieces: Σ_k w_k · τ_k filtered, of which `write` merges any elements, to the bits of the whole.
+
+    base and models: [..., H, W], and as they are until the last piece; limits: the filter. Between two pieces it holds
+    the transforms of one matrix; in order they cost least.
+    """
+
+    def __init__(
+        self,
+        base: Tensor,
+        models: Sequence[Tensor],
+        weights: Sequence[float],
+        limits: Cutoff,
+        *,
+        backend: str | None = None,
+    ) -> None:
+        if len(weights) != len(models):
+            raise InputError(f"Filtered: {len(models)} models need as many weights, there are {len(weights)}")
+        _check("Filtered", {"base": base, **_numbered(models)})
+        h, w = _matrix("Filtered", "base", base)
+        self.like = base
+        kernel = dispatch.choose("Filtered", base.device.type, backend)
+        first, *others = (_flat(t).view(-1, h, w) for t in (base, *models))
+        self._filtered = kernel(first, others, list(map(float, weights)), limits.convention, limits.limit(h, w))
+
+    def write(self, start: int, out: Tensor, *, scale: float = 1.0, as_delta: bool = False) -> int:
+        """Merge out's elements, of which the first is number `start` in C order; returns its non-finite ones.
+
+        out: 1-D, contiguous; `scale` and `as_delta` as in highpass_merge.
+        """
+        stop = start + out.numel()
+        if not 0 <= start <= stop <= self.like.numel() or out.ndim != 1 or not out.is_contiguous():
+            raise InputError(
+                f"Filtered: elements {start} to {stop} of {self.like.numel()} go to a 1-D contiguous out, "
+                f"not {list(out.shape)}"
+            )
+        return self._filtered.write(start, float(scale), as_delta, out.detach())  # type: ignore[no-any-return]
+
+
 def moments(
     base: Tensor,
     models: Sequence[Tensor],

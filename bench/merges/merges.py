@@ -31,6 +31,9 @@ JOBS: list[tuple[str, int, dict[str, float]]] = [
     ("dare_ties", 3, {"density": 0.5}),
     ("breadcrumbs", 3, {"density": 0.9, "gamma": 0.01}),
     ("della", 3, {"density": 0.5, "epsilon": 0.1}),
+    ("fr", 3, {}),
+    ("free", 3, {}),
+    ("free", 3, {"rescale": 7.0}),
     ("emr", 12, {}),
 ]
 PROGRAM = str(Path(sys.executable).with_name("fastmerge"))

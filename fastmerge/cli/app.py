@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -45,6 +45,20 @@ def pairs(texts: list[str], option: str, form: str, problems: list[str]) -> list
         if not equals or not name or not value:
             problems.append(f"{option} {text!r}: expected {form}")
         found.append((name, value))
+    return found
+
+
+def nested(named: list[tuple[str, str]], problems: list[str]) -> dict[str, Any]:
+    """Parameters by name; `prefilter.cutoff` is the cutoff of the parameter prefilter."""
+    found: dict[str, Any] = {}
+    for name, value in named:
+        outer, dot, inner = name.partition(".")
+        if not dot:
+            found[name] = value
+        elif isinstance(found.setdefault(outer, {}), dict):
+            found[outer][inner] = value
+        else:
+            problems.append(f"-p {name}: {outer} is given as a whole too; leave one out")
     return found
 
 

@@ -26,6 +26,7 @@ from .app import (
     SpecificOption,
     app,
     check,
+    nested,
     pairs,
     renames,
 )
@@ -135,7 +136,7 @@ def _plan(
 
     problems: list[str] = []
     named = pairs(models, "--model", "NAME=PATH", problems)
-    values = dict(pairs(params, "-p", "NAME=VALUE", problems))
+    values = nested(pairs(params, "-p", "NAME=VALUE", problems), problems)
     renamed = renames(rename, problems)
     check(problems)
     return prepare(

@@ -83,7 +83,10 @@ def show_report(report: Report, as_json: bool) -> None:
         ("moved", f"{size(report.bytes_read)} read, {size(report.bytes_written)} written"),
         ("time", f"{report.seconds:.2f} s, {report.gigabytes_per_second:.2f} GB/s, {report.backend} backend"),
     ]
-    for name, values in report.results.items():
+    told = report.results if len(report.results) <= 12 else {}
+    if report.results and not told:
+        rows.append(("numbers", f"{len(report.results)} rows, in fastmerge.json"))
+    for name, values in told.items():
         numbers = zip(report.models, values, strict=True)
         rows.append((name, ", ".join(f"{model} {value:.4g}" for model, value in numbers)))
     return show_rows(rows + [("note", note) for note in report.notes])

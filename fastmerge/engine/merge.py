@@ -72,15 +72,18 @@ def merge(
 
 def execute(plan: MergePlan, progress: Progress | None = None) -> Report:
     """Carry out a plan that has an output folder."""
-    assert plan.out is not None
+    out = plan.out
+    assert out is not None
     begin = time.perf_counter()
     files = Inputs([header for checkpoint in plan.checkpoints for header in checkpoint.headers])
     key = inputs_key(plan)
-    kept, notes = load(statistics_file(plan.out, key), key, plan.memory)
+    kept, notes = load(statistics_file(out, key), key, plan.memory)
     statistics: list[list[Statistics]] = [[] for _ in plan.outputs]
     read = written = 0
-    with Publication(plan.out, fingerprint(plan), overwrite=plan.overwrite, resume=plan.resume) as publication:
+    with Publication(out, fingerprint(plan), overwrite=plan.overwrite, resume=plan.resume) as publication:
         for number in range(plan.pass_count):
+            if number == plan.pass_count - 1:
+                plan = plan.knowing(statistics)
             gathered = [Statistics(len(plan.models)) for _ in plan.outputs]
             reading = Reading(plan, number, statistics, gathered, files, kept)
             moved = run_pass(
@@ -91,7 +94,7 @@ def execute(plan: MergePlan, progress: Progress | None = None) -> Report:
         files.check_unchanged()
         if kept.changed:
             try:
-                save(kept, statistics_file(plan.out, key), key, publication.partial / "statistics")
+                save(kept, statistics_file(out, key), key, publication.partial / "statistics")
             except OSError as error:  # the result does not depend on it
                 notes.append(f"statistics are not kept: {error.strerror}")
         results = [o.method.results(found) for o, found in zip(plan.outputs, statistics, strict=True)]
@@ -101,7 +104,7 @@ def execute(plan: MergePlan, progress: Progress | None = None) -> Report:
             for output, found, numbers in zip(plan.outputs, statistics, results, strict=True):
                 write_side_files(plan, output, publication.folder, found[-1], numbers, hashes)
     return Report(
-        out=str(plan.out),
+        out=str(out),
         method=plan.method.name,
         models=plan.names,
         tensors=len(plan.alignment.tensors),

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import ops
 from ..methods._declaration import Block, Pass, Statistics, Subject, Written
-from ..ops import Cut
+from ..ops import Cut, Expert
 from .statistics import Kept
 
 Whole = tuple[Tensor | None, list[Tensor]]
@@ -18,14 +19,20 @@ Whole = tuple[Tensor | None, list[Tensor]]
 
 @dataclass(slots=True)
 class Share:
-    """One output's part in the reading of a tensor: its pass, what passes before found, and what this one finds."""
+    """One output's part in the reading of a tensor: its pass, what passes before found, and what this one finds.
+
+    `replaced`: what its pass works on in the place of base and models, where it has them filtered.
+    """
 
     one: Pass
     earlier: Sequence[Statistics]
     sums: Tensor
     nonfinite: int = 0
     ranks: list[list[int]] = field(default_factory=list)
+    cuts: list[dict[int, Cut]] = field(default_factory=list)
     prepared: Any = None
+    experts: list[Expert] = field(default_factory=list)
+    replaced: tuple[Tensor, list[Tensor]] | None = None
 
 
 @dataclass(slots=True)
@@ -38,7 +45,6 @@ class TensorPass:
     shares: list[Share]
     kept: Kept
     whole: Whole | None = None
-    cuts: list[dict[int, Cut]] = field(default_factory=list)
 
     @classmethod
     def of(
@@ -64,20 +70,35 @@ class TensorPass:
     def prepare(self, base: Tensor | None, models: list[Tensor]) -> None:
         """Look at the whole tensor, 1-D: the cuts that any output needs, found together, then what each prepares."""
         self.whole = base, models
-        trivial, wanted = {0, self.subject.numel}, [set[int]() for _ in range(self.models)]
         for share in self.shares:
-            if share.one.ranks is not None:
-                share.ranks = share.one.ranks(self.subject, share.earlier)
-                wanted = [all_ranks | {*own} - trivial for all_ranks, own in zip(wanted, share.ranks, strict=True)]
-        self.cuts = [{} for _ in wanted]
-        if any(wanted):
-            assert base is not None
-            self.cuts = self.kept.cuts(self.subject.name, base, models, [sorted(ranks) for ranks in wanted])
+            if share.one.prefilter is not None:
+                deltas = share.one.prefilter(self._block(share, 0, base, models))
+                share.replaced = torch.zeros_like(deltas[0]), deltas
+        plain = [share for share in self.shares if share.replaced is None]
+        self._cut(plain, base, models, self.kept)
+        for share in self.shares:
+            if share.replaced is not None:
+                self._cut([share], *share.replaced, Kept())
         for share in self.shares:
             if share.one.prepare is not None:
                 block = self._block(share, 0, base, models)
                 share.prepared = share.one.prepare(block, share.earlier)
+                share.experts = block.experts
                 share.nonfinite += block.nonfinite
+
+    def _cut(self, shares: Sequence[Share], base: Tensor | None, models: list[Tensor], kept: Kept) -> None:
+        """Find the cuts that these outputs need of the same task vectors."""
+        trivial, wanted = {0, self.subject.numel}, [set[int]() for _ in range(self.models)]
+        for share in shares:
+            if share.one.ranks is not None:
+                share.ranks = share.one.ranks(self.subject, share.earlier)
+                wanted = [all_ranks | {*own} - trivial for all_ranks, own in zip(wanted, share.ranks, strict=True)]
+        cuts: list[dict[int, Cut]] = [{} for _ in wanted]
+        if any(wanted):
+            assert base is not None
+            cuts = kept.cuts(self.subject.name, base, models, [sorted(ranks) for ranks in wanted])
+        for share in shares:
+            share.cuts = cuts
 
     def run(
         self,
@@ -93,7 +114,12 @@ class TensorPass:
             block = self._block(share, start, base, models)
             for kind, tensor in memory.items():
                 setattr(block, kind, tensor)
+            if share.replaced is not None and block.merged is not None:
+                block.merged = torch.empty_like(block.models[0])
             share.one.run(block, share.earlier)
+            if share.replaced is not None and block.merged is not None:
+                assert base is not None
+                block.nonfinite += ops.combine(None, [base, block.merged], out=memory["merged"]).nonfinite
             share.nonfinite += block.nonfinite
 
     def acceptable(self, allowed: Sequence[bool]) -> bool:
@@ -109,6 +135,9 @@ class TensorPass:
         """What `gather` does, with sums that were found before."""
         self.whole = None
         for share, own, gathered in zip(self.shares, sums, statistics, strict=True):
+            share.prepared, share.replaced, share.experts = None, None, []
+            if share.one.idle:
+                continue
             gathered.sizes[self.subject.name] = self.subject.numel
             gathered.sums[self.subject.name] = own = own.view(share.sums.shape)
             if share.one.statistic is not None:
@@ -121,19 +150,25 @@ class TensorPass:
         return [sums for sums in known if sums is not None] if None not in known else None
 
     def _kept_sums(self, share: Share) -> Tensor | None:
+        if share.one.idle:
+            return share.sums
         if share.one.statistic is None:
             return None
         return self.kept.get(share.one.statistic, self.subject.name, torch.float64, share.one.rows, self.models)
 
     def _block(self, share: Share, start: int, base: Tensor | None, models: list[Tensor]) -> Block:
+        whole = self.whole
+        if share.replaced is not None:
+            whole, own = share.replaced, slice(start, start + models[0].numel())
+            base, models = whole[0][own], [delta[own] for delta in whole[1]]
         return Block(
             self.subject,
             models,
             base,
             start=start,
-            whole=self.whole,
+            whole=whole,
             ranks=share.ranks,
-            cuts=self.cuts,
+            cuts=share.cuts,
             prepared=share.prepared,
             sums=share.sums,
         )

@@ -34,34 +34,43 @@ class Remerge:
         self.whole = samples is None
         self.statistics: list[Statistics] = []  # of every pass; of the last, for tensors that were merged whole
         self.problems: list[str] = []
-        self._plan = plan
+        self.plan = plan
         self._folder = folder
         self._samples = samples
         self._random = random.Random(seed)
 
-    def run(self, progress: Progress | None) -> None:
-        """Compare. Raises MergeError where the inputs cannot be merged any more."""
-        plan = self._plan
+    def gather(self, progress: Progress | None) -> None:
+        """Run the passes before the last, after which the plan is known whole."""
+        for number in range(self.plan.pass_count - 1):
+            self._run(number, progress)
+        self.plan = self.plan.knowing([self.statistics])
+
+    def compare(self, progress: Progress | None) -> None:
+        """Run the last pass, and compare."""
+        self._run(self.plan.pass_count - 1, progress)
+
+    def _run(self, number: int, progress: Progress | None) -> None:
+        """Run a pass. Raises MergeError where the inputs cannot be merged any more."""
+        plan = self.plan
         inputs = Inputs([header for checkpoint in plan.checkpoints for header in checkpoint.headers])
-        for number in range(plan.pass_count):
-            gathered = Statistics(len(plan.models))
-            reading = Reading(plan, number, [self.statistics], [gathered], inputs, Kept())
-            works = reading.works()
-            pieces = [piece for work in works for piece in work.pieces(plan.chunk)]
-            if reading.last and self._samples is not None:
-                pieces = self._sampled(works, self._samples)
-            comparer = _Comparer(plan, self._folder, slot_bytes(works, plan.chunk))
-            try:
-                stream(pieces, inputs, comparer, progress=progress)
-            finally:
-                comparer.close()
-                self.problems += comparer.problems.values()
-            self.statistics.append(gathered)
+        gathered = Statistics(len(plan.models))
+        reading = Reading(plan, number, [self.statistics], [gathered], inputs, Kept())
+        works = reading.works()
+        pieces = [piece for work in works for piece in work.pieces(plan.chunk)]
+        if reading.last and self._samples is not None:
+            pieces = self._sampled(works, self._samples)
+        comparer = _Comparer(plan, self._folder, slot_bytes(works, plan.chunk))
+        try:
+            stream(pieces, inputs, comparer, progress=progress)
+        finally:
+            comparer.close()
+            self.problems += comparer.problems.values()
+        self.statistics.append(gathered)
         self.blocks = sum(1 for piece in pieces if not piece.whole)
 
     def _sampled(self, works: Sequence[Work], samples: int) -> list[Piece]:
         """Some blocks of some works, in order, each after what it has to be prepared by."""
-        pieces = [list(work.pieces(min(SAMPLE, self._plan.chunk))) for work in works]
+        pieces = [list(work.pieces(min(SAMPLE, self.plan.chunk))) for work in works]
         blocks = [(w, p) for w, own in enumerate(pieces) for p, piece in enumerate(own) if not piece.whole]
         chosen = set(self._random.sample(blocks, min(samples, len(blocks))))
         found = []

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..formats import emr, record
-from ..formats.checkpoint import Checkpoint
+from ..formats import emr, experts, record
+from ..formats.checkpoint import Checkpoint, open_checkpoint
 from ..formats.folder import copy_side_files, model_card, set_dtype, write_json
 from ..formats.record import CheckpointRecord, FileRecord, MergeRecord
 from ..formats.tasks import BaseRecord
@@ -37,9 +37,11 @@ def write_side_files(
     copy_side_files(plan.lead.path, own)
     if "unified" in output.layouts:
         _write_emr_record(plan, output, own, statistics, results)
-        for model in plan.models:
-            if model.config and model.label in output.heads:
-                write_json(own / "tasks" / model.label / "config.json", model.config)
+    if output.experts:
+        _write_experts_record(plan, output, own, results)
+    for model in plan.models:
+        if model.config and model.label in output.heads:
+            write_json(own / "tasks" / model.label / "config.json", model.config)
     merged = merge_record(plan, output, folder, results, hashes)
     write_json(own / record.RECORD, merged.content())
     (own / "README.md").write_text(card(merged, output.name or (plan.out.name if plan.out else "")), encoding="utf-8")
@@ -83,6 +85,8 @@ def card(merged: MergeRecord, title: str) -> str:
     lines = [f"Merged from {len(merged.models)} models with `{merged.method}` ({merged.reference})."]
     if "rescalers" in merged.results:
         lines.append("\nAn EMR artefact: `fastmerge task THIS_FOLDER NAME --out FOLDER` gives one task's model.")
+    if "scales" in merged.results:
+        lines.append("\nA folder of experts: `fastmerge.runtime.load(THIS_FOLDER)` gives a model that switches tasks.")
     return model_card(title, lines, merged.content())
 
 
@@ -101,26 +105,46 @@ def _input(plan: MergePlan, checkpoint: Checkpoint, hashes: Hashes) -> Checkpoin
 def _write_emr_record(
     plan: MergePlan, output: Output, folder: Path, statistics: Statistics, results: Mapping[str, list[float]]
 ) -> None:
-    assert plan.base is not None
     files = {
         kind: [file.name.removeprefix(output.folder) for file in output.layouts[kind].files] for kind in output.layouts
     }
-    base: dict[str, Any] = {"source": plan.sources["base"], "files": plan.base.identity()}
     artefact = emr.EmrRecord(
-        fastmerge=__version__,
-        method=output.method.name,
-        params=output.parameters.record()["params"],
-        tasks=plan.names,
+        **_tasks_record(plan, output),
         rescalers=results["rescalers"],
-        base=BaseRecord(**base),
         unified=files["unified"],
         masks=files["masks"],
         tensors={
             name: emr.TensorSums(magnitude=sums[0].tolist(), kept=sums[1].tolist())
             for name, sums in statistics.sums.items()
         },
-        aliases={t.name: list(t.aliases) for t in plan.alignment.tensors if t.aliases},
-        copied=[t.name for t in plan.alignment.tensors if t.copy],
-        replaced=[info.name for info in plan.alignment.base_specific],
     )
     write_json(folder / emr.RECORD, artefact.model_dump(mode="json"))
+
+
+def _write_experts_record(plan: MergePlan, output: Output, folder: Path, results: Mapping[str, list[float]]) -> None:
+    params = output.parameters.record()["params"]
+    kept = {"density": params["expert_density"], "scope": params["scope"]}
+    written = experts.ExpertsRecord(
+        **_tasks_record(plan, output),
+        experts={
+            name: experts.ExpertRecord(file=f"{name}.safetensors", scale=scale, **kept)
+            for name, scale in zip(plan.names, results["scales"], strict=True)
+        },
+        backbone=open_checkpoint(folder, "backbone").identity(),
+    )
+    write_json(folder / experts.RECORD, written.model_dump(mode="json"))
+
+
+def _tasks_record(plan: MergePlan, output: Output) -> dict[str, Any]:
+    """What the records of all folders of tasks say."""
+    assert plan.base is not None
+    return {
+        "fastmerge": __version__,
+        "method": output.method.name,
+        "params": output.parameters.record()["params"],
+        "tasks": plan.names,
+        "base": BaseRecord(source=plan.sources["base"], files=plan.base.identity()),
+        "aliases": {t.name: list(t.aliases) for t in plan.alignment.tensors if t.aliases},
+        "copied": [t.name for t in plan.alignment.tensors if t.copy],
+        "replaced": [info.name for info in plan.alignment.base_specific],
+    }

@@ -15,8 +15,9 @@ from ..errors import InputError, MergeError, nearest
 from ..formats.checkpoint import Checkpoint
 from ..formats.mapping import INTEGER_DTYPES, TORCH_DTYPES
 from ..formats.safetensors import TensorInfo
-from ..methods._declaration import Method, Statistics, Subject, Written
+from ..methods._declaration import Method, Statistics, Written
 from ..recipe.parameters import Override, declare
+from ..recipe.plan import delta_dtype
 from ..recipe.preflight import Alignment, TensorPlan, align
 from .passes import TensorPass
 from .statistics import Kept
@@ -28,22 +29,29 @@ CODES = {dtype: code for code, dtype in (TORCH_DTYPES | INTEGER_DTYPES).items()}
 
 @dataclass(slots=True)
 class Merged:
-    """`state_dict` is the merged model (of an EMR merge, base + unified task vector); `stats` the method's numbers."""
+    """`state_dict` is the merged model (of an EMR merge, base + unified task vector); `stats` the method's numbers;
+    `experts` by task and tensor what a FREE merge has extracted."""
 
     state_dict: dict[str, Tensor]
     stats: dict[str, dict[str, float]] = field(default_factory=dict)
     _tasks: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     _base: StateDict = field(default_factory=dict)
     _unified: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    experts: dict[str, dict[str, ops.Expert]] = field(default_factory=dict)
 
     def task(self, name: str) -> dict[str, Tensor]:
-        """One task's model, from the unified task vector, its mask and its rescaler. InputError for other methods."""
-        if not self._unified and "rescalers" not in self.stats:
-            raise InputError("this method keeps no tasks apart: merge with emr, or with modulators=True")
+        """One task's model: by its mask and its rescaler, or with its expert. InputError for other methods."""
+        if not self._unified and not self.experts and "rescalers" not in self.stats:
+            raise InputError("this method keeps no tasks apart: merge with emr or free, or with modulators=True")
         if name not in self._tasks:
             raise InputError(f"no task {name!r}{nearest(name, self._tasks)}; there are {', '.join(self._tasks)}")
-        row, scale = list(self._tasks).index(name), self.stats["rescalers"][name]
         own = dict(self.state_dict)
+        if self.experts:
+            for tensor, expert in self.experts[name].items():
+                own[tensor] = own[tensor].clone()
+                ops.scatter_add(own[tensor], expert, self.stats["scales"][name])
+            return own | self._tasks[name]
+        row, scale = list(self._tasks).index(name), self.stats["rescalers"][name]
         for tensor, (unified, masks) in self._unified.items():
             own[tensor] = ops.modulate(self._base[tensor], unified, masks[row], scale)
         return own | self._tasks[name]
@@ -78,9 +86,14 @@ def merge_state_dicts(
     problems = parameters.settle([tensor.name for tensor in alignment.tensors if not tensor.copy])
     if problems:
         raise InputError(problems)
+    merging = [(tensor.subject, parameters.of(tensor.name)) for tensor in alignment.tensors if not tensor.copy]
+    problems = declared.remarks(merging).problems
+    if problems:
+        raise InputError(problems)
 
     merged: dict[str, Tensor] = {info.name: (base or {})[info.name] for info in alignment.base_specific}
     unified: dict[str, tuple[Tensor, Tensor]] = {}
+    experts: dict[str, dict[str, ops.Expert]] = {name: {} for name in names}
     statistics: list[Statistics] = []
     for number in range(len(declared.passes(names, alignment.wide))):
         gathered = Statistics(len(names))
@@ -92,11 +105,16 @@ def merge_state_dicts(
                 _check_equal(tensor, labels, every)
                 merged[tensor.name] = like.clone()
                 continue
-            one = parameters.of(tensor.name).passes(names, alignment.wide)[number]
-            work = TensorPass.of(Subject(tensor.name, tensor.shape), len(names), [one], [statistics], kept, like.device)
+            one = parameters.of(tensor.name).passes_on(tensor.subject, names, alignment.wide)[number]
+            if one.idle:
+                continue
+            work = TensorPass.of(tensor.subject, len(names), [one], [statistics], kept, like.device)
             written = _run(work, like if declared.uses_base else None, stored, like)
             if not work.acceptable([declared.nonfinite == "allow"]):
                 _blame(tensor, every, labels)
+            share = work.shares[0]
+            for name, expert in zip(names, share.experts, strict=bool(share.experts)):
+                experts[name][tensor.name] = _stored(expert, like)
             work.gather([gathered])
             if "merged" in written:
                 merged[tensor.name] = written["merged"].view(like.shape)
@@ -106,10 +124,10 @@ def merge_state_dicts(
     for name, (delta, _) in unified.items():
         like = (base or {})[name]
         merged[name] = ops.combine(None, [like, delta], dtype=like.dtype).merged
-    _restore_aliases(alignment, merged, unified)
+    _restore_aliases(alignment, merged, unified, experts)
     stats = {key: dict(zip(names, values, strict=True)) for key, values in declared.results(statistics).items()}
     heads = {n: {info.name: models[n][info.name] for info in alignment.task_specific[n]} for n in names}
-    return Merged(merged, stats, heads, base or {}, unified)
+    return Merged(merged, stats, heads, base or {}, unified, experts if any(experts.values()) else {})
 
 
 def _described(state: StateDict, label: str) -> Checkpoint:
@@ -138,6 +156,12 @@ def _run(work: TensorPass, base: Tensor | None, models: Sequence[Tensor], like: 
     return written
 
 
+def _stored(expert: ops.Expert, like: Tensor) -> ops.Expert:
+    """An expert with values as they are stored."""
+    dtype = TORCH_DTYPES[delta_dtype(CODES[like.dtype])]
+    return expert._replace(values=ops.combine(None, [expert.values], dtype=dtype).merged)
+
+
 def _blame(tensor: TensorPlan, tensors: Sequence[Tensor], labels: Sequence[str]) -> None:
     bad = [label for label, t in zip(labels, tensors, strict=True) if ops.combine(None, [t]).nonfinite]
     if not bad:
@@ -154,10 +178,16 @@ def _check_equal(tensor: TensorPlan, labels: Sequence[str], tensors: Sequence[Te
 
 
 def _restore_aliases(
-    alignment: Alignment, merged: dict[str, Tensor], unified: dict[str, tuple[Tensor, Tensor]]
+    alignment: Alignment,
+    merged: dict[str, Tensor],
+    unified: dict[str, tuple[Tensor, Tensor]],
+    experts: dict[str, dict[str, ops.Expert]],
 ) -> None:
     for tensor in alignment.tensors:
         for alias in tensor.aliases:
             merged[alias] = merged[tensor.name]
             if tensor.name in unified:
                 unified[alias] = unified[tensor.name]
+            for own in experts.values():
+                if tensor.name in own:
+                    own[alias] = own[tensor.name]

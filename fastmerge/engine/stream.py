@@ -37,11 +37,15 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where a result goes: one or (tied tensors) several places; `mask_rows` rows of packed bits where not 0."""
+    """Where a result goes: one or (tied tensors) several places; `mask_rows` rows of packed bits where not 0.
+
+    `numel`: the elements of what is written with the whole tensor, however many that has.
+    """
 
     places: tuple[Place, ...]
     dtype: str
     mask_rows: int = 0
+    numel: int = 0
 
     def take(self, slot: Slot, a: int, b: int, numel: int) -> Tensor:
         """Memory for elements a to b of the result, which the slot will write to all places."""
@@ -65,10 +69,10 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One tensor. `prepare` gets the sources whole; `run` the index of a chunk's first element, the sources' chunk and
-    the targets' memory; `done` is called after the last chunk and returns the tensor's sums. In place of all this,
-    `restore` takes sums found before; `known` are some that another merge has found. A chunk has `least_chunk` elements
-    at least."""
+    """One tensor. `prepare` gets the sources whole, and the memory of `whole_targets`; `run` the index of a chunk's
+    first element, the sources' chunk and the targets' memory; `done` is called after the last chunk and returns the
+    tensor's sums. In place of all this, `restore` takes sums found before; `known` are some that another merge has
+    found. A chunk has `least_chunk` elements at least."""
 
     numel: int
     sources: tuple[Source, ...]
@@ -77,7 +81,8 @@ class Work:
     done: Callable[[], list[Tensor]] = list
     restore: Callable[[list[Tensor]], None] = lambda _: None
     known: list[Tensor] | None = None
-    prepare: Callable[[list[Tensor]], None] | None = None
+    prepare: Callable[[list[Tensor], list[Tensor]], None] | None = None
+    whole_targets: tuple[Target, ...] = ()
     least_chunk: int = 0
 
     @property
@@ -86,7 +91,7 @@ class Work:
 
     @property
     def bytes_written(self) -> int:
-        return sum(place.stop - place.start for target in self.targets for place in target.places)
+        return sum(place.stop - place.start for t in (*self.targets, *self.whole_targets) for place in t.places)
 
     def pieces(self, chunk: int) -> Iterator[Piece]:
         """The whole tensor, where it is prepared, then its chunks."""
@@ -122,7 +127,11 @@ class Sink(Protocol):
 
 def slot_bytes(works: Sequence[Work], chunk: int) -> int:
     """Memory that a slot needs for any chunk of these works."""
-    sizes = (sum(t.chunk_bytes(min(max(chunk, w.least_chunk), w.numel)) for t in w.targets) for w in works)
+
+    def chunked(work: Work) -> int:
+        return sum(t.chunk_bytes(min(max(chunk, work.least_chunk), work.numel)) for t in work.targets)
+
+    sizes = (max(chunked(w), sum(t.chunk_bytes(t.numel) for t in w.whole_targets)) for w in works)
     return max(sizes, default=0) + PAGE
 
 
@@ -138,7 +147,7 @@ def stream(
     with ReadAhead(inputs, [(piece.spans, not piece.whole) for piece in pieces]) as ahead:
         for piece in pieces:
             if piece.whole:
-                _prepare(piece, inputs, ahead)
+                _prepare(piece, inputs, sink, ahead)
                 continue
             _run(piece, inputs, sink, ahead)
             if piece.last:
@@ -147,11 +156,16 @@ def stream(
                 progress(sum(stop - start for _, start, stop in piece.spans))
 
 
-def _prepare(piece: Piece, inputs: Inputs, ahead: ReadAhead) -> None:
-    assert piece.work.prepare is not None
+def _prepare(piece: Piece, inputs: Inputs, sink: Sink, ahead: ReadAhead) -> None:
+    work = piece.work
+    assert work.prepare is not None
+    slot = sink.slot() if work.whole_targets else None
     ahead.wait()
-    piece.work.prepare(_sources(piece, inputs))
+    memory = [] if slot is None else [target.take(slot, 0, target.numel, target.numel) for target in work.whole_targets]
+    work.prepare(_sources(piece, inputs), memory)
     ahead.done()
+    if slot is not None:
+        sink.put(slot)
 
 
 def _run(piece: Piece, inputs: Inputs, sink: Sink, ahead: ReadAhead) -> None:

@@ -13,13 +13,15 @@ import torch
 
 from .. import __version__
 from ..errors import InputError, MergeError, VerifyError, nearest
+from ..formats import experts
 from ..formats.checkpoint import Checkpoint, open_checkpoint
 from ..formats.emr import EmrArtefact
+from ..formats.experts import ExpertsFolder
 from ..formats.folder import to_json
 from ..formats.record import RECORD, FileRecord, MergeRecord, read_record
 from ..formats.safetensors import read_header
 from ..methods._declaration import Statistics
-from ..recipe.plan import MergePlan, plan
+from ..recipe.plan import plan
 from .hashes import hash_files
 from .journal import fsync_all
 from .remerge import Remerge
@@ -172,22 +174,28 @@ def _merge_checks(
         rename=record.rename,
         dtype=record.dtype,
     )
-    laid_out = [(file.file, file.header_sha256) for file in file_records(prepared.outputs[0], folder, {})]
-    if laid_out != [(file.file, file.header_sha256) for file in record.files]:
-        return [Check("blocks", [f"{folder}: its files are laid out otherwise than these inputs and parameters give"])]
     again = Remerge(prepared, folder, samples, seed)
     trouble = []
     try:
-        again.run(progress)
+        again.gather(progress)
+        laid_out = [(file.file, file.header_sha256) for file in file_records(again.plan.outputs[0], folder, {})]
+        if laid_out != [(file.file, file.header_sha256) for file in record.files]:
+            text = f"{folder}: its files are laid out otherwise than these inputs and parameters give"
+            return [Check("blocks", [text])]
+        again.compare(progress)
     except MergeError as error:
         trouble = [str(error)]
     checks = [Check(f"{again.blocks} blocks", again.problems + trouble)]
-    return checks if checks[0].problems else [*checks, *_number_checks(folder, record, prepared, again)]
+    return checks if checks[0].problems else [*checks, *_number_checks(folder, record, again)]
 
 
-def _number_checks(folder: Path, record: MergeRecord, plan: MergePlan, again: Remerge) -> Iterator[Check]:
+def _number_checks(folder: Path, record: MergeRecord, again: Remerge) -> Iterator[Check]:
     """The sums of an EMR artefact, as far as they were summed again, and the numbers per model that statistics give."""
-    output, statistics = plan.outputs[0], again.statistics
+    plan, output, statistics = again.plan, again.plan.outputs[0], again.statistics
+    if output.experts:
+        stored = [expert.scale for expert in ExpertsFolder(folder).record.experts.values()]
+        wrong = [] if stored == record.results.get("scales") else [f"{folder}: scales of {experts.RECORD} have changed"]
+        yield Check("scales of experts", wrong)
     if "unified" in output.layouts:
         artefact = EmrArtefact(folder)
         sums = {

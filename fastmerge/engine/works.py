@@ -8,11 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .. import ops
 from ..errors import MergeError
+from ..formats.experts import PARTS
 from ..formats.layout import FilePlan, Place
 from ..formats.mapping import Inputs
-from ..formats.safetensors import TensorInfo
-from ..methods._declaration import Pass, Statistics, Subject, Written
+from ..formats.safetensors import DTYPES, TensorInfo
+from ..methods._declaration import Pass, Statistics, Written
 from ..ops import BLOCK
 from ..recipe.plan import MergePlan, Output, inputs
 from ..recipe.preflight import TensorPlan
@@ -37,7 +39,7 @@ class Reading:
     def last(self) -> bool:
         return self.number == self.plan.pass_count - 1
 
-    def passes(self, tensor: str) -> list[Pass]:
+    def passes(self, tensor: TensorPlan) -> list[Pass]:
         """This pass of every output, with the parameters that hold for the tensor."""
         return [self.plan.passes(output, tensor)[self.number] for output in self.plan.outputs]
 
@@ -48,7 +50,10 @@ class Reading:
     def outputs(self) -> list[FilePlan]:
         """The files that this pass writes."""
         layouts = [output.layouts[kind] for output in self.plan.outputs for kind in self.writes(output)]
-        layouts += [layout for output in self.plan.outputs if self.last for layout in output.heads.values()]
+        if self.last:
+            layouts += [
+                own for output in self.plan.outputs for own in (*output.experts.values(), *output.heads.values())
+            ]
         return [file for layout in layouts for file in layout.files]
 
     def works(self) -> list[Work]:
@@ -58,7 +63,9 @@ class Reading:
         works: list[tuple[int, Work]] = []
         for tensor in plan.alignment.tensors:
             if not tensor.copy:
-                works.append((position[tensor.name], self._merging(tensor)))
+                passes = self.passes(tensor)
+                if not all(one.idle for one in passes):
+                    works.append((position[tensor.name], self._merging(tensor, passes)))
             elif self.last:
                 works.append((position[tensor.name], self._copying(tensor)))
         for output in plan.outputs:
@@ -71,10 +78,11 @@ class Reading:
                     works += [(len(position), _copy_of(info, layout.places[info.name])) for info in own]
         return [work for _, work in sorted(works, key=lambda entry: entry[0])]
 
-    def _merging(self, tensor: TensorPlan) -> Work:
-        plan, subject = self.plan, Subject(tensor.name, tensor.shape)
-        passes, uses_base = self.passes(tensor.name), plan.method.uses_base
+    def _merging(self, tensor: TensorPlan, passes: Sequence[Pass]) -> Work:
+        plan, subject = self.plan, tensor.subject
+        uses_base = plan.method.uses_base
         targets = [(o, kind) for o, output in enumerate(plan.outputs) for kind in self.writes(output)]
+        experts = self._expert_targets(tensor) if self.last else ()
         pass_ = TensorPass.of(subject, len(plan.models), passes, self.earlier, self.kept)
 
         def split(sources: list[Tensor]) -> tuple[Tensor | None, list[Tensor]]:
@@ -85,6 +93,17 @@ class Reading:
             for (o, kind), tensor_memory in zip(targets, memory, strict=True):
                 written[o][kind] = tensor_memory
             pass_.run(start, *split(sources), written)
+
+        def prepare(sources: list[Tensor], memory: list[Tensor]) -> None:
+            pass_.prepare(*split(sources))
+            found = [part for share in pass_.shares for expert in share.experts for part in expert]
+            if [part.numel() for part in found] != [target.numel for target in experts]:  # NaN are in no expert
+                check_finite(tensor, plan.names, self.files, plan.chunk)
+            for part, stored in zip(found, memory, strict=True):
+                if part.is_floating_point():
+                    ops.combine(None, [part], out=stored)
+                else:
+                    stored.copy_(part.view(torch.uint8))
 
         def done() -> list[Tensor]:
             if not pass_.acceptable([output.method.nonfinite == "allow" for output in plan.outputs]):
@@ -102,8 +121,23 @@ class Reading:
             done,
             restore,
             None if targets else self._trusted(pass_.known()),
-            prepare=(lambda sources: pass_.prepare(*split(sources))) if pass_.needs_whole else None,
+            prepare=prepare if pass_.needs_whole else None,
+            whole_targets=experts,
             least_chunk=-(-subject.columns // BLOCK) * BLOCK if any(one.rows_whole for one in passes) else 0,
+        )
+
+    def _expert_targets(self, tensor: TensorPlan) -> tuple[Target, ...]:
+        """Where the parts of every output's experts of a tensor go, in the order of models."""
+        places = [
+            (layout.places[f"{tensor.name}/{part}"], part)
+            for output in self.plan.outputs
+            for layout in output.experts.values()
+            for part in PARTS
+        ]
+        dtypes = {"counts": "I32", "offsets": "U16", "values": self.plan.stored_dtype(tensor)}
+        return tuple(
+            Target((place,), dtypes[part], numel=(place.stop - place.start) // DTYPES[dtypes[part]])
+            for place, part in places
         )
 
     def _trusted(self, known: list[Tensor] | None) -> list[Tensor] | None:

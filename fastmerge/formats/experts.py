@@ -153,12 +153,15 @@ def elements_problem(numel: int, counts: Tensor, offsets: Tensor) -> str | None:
     return None
 
 
-def expert_layout(task: str, tensors: Iterable[tuple[str, int, int, str]]) -> Layout:
-    """The file of a task's expert, known before its data: of each tensor (name, N, k, dtype of the values)."""
+def expert_layout(task: str, tensors: Iterable[tuple[str, int, int, str]], folder: str = "") -> Layout:
+    """The file of a task's expert, known before its data: of each tensor (name, N, k, dtype of the values).
+
+    folder: "NAME/" of the folder of experts, where it lies in another.
+    """
     parts: list[tuple[str, str, tuple[int, ...]]] = []
     for name, numel, k, dtype in tensors:
         parts.append((f"{name}/counts", "I32", (-(-numel // BLOCK),)))
         parts.append((f"{name}/offsets", "U16", (k,)))
         parts.append((f"{name}/values", dtype, (k,)))
     stamp = {"fastmerge.format": "experts", "fastmerge.format_version": "1"}
-    return plan_layout(parts, task, 1 << 62, stamp, FOLDER + "/")
+    return plan_layout(parts, task, 1 << 62, stamp, f"{folder}{FOLDER}/")

@@ -58,10 +58,18 @@ def problem(declared: type[Method], fault: Fault, where: str = "") -> str:
     """A fault as users read it; `where` is what they call the place that the parameters were given in."""
     place = ".".join(part for part in (where, fault.place) if part)
     if fault.kind == "unknown":
-        known, name = list(declared.model_fields), str(fault.path[-1])
-        text = f"{declared.name} has no parameter {name!r}{nearest(name, known)}; it has {', '.join(known)}"
+        known, name = _known(declared, fault), str(fault.path[-1])
+        of = declared.name if len(fault.path) == 1 else fault.path[0]
+        text = f"{of} has no parameter {name!r}{nearest(name, known)}; it has {', '.join(known)}"
         return f"{place}: {text}" if where else text
     text = "is needed" if fault.kind == "missing" else fault.text
     if where:
         return f"{place} {text}"
     return f"{declared.name}: parameter {place} {text}" if place else f"{declared.name}: {text}"
+
+
+def _known(declared: type[Method], fault: Fault) -> list[str]:
+    """The parameters that there are beside an unknown one, which may be one of a filter's."""
+    from ._filter import Filter
+
+    return list((declared if len(fault.path) == 1 else Filter).model_fields)

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchem
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..ops import Cut
+    from ..ops import Cut, Expert
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Written = Literal["merged", "unified", "masks"]
@@ -43,8 +43,8 @@ class Block:
 
     `start` is the index of the first of them in the tensor. `whole` are base and models whole, where the pass asked for
     them; `ranks` per model those it asked for, and `cuts` their cuts (but of 0 and of all elements); `prepared` is what
-    its `prepare` returned. `sums` is float64 [rows, K], the tensor's statistics so far, to be added to; `nonfinite`
-    counts bad results.
+    its `prepare` returned. `prepare` sets `experts`, one a model, where the pass has some. `sums` is float64
+    [rows, K], the tensor's statistics so far, to be added to; `nonfinite` counts bad results.
     """
 
     subject: Subject
@@ -58,6 +58,7 @@ class Block:
     merged: Tensor | None = None
     unified: Tensor | None = None
     masks: Tensor | None = None
+    experts: list[Expert] = field(default_factory=list)
     sums: Tensor | None = None
     nonfinite: int = 0
 
@@ -86,7 +87,10 @@ class Pass:
 
     Where given, `ranks` names per model the ranks whose cuts the pass needs (ops.kth_magnitude), and `prepare` works on
     the whole tensor before its first block; what it returns is `Block.prepared`. `rows_whole`: no row may be cut.
-    `statistic` names sums that depend on the inputs alone, so that another run may use them.
+    `statistic` names sums that depend on the inputs alone, so that another run may use them. `prefilter` gives, of the
+    whole tensor, task vectors that take the models' place, as if base were zero. `experts` tells how many elements of a
+    tensor each model's expert has; before the passes that decide it, about how many. `held`: bytes of memory that it
+    takes beside the block. `idle`: it has nothing to do with the tensor, which is not read.
     """
 
     run: Callable[[Block, Sequence[Statistics]], None]
@@ -96,20 +100,35 @@ class Pass:
     prepare: Callable[[Block, Sequence[Statistics]], Any] | None = None
     rows_whole: bool = False
     statistic: str | None = None
+    prefilter: Callable[[Block], list[Tensor]] | None = None
+    experts: Callable[[Subject, Sequence[Statistics]], list[int]] | None = None
+    held: int = 0
+    idle: bool = False
 
     @property
     def needs_whole(self) -> bool:
         """Whether the whole tensor is looked at before, or beside, its blocks."""
-        return self.ranks is not None or self.prepare is not None or self.rows_whole
+        return any(own is not None for own in (self.ranks, self.prepare, self.prefilter)) or self.rows_whole
+
+
+IDLE = Pass(lambda *_: None, idle=True)
+
+
+@dataclass(slots=True)
+class Remarks:
+    """What is wrong with tensors for a method, and what users should know of them."""
+
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 PerModel = float | tuple[float, ...] | dict[str, float]
 
 
-def per_model(low: float = -math.inf, high: float = math.inf) -> Any:
+def per_model(low: float = -math.inf, high: float = math.inf, words: Sequence[str] = ()) -> Any:
     """The type of a parameter that may differ by model: a number for all, one a model in order, or by name.
 
-    Also accepts the command line's "0.5", "0.3,0.7" and "math=0.3,code=0.7".
+    One of `words` may stand for all of them. Also accepts the command line's "0.5", "0.3,0.7" and "math=0.3,code=0.7".
     """
 
     def number(value: Any) -> float:
@@ -118,10 +137,15 @@ def per_model(low: float = -math.inf, high: float = math.inf) -> Any:
         except (TypeError, ValueError):
             result = math.nan
         if not math.isfinite(result) or not low <= result <= high:
-            raise ValueError("expected numbers" + (f" from {low:g} to {high:g}" if math.isfinite(high) else ""))
+            bounds = f" from {low:g} to {high:g}" if math.isfinite(high) else ""
+            raise ValueError(
+                f"expected {''.join(f'{word!r}, ' for word in words)}{'or ' if words else ''}numbers{bounds}"
+            )
         return result
 
-    def parse(value: Any) -> PerModel | None:
+    def parse(value: Any) -> PerModel | str | None:
+        if isinstance(value, str) and value in words:
+            return value
         if isinstance(value, str) and "=" in value:
             value = dict(part.strip().partition("=")[::2] for part in value.split(","))
         elif isinstance(value, str) and "," in value:
@@ -133,7 +157,8 @@ def per_model(low: float = -math.inf, high: float = math.inf) -> Any:
         return None if value is None else number(value)
 
     one = {"type": "number"} | ({"minimum": low, "maximum": high} if math.isfinite(high) else {})
-    forms = [one, {"type": "array", "items": one}, {"type": "object", "additionalProperties": one}]
+    forms: list[dict[str, Any]] = [{"enum": list(words)}] if words else []
+    forms += [one, {"type": "array", "items": one}, {"type": "object", "additionalProperties": one}]
     return Annotated[Any, PlainValidator(parse), WithJsonSchema({"anyOf": forms})]
 
 
@@ -177,6 +202,14 @@ class Method(BaseModel):
     def passes(self, models: Sequence[str], wide: bool = False) -> tuple[Pass, ...]:
         """The readings that make up the method, for these models; `wide`: some tensor is merged in float64."""
         raise NotImplementedError
+
+    def passes_on(self, subject: Subject, models: Sequence[str], wide: bool = False) -> tuple[Pass, ...]:
+        """What each of the readings does with one tensor."""
+        return self.passes(models, wide)
+
+    def remarks(self, tensors: Sequence[tuple[Subject, Method]]) -> Remarks:
+        """About all tensors that are merged, each with the method as it merges it."""
+        return Remarks()
 
     def results(self, statistics: Sequence[Statistics]) -> dict[str, list[float]]:
         """Numbers per model that belong to the result, such as rescalers."""

@@ -8,7 +8,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from ._declaration import Block, Finite, Method, Pass, Statistics, Subject, WeightedMethod
+from ._declaration import Block, Finite, Pass, Statistics, Subject, WeightedMethod
+from ._prefilter import Prefiltered
 
 Rescale = Literal["global", "mean_of_means"]
 
@@ -23,8 +24,10 @@ def rescalers(statistics: Statistics, rescale: Rescale) -> list[float]:
     return [ctypes.c_float(m / k).value if k else 0.0 for m, k in zip(magnitude, kept, strict=True)]
 
 
-class Modulated(Method):
+class Modulated(Prefiltered):
     """A method whose result is an EMR artefact: unified task vector, a mask and a rescaler per task."""
+
+    per_tensor = frozenset({"prefilter"})
 
     rescale: Rescale = Field("global", description="rescalers from sums over the model, or from per-tensor means")
 
@@ -32,10 +35,10 @@ class Modulated(Method):
         return {"rescalers": rescalers(statistics[-1], self.rescale)}
 
 
-class TaskVectorMethod(WeightedMethod):
+class TaskVectorMethod(Prefiltered, WeightedMethod):
     """A method that merges task vectors into one: base + merged vector, or that vector with masks and rescalers."""
 
-    per_tensor = WeightedMethod.per_tensor | {"scale"}
+    per_tensor = WeightedMethod.per_tensor | {"scale", "prefilter"}
     rows_whole: ClassVar[bool] = False
 
     scale: Finite = Field(1.0, description="λ, the factor of the merged task vector")

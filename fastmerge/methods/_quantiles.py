@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 
 from ._declaration import Block, Pass, Statistics
 
+Rounding = Callable[[Fraction], int]
 Level = tuple[int, int]  # shift and bits: which bits of the magnitude a pass counts by
 
 NARROW: tuple[Level, ...] = ((20, 11), (10, 10), (0, 10))
 WIDE: tuple[Level, ...] = ((52, 11), (39, 13), (26, 13), (13, 13), (0, 13))
 
 
-def passes(densities: Sequence[Fraction], wide: bool) -> tuple[Pass, ...]:
+def passes(densities: Sequence[Fraction], wide: bool, rounding: Rounding = int) -> tuple[Pass, ...]:
     """The passes after which `local_ranks` knows how the largest `densities` of all elements divide among tensors."""
 
     def level(number: int, shift: int, bits: int) -> Pass:
@@ -25,7 +26,7 @@ def passes(densities: Sequence[Fraction], wide: bool) -> tuple[Pass, ...]:
             assert block.base is not None
             assert block.sums is not None
             if number and not prefixes:
-                prefixes.extend(_descend(densities, earlier)[0])
+                prefixes.extend(_descend(densities, earlier, rounding)[0])
             counts = ops.magnitude_histogram(
                 block.base, block.models, shift=shift, bits=bits, prefixes=prefixes or None, wide=wide
             )
@@ -37,12 +38,14 @@ def passes(densities: Sequence[Fraction], wide: bool) -> tuple[Pass, ...]:
     return tuple(level(number, *bits) for number, bits in enumerate(WIDE if wide else NARROW))
 
 
-def local_ranks(tensor: str, densities: Sequence[Fraction], earlier: Sequence[Statistics]) -> list[int]:
-    """Per model how many elements of the tensor are among the model's int(density · n) largest, n over all tensors.
+def local_ranks(
+    tensor: str, densities: Sequence[Fraction], earlier: Sequence[Statistics], rounding: Rounding = int
+) -> list[int]:
+    """Per model how many elements of the tensor are among the model's density · n largest, n over all tensors.
 
     Of elements equal to the last one, those of earlier tensors come first.
     """
-    _, left, above = _descend(densities, earlier)
+    _, left, above = _descend(densities, earlier, rounding)
     ranks = []
     for k, (quota, bins) in enumerate(zip(left, above, strict=True)):
         rank = sum(int(found.sums[tensor][chosen + 1 :, k].sum()) for found, chosen in zip(earlier, bins, strict=True))
@@ -58,14 +61,14 @@ def local_ranks(tensor: str, densities: Sequence[Fraction], earlier: Sequence[St
 
 
 def _descend(
-    densities: Sequence[Fraction], earlier: Sequence[Statistics]
+    densities: Sequence[Fraction], earlier: Sequence[Statistics], rounding: Rounding
 ) -> tuple[list[int], list[int], list[list[int]]]:
     """Per model the bits of the magnitude sought, as far as the passes tell, how many elements are still to be taken
     from its bin, and its bin in every pass."""
     import torch
 
     total = sum(earlier[0].sizes.values())
-    left = [int(density * total) for density in densities]
+    left = [rounding(density * total) for density in densities]
     prefixes, bins = [0] * len(left), [[] for _ in left]  # type: list[int], list[list[int]]
     for found in earlier:
         counts = torch.stack(list(found.sums.values())).sum(0)  # [bins, K]

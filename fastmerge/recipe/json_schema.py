@@ -22,6 +22,7 @@ def recipe_schema() -> Schema:
     schema["properties"]["method"]["enum"] = names()
     for name in names():
         declared = get(name)
+        schema["$defs"] |= declared.model_json_schema().get("$defs", {})
         schema["$defs"][name] = {
             "whole": _section(declared, list(declared.model_fields)),
             "tensors": _section(
@@ -120,6 +121,8 @@ def _parameter(schema: Schema) -> dict[str, Any]:
 
 def _form(schema: Schema) -> str:
     """What may be given, in a word or a range."""
+    if "$ref" in schema:
+        return "a mapping"
     if "enum" in schema or "const" in schema:
         return " | ".join(map(str, schema.get("enum", [schema.get("const")])))
     if "anyOf" in schema:

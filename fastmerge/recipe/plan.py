@@ -6,15 +6,16 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import InputError, nearest
 from ..formats.checkpoint import Checkpoint, open_checkpoint
+from ..formats.experts import PARTS, expert_layout
 from ..formats.layout import FilePlan, Layout, plan_layout
 from ..formats.safetensors import DTYPES, TensorInfo
-from ..methods._declaration import Method, Pass, Written
+from ..methods._declaration import Method, Pass, Statistics, Written
 from .parameters import Override, Parameters, declare
 from .preflight import Alignment, Rename, TensorPlan, align
 
@@ -31,7 +32,7 @@ SLOTS = 6  # chunks of output in flight between computing and writing
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """One result of a merge: its parameters, and its files by what they hold; `heads` are those per task.
+    """One result of a merge: its parameters, and its files by what they hold; `heads` and `experts` are those per task.
 
     `folder` is where it lies in the output folder: "" for the only one, else "NAME/".
     """
@@ -40,6 +41,7 @@ class Output:
     parameters: Parameters
     layouts: dict[Written, Layout]
     heads: dict[str, Layout]
+    experts: dict[str, Layout]
 
     @property
     def method(self) -> Method:
@@ -51,7 +53,7 @@ class Output:
 
     @property
     def all_layouts(self) -> list[Layout]:
-        return [*self.layouts.values(), *self.heads.values()]
+        return [*self.layouts.values(), *self.experts.values(), *self.heads.values()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +98,21 @@ class MergePlan:
     def pass_count(self) -> int:
         return len(self.method.passes(self.names, self.alignment.wide))
 
-    def passes(self, output: Output, tensor: str) -> tuple[Pass, ...]:
+    def passes(self, output: Output, tensor: TensorPlan) -> tuple[Pass, ...]:
         """The passes of an output over a tensor, with the parameters that hold there."""
-        return output.parameters.of(tensor).passes(self.names, self.alignment.wide)
+        return _passes(output.parameters, tensor, self.names, self.alignment)
+
+    def knowing(self, statistics: Sequence[Sequence[Statistics]]) -> MergePlan:
+        """The plan as each output's statistics of all passes but the last decide it: the sizes of experts."""
+        outputs = tuple(
+            replace(output, experts=_experts(output, self.alignment, self.names, self.dtype, found))
+            for output, found in zip(self.outputs, statistics, strict=True)
+        )
+        return replace(self, outputs=outputs)
 
     def stored_dtype(self, tensor: TensorPlan) -> str:
-        """What a unified task vector is stored in: --dtype, bfloat16 for 16-bit tensors, else the tensor's own."""
-        return self.dtype or _unified_dtype(tensor.dtype)
+        """What task vectors and experts are stored in: --dtype, bfloat16 for 16-bit tensors, else the tensor's own."""
+        return self.dtype or delta_dtype(tensor.dtype)
 
     @property
     def parameters(self) -> int:
@@ -111,14 +121,25 @@ class MergePlan:
     @property
     def bytes_read(self) -> int:
         """Bytes that all passes read."""
-        merged = sum(info.nbytes for t in self.alignment.tensors for info in inputs(t, self.method))
+        merged = sum(
+            info.nbytes * self._readings(tensor)
+            for tensor in self.alignment.tensors
+            for info in inputs(tensor, self.method)
+        )
         own = sum(info.nbytes for infos in self.alignment.task_specific.values() for info in infos)
         bases = sum(info.nbytes for info in self.alignment.base_specific)
         return (
-            merged * self.pass_count
+            merged
             + own * sum(1 for output in self.outputs if output.heads)
             + bases * sum(1 for output in self.outputs if "merged" in output.layouts)
         )
+
+    def _readings(self, tensor: TensorPlan) -> int:
+        """How many passes have to do with a tensor."""
+        if tensor.copy:
+            return 1
+        passes = zip(*(self.passes(output, tensor) for output in self.outputs), strict=True)
+        return sum(1 for own in passes if not all(one.idle for one in own))
 
     @property
     def files(self) -> list[FilePlan]:
@@ -231,11 +252,17 @@ def plan(
     if problems or alignment is None or budget is None:
         raise InputError(problems)
 
+    merging = [tensor.subject for tensor in alignment.tensors if not tensor.copy]
+    remarks = {name: one.method.remarks([(s, one.of(s.name)) for s in merging]) for name, one in declared.items()}
+    problems += _told_apart({name: own.problems for name, own in remarks.items()})
+    if problems:
+        raise InputError(problems)
+    notes = _told_apart({name: own.notes for name, own in remarks.items()})
     planned = tuple(
         _output(name, parameters, alignment, lead or complete[0], names, code) for name, parameters in declared.items()
     )
     problems += _reading_problems(planned, names, alignment)
-    chunk = _chunk(planned, alignment, budget, problems)
+    chunk = _chunk(planned, alignment, names, budget, problems)
     destination = None if out is None else Path(out).expanduser()
     if destination is not None:
         total = sum(layout.total_bytes for output in planned for layout in output.all_layouts)
@@ -259,7 +286,7 @@ def plan(
         code,
         chunk,
         budget,
-        alignment.notes,
+        (*alignment.notes, *notes),
     )
 
 
@@ -383,10 +410,11 @@ def _output(
         )
     if "unified" in written:
         stamp |= {"fastmerge.format": "emr", "fastmerge.format_version": "1"}
-        unified = [(t.name, dtype or _unified_dtype(t.dtype), t.shape) for t in merging]
+        unified = [(t.name, dtype or delta_dtype(t.dtype), t.shape) for t in merging]
         layouts["unified"] = plan_layout(unified, "unified", metadata=stamp, folder=folder)
         masks = [(t.name, "U8", (len(names), -(-t.numel // 8))) for t in merging]
         layouts["masks"] = plan_layout(masks, "masks", metadata=stamp, folder=folder)
+    if "unified" in written or any(one.experts for one in method.passes(names, alignment.wide)):
         heads = {
             label: plan_layout(
                 [(t.name, t.dtype, t.shape) for t in infos], limit=1 << 62, folder=f"{folder}tasks/{label}/"
@@ -394,14 +422,35 @@ def _output(
             for label, infos in alignment.task_specific.items()
             if infos
         }
-    return Output(name, parameters, layouts, heads)
+    output = Output(name, parameters, layouts, heads, {})
+    return replace(output, experts=_experts(output, alignment, names, dtype, []))
 
 
-def _unified_dtype(dtype: str) -> str:
+def _passes(parameters: Parameters, tensor: TensorPlan, names: Sequence[str], alignment: Alignment) -> tuple[Pass, ...]:
+    return parameters.of(tensor.name).passes_on(tensor.subject, names, alignment.wide)
+
+
+def _experts(
+    output: Output, alignment: Alignment, names: Sequence[str], dtype: str | None, statistics: Sequence[Statistics]
+) -> dict[str, Layout]:
+    """The files of an output's experts by model, as the statistics of the passes before decide them."""
+    entries: dict[str, list[tuple[str, int, int, str]]] = {}
+    for tensor in alignment.tensors:
+        count = None if tensor.copy else _passes(output.parameters, tensor, names, alignment)[-1].experts
+        for name, size in zip(names, count(tensor.subject, statistics) if count else (), strict=False):
+            stored = dtype or delta_dtype(tensor.dtype)
+            entries.setdefault(name, []).append((tensor.name, tensor.numel, size, stored))
+    return {name: expert_layout(name, own, output.folder) for name, own in entries.items()}
+
+
+def delta_dtype(dtype: str) -> str:
+    """What a task vector of a tensor of this dtype is stored in."""
     return "BF16" if DTYPES[dtype] == 2 else dtype
 
 
-def _chunk(outputs: Sequence[Output], alignment: Alignment, budget: int, problems: list[str]) -> int:
+def _chunk(
+    outputs: Sequence[Output], alignment: Alignment, names: Sequence[str], budget: int, problems: list[str]
+) -> int:
     """Elements worked on at a time: as many as the memory budget allows, up to MAX_CHUNK."""
     layouts = [layout for output in outputs for layout in output.layouts.values()]
     places = [
@@ -410,10 +459,28 @@ def _chunk(outputs: Sequence[Output], alignment: Alignment, budget: int, problem
         if t.numel >= BLOCK
     ]
     per_element = max(places, default=8.0) + 8  # and a float64 for what an op keeps between two others
+    least = int(BLOCK * per_element * SLOTS)
+    held = {t.name: _held(outputs, t, names, alignment) for t in alignment.tensors if not t.copy}
+    most = max(held, key=lambda name: held[name], default="")
+    left = budget - held.get(most, 0)
+    if least > left:
+        text = f"memory {budget:,} bytes: this merge needs at least {least + budget - left:,}"
+        whole = f", {held[most]:,} of them for the whole of {most!r}" if held.get(most) else ""
+        problems.append(f"{text}{whole}; pass --memory")
     chunk = MAX_CHUNK
-    while chunk > BLOCK and chunk * per_element * SLOTS > budget:
+    while chunk > BLOCK and chunk * per_element * SLOTS > left:
         chunk //= 2
-    if chunk * per_element * SLOTS > budget:
-        least = int(chunk * per_element * SLOTS)
-        problems.append(f"memory {budget:,} bytes: this merge needs at least {least:,}")
     return chunk
+
+
+def _held(outputs: Sequence[Output], tensor: TensorPlan, names: Sequence[str], alignment: Alignment) -> int:
+    """Bytes that a pass holds of a tensor, and those of its experts on their way to the disk."""
+    passes = [_passes(output.parameters, tensor, names, alignment) for output in outputs]
+    held = max(sum(own[i].held for own in passes) for i in range(len(passes[0])))
+    places = [
+        layout.places[f"{tensor.name}/{part}"]
+        for output in outputs
+        for layout in output.experts.values()
+        for part in PARTS
+    ]
+    return held + SLOTS * sum(p.stop - p.start for p in places)

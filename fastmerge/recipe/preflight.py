@@ -8,10 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from ..errors import InputError, nearest
 from ..formats.checkpoint import Checkpoint
 from ..formats.safetensors import FLOATS, TensorInfo, limited
+
+if TYPE_CHECKING:
+    from ..methods._declaration import Subject
 
 Rename = Sequence[tuple[str, str]]  # (old prefix, new prefix)
 
@@ -48,6 +52,13 @@ class TensorPlan:
     @property
     def numel(self) -> int:
         return (self.base or self.models[0]).numel
+
+    @property
+    def subject(self) -> Subject:
+        """The tensor as methods know it."""
+        from ..methods._declaration import Subject
+
+        return Subject(self.name, self.shape)
 
 
 @dataclass(frozen=True)

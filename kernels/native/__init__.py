@@ -291,4 +291,5 @@ def rank_drop(
 
 
 from .highpass import highpass as highpass  # noqa: E402  these drive functions above
+from .highpass_merge import Filtered as Filtered  # noqa: E402
 from .highpass_merge import highpass_merge as highpass_merge  # noqa: E402

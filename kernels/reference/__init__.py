@@ -6,7 +6,7 @@ from .elect import elect
 from .extract_topk import extract_topk
 from .gather import gather
 from .highpass import highpass
-from .highpass_merge import highpass_merge
+from .highpass_merge import Filtered, highpass_merge
 from .inner_products import inner_products
 from .kept_sums import kept_sums
 from .kth_magnitude import kth_magnitude
@@ -21,6 +21,7 @@ from .scatter_add import scatter_add
 from .unpack_bits import unpack_bits
 
 __all__ = [
+    "Filtered",
     "combine",
     "delta_sum",
     "elect",

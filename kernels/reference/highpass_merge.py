@@ -23,10 +23,28 @@ def highpass_merge(
     out: Tensor,
 ) -> int:
     """out = base + scale · G(Σ_k w_k · τ_k), G being highpass; returns out's non-finite elements. All [B, H, W]."""
-    delta = torch.empty_like(base, dtype=working_dtype([base, *models]))
-    delta_sum(base, models, weights, delta)
-    highpass(delta, convention, limit, delta)
-    if scale != 1:
-        delta = torch.tensor(scale, dtype=delta.dtype) * delta
-    out.copy_(narrow(delta if as_delta else base.to(delta.dtype) + delta, out.dtype))
-    return int(out.numel() - out.isfinite().sum())
+    return Filtered(base, models, weights, convention, limit).write(0, scale, as_delta, out.view(-1))
+
+
+class Filtered:
+    """G(Σ_k w_k · τ_k), which `write` merges piece by piece. All [B, H, W]."""
+
+    def __init__(
+        self, base: Tensor, models: Sequence[Tensor], weights: Sequence[float], convention: str, limit: int
+    ) -> None:
+        self.base = base.view(-1)
+        self.delta = torch.empty_like(base, dtype=working_dtype([base, *models]))
+        delta_sum(base, models, weights, self.delta)
+        highpass(self.delta, convention, limit, self.delta)
+
+    def write(self, start: int, scale: float, as_delta: bool, out: Tensor) -> int:
+        """out = base + scale · the filtered sum, of the elements from `start` on; returns out's non-finite elements.
+
+        out: 1-D. The same bits whatever the pieces.
+        """
+        piece = slice(start, start + out.numel())
+        delta = self.delta.view(-1)[piece]
+        if scale != 1:
+            delta = torch.tensor(scale, dtype=delta.dtype) * delta
+        out.copy_(narrow(delta if as_delta else self.base[piece].to(delta.dtype) + delta, out.dtype))
+        return int(out.numel() - out.isfinite().sum())

@@ -262,7 +262,7 @@ method, base, models, out, outputs = json.loads(sys.argv[1])
 fm.ops.elect(torch.zeros(1), [torch.zeros(1)])
 done, peak = threading.Event(), 0
 start = held()
-thread = threading.Thread(target=watch)
+thread = threading.Thread(target=watch, daemon=True)
 thread.start()
 fm.merge(method, base, models, out, outputs=outputs, memory="16MiB")
 done.set()
@@ -272,7 +272,7 @@ print(max(peak, held()) - start)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from Linux's /proc")
-@pytest.mark.parametrize("method", ["task_arithmetic", "emr"])
+@pytest.mark.parametrize("method", ["task_arithmetic", "emr", "fr"])
 def test_memory_does_not_grow_with_models_or_size(method: str, tmp_path: Path) -> None:
     """Beyond the mapped files a merge holds its budget: of 3 or 12 models, of a model three times as large, and of six
     outputs."""
@@ -290,5 +290,6 @@ def test_memory_does_not_grow_with_models_or_size(method: str, tmp_path: Path) -
         return int(done.stdout) >> 10
 
     measured = {"K = 3": peak(3, 8), "K = 12": peak(12, 8), "three times as large": peak(3, 24)}
-    measured["six outputs"] = peak(3, 8, 6)
+    if method != "fr":  # each of whose outputs holds transforms of its own
+        measured["six outputs"] = peak(3, 8, 6)
     assert all(mib < 64 for mib in measured.values()), f"MiB beyond the files: {measured}"

@@ -67,8 +67,15 @@ def stop_after(tensors: int, error: type[BaseException] = Stop) -> Callable[[int
 
 @pytest.mark.parametrize(
     ("method", "params"),
-    [("task_arithmetic", {}), ("emr", {}), ("ties", {"density": 0.3}), ("ties", {"scope": "global"})],
-    ids=["one pass", "sums", "cuts", "four passes"],
+    [
+        ("task_arithmetic", {}),
+        ("emr", {}),
+        ("ties", {"density": 0.3}),
+        ("ties", {"scope": "global"}),
+        ("fr", {}),
+        ("free", {"scope": "global", "rescale": "paper"}),
+    ],
+    ids=["one pass", "sums", "cuts", "four passes", "filters", "experts"],
 )
 @pytest.mark.parametrize("stops", [[0], [0.05], [0.55], [0.97], [0.2, 0.2, 0.2, 0.2]])
 def test_resume_gives_the_same_bytes(

@@ -38,6 +38,13 @@ JOBS: dict[str, dict[str, Any]] = {
     "dare": {"method": "dare_ties", "params": {"seed": 7, "rescale": "l1"}, "tensors": [(["e*"], {"density": 0.9})]},
     "della": {"method": "della", "params": {"density": {"m0": 0.4, "m1": 0.5, "m2": 0.6}}},
     "tall masks": {"method": "tall_masks"},
+    "fr": {"method": "fr", "params": {"targets": ["e*", "layers.0*"], "coefficients": "mean_of_means"}},
+    "fr by tensor": {"method": "fr", "params": {"coefficients": "tensor", "align": "layer"}},
+    "free": {"method": "free", "params": {"targets": "*.weight"}},
+    "free, heads": {"method": "free", "params": {"scope": "global"}, "task_specific": ["head.*"]},
+    "free by rows": {"method": "free", "params": {"scope": "row", "expert_density": 0.3, "rescale": "paper"}},
+    "prefiltered": {"method": "ties", "params": {"prefilter": {"cutoff": 0.4, "targets": "*.weight"}}},
+    "prefiltered emr": {"method": "emr", "params": {"prefilter": {"cutoff": 0.4}}},
     "gradient": {
         "method": "task_arithmetic",
         "params": {"scale": {"layers": [0.1, 0.9]}},
@@ -107,6 +114,9 @@ def flip(file: Path, tensor: str, byte: int = 0) -> None:
         ("emr", "out/unified.safetensors", "layers.0.weight", 5),
         ("emr", "out/masks.safetensors", "embed.weight", 30_000),
         ("heads", "out/tasks/m1/model.safetensors", "head.weight", 1),
+        ("fr", "out/model.safetensors", "embed.weight", 419_999),
+        ("free", "out/experts/m1.safetensors", "embed.weight/values", 4_000),
+        ("free, heads", "out/experts/m2.safetensors", "layers.0.weight/offsets", 1),
         ("base's heads", "out/model.safetensors", "head.weight", 2),
     ],
 )

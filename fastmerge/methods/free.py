@@ -1,0 +1,175 @@
+"""FREE-Merging: a high-pass filtered backbone with a sparse expert per task (Zheng & Wang 2025)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from fractions import Fraction
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, PlainValidator, WithJsonSchema
+
+from . import _quantiles
+from ._declaration import Block, Pass, Statistics, Subject, exact
+from ._filter import SLAB
+from ._fourier import FourierMethod, Prepared, single
+from ._rows import largest_of_rows
+
+if TYPE_CHECKING:
+    from ..ops import Expert
+
+RESCALES = ("released", "paper")
+# Rows of the last pass's sums, after the coefficients: the sum of kept magnitudes, their number, and the sum of
+# magnitudes that μ_k is divided by.
+KEPT, COUNT, BELOW = 1, 2, 3
+
+
+def _rescale(value: Any) -> str | float:
+    if value in RESCALES:
+        return str(value)
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError("expected 'released', 'paper', or a number")
+    return number
+
+
+Rescale = Annotated[
+    str | float, PlainValidator(_rescale), WithJsonSchema({"anyOf": [{"enum": list(RESCALES)}, {"type": "number"}]})
+]
+
+
+class FREE(FourierMethod):
+    """FR-Merging's backbone, and per task an expert μ_k · M(τ_k, d) of the largest magnitudes, added on demand.
+
+    M keeps the fraction d of the task vector itself, of every tensor that is merged. μ_k restores what the filter takes
+    (Section 5.3), from means over tensors of per-tensor means: E|M(τ_k, d)| over kept elements, and E|G(τ_k)|, G being
+    the identity on tensors that are not filtered; with others="base" these do not count. "released" needs E|G(τ_k)|,
+    that is, a filter per model beside the backbone's in the same reading; with "paper" and numbers one filter does.
+    """
+
+    name = "free"
+    source = "Zheng & Wang 2025, arXiv 2411.16815, Sections 5.2-5.4"
+
+    nonfinite: Literal["error"] = Field("error", description="always stop at NaN and infinity: no expert can hold them")
+    expert_density: float = Field(
+        0.01, gt=0, le=1, description="d, the fraction of a task vector that its expert keeps"
+    )
+    scope: Literal["tensor", "global", "row"] = Field(
+        "tensor", description="keep the largest of each tensor, of the whole task vector, or of each row"
+    )
+    rescale: Rescale = Field(
+        "released",
+        description="μ_k: −E|M| log10(d) / E|G(τ_k)|, −E|M| ln(d) / (λ_k E|τ_k|) (Eq. 4), or a number",
+    )
+
+    def problems(self, models: Sequence[str]) -> list[str]:
+        problems = super().problems(models)
+        if self.rescale == "paper" and self.coefficients == "tensor":
+            problems.append("free: rescale=paper needs one coefficient a model; choose others than coefficients=tensor")
+        return problems
+
+    @property
+    def density(self) -> Fraction:
+        return exact(self.expert_density)
+
+    def passes(self, models: Sequence[str], wide: bool = False) -> tuple[Pass, ...]:
+        return (*self._histograms(models, wide), *super().passes(models, wide))
+
+    def passes_on(self, subject: Subject, models: Sequence[str], wide: bool = False) -> tuple[Pass, ...]:
+        return (*self._histograms(models, wide), *super().passes_on(subject, models, wide))
+
+    def _histograms(self, models: Sequence[str], wide: bool) -> tuple[Pass, ...]:
+        """The readings after which the whole task vector's largest elements are known."""
+        return _quantiles.passes([self.density] * len(models), wide, math.ceil) if self.scope == "global" else ()
+
+    def merging(self, models: Sequence[str], subject: Subject | None = None, wide: bool = False) -> Pass:
+        def sizes(subject: Subject, earlier: Sequence[Statistics]) -> list[int]:
+            return self.sizes(subject, models, earlier, wide)
+
+        def ranks(subject: Subject, earlier: Sequence[Statistics]) -> list[list[int]]:
+            return [[] if self.scope == "row" else [size] for size in sizes(subject, earlier)]
+
+        def prepare(block: Block, earlier: Sequence[Statistics]) -> Prepared:
+            return self.prepare(block, models, earlier)
+
+        merging = super().merging(models, subject, wide)
+        elements = 0 if subject is None else len(models) * math.ceil(self.density * subject.numel)
+        held = merging.held + elements * (10 if wide else 6) + SLAB * (16 if wide else 8)
+        return replace(merging, rows=4, ranks=ranks, prepare=prepare, experts=sizes, held=held)
+
+    def sizes(self, subject: Subject, models: Sequence[str], earlier: Sequence[Statistics], wide: bool) -> list[int]:
+        """Per model how many elements of the tensor its expert keeps; before the statistics are known, about."""
+        levels = len(self._histograms(models, wide))
+        if levels and len(earlier) >= levels:
+            densities = [self.density] * len(models)
+            return _quantiles.local_ranks(subject.name, densities, earlier[:levels], math.ceil)
+        if self.scope == "row":
+            return [self.row_size(subject) * (subject.numel // subject.columns)] * len(models)
+        return [math.ceil(self.density * subject.numel)] * len(models)
+
+    def row_size(self, subject: Subject) -> int:
+        """How many elements of a row an expert keeps."""
+        return int(self.density * subject.columns)
+
+    def prepare(self, block: Block, models: Sequence[str], earlier: Sequence[Statistics]) -> Prepared:
+        from .. import ops
+
+        assert block.base is not None
+        assert block.sums is not None
+        block.experts = [self._expert(block, k) for k in range(len(models))]
+        for k, expert in enumerate(block.experts):
+            values = expert.values
+            block.sums[KEPT, k] = ops.moments(values.new_zeros(values.shape), [values]).magnitude[0]
+            block.sums[COUNT, k] = values.numel()
+        if self.others == "base" and self.matrices(block.subject) is None:
+            block.sums[KEPT] = 0.0
+        elif not isinstance(self.rescale, float):
+            block.sums[BELOW] = block.sums.new_tensor(self._magnitudes(block))
+        return super().prepare(block, models, earlier)
+
+    def _expert(self, block: Block, k: int) -> Expert:
+        """M(τ_k, d) of a whole tensor, in the working type."""
+        from .. import ops
+
+        base, model = block.base, block.models[k]
+        assert base is not None
+        if self.scope == "row":
+            return largest_of_rows(base, model, block.subject.columns, self.row_size(block.subject))
+        everything = ops.Cut(0.0, block.subject.numel)
+        (rank,) = block.ranks[k]
+        cut = ops.Cut(math.inf, 0) if rank == 0 else block.cuts[k].get(rank, everything)
+        return ops.extract_topk(base, model, cut=cut, dtype=ops.working_dtype([base, *block.models]))
+
+    def _magnitudes(self, block: Block) -> list[float]:
+        """Σ|G(τ_k)| of a whole tensor, or Σ|τ_k| for rescale="paper"."""
+        from .. import ops
+
+        if self.rescale == "released" and self.matrices(block.subject) is not None:
+            return self.magnitudes(block)
+        assert block.base is not None
+        found: list[float] = ops.moments(block.base, block.models).magnitude.tolist()
+        return found
+
+    def results(self, statistics: Sequence[Statistics]) -> dict[str, list[float]]:
+        return super().results(statistics) | {"scales": self.scales(statistics)}
+
+    def scales(self, statistics: Sequence[Statistics]) -> list[float]:
+        """μ_k, rounded to float32; 0 of a task that is equal to base."""
+        last = statistics[-1]
+        if isinstance(self.rescale, float):
+            return [single(self.rescale)] * last.models
+        logarithm = math.log10 if self.rescale == "released" else math.log
+        coefficients = [1.0] * last.models
+        if self.rescale == "paper":
+            coefficients = super().results(statistics).get("coefficients", coefficients)
+        scales = []
+        for k, coefficient in enumerate(coefficients):
+            rows = [(sums[:, k].tolist(), last.sizes[name]) for name, sums in last.sums.items() if sums[COUNT, k]]
+            kept = math.fsum(sums[KEPT] / sums[COUNT] for sums, _ in rows)
+            below = coefficient * math.fsum(sums[BELOW] / size for sums, size in rows)
+            scales.append(single(kept * logarithm(1 / self.expert_density) / below) if below else 0.0)
+        return scales
