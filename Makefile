@@ -57,4 +57,4 @@ bench: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv build .demo
+	rm -rf .venv build .demo .quality

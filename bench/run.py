@@ -1,11 +1,17 @@
 """Run benchmarks, print their tables, keep the run in bench/results/.
 
     python bench/run.py [ops] [merges] [switching] [peers] [--layers N]
-    python bench/run.py --markdown bench/results/peers-….json
+    python bench/run.py quality [--quick] [--fresh] [--domain NAME]… [--seed N]…
+    python bench/run.py --markdown bench/results/….json
 
 Without a name ops, merges and switching run. peers merges by mergekit too, which it installs in bench/peers/.venv; that
-takes twenty minutes. --layers tries switching and peers on models with fewer than the 22 layers of 1.1 B parameters;
---markdown prints a kept result of peers as the README's table.
+takes twenty minutes. --layers tries switching and peers on models with fewer than the 22 layers of 1.1 B parameters.
+
+quality trains small models in four domains (images, text, adapters, two_stream), merges them by every method and tests
+the results; that takes less than thirty minutes on two cores, --quick less than five. What is done is kept in .quality/
+and not done again but with --fresh; --domain and --seed do a part, and the report is written once all is there.
+
+--markdown prints a kept result of peers or quality as the README's table.
 """
 
 from __future__ import annotations
@@ -75,6 +81,8 @@ def main() -> None:
     import peers
     import switching
     from harness import save
+    from quality import report
+    from quality import run as quality
 
     kinds = {
         "ops": (ops, show_ops),
@@ -83,14 +91,19 @@ def main() -> None:
     }
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kinds", nargs="*", default=list(kinds), metavar="ops|merges|switching|peers")
+    parser.add_argument("kinds", nargs="*", default=list(kinds), metavar="ops|merges|switching|peers|quality")
     parser.add_argument("--layers", type=int, default=22)
     parser.add_argument("--markdown", type=Path, metavar="FILE")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--fresh", action="store_true")
+    parser.add_argument("--domain", action="append", choices=quality.DOMAINS)
+    parser.add_argument("--seed", action="append", type=int)
     wanted = parser.parse_args()
     if wanted.markdown:
-        print(peers.markdown(json.loads(wanted.markdown.read_text())))
+        content = json.loads(wanted.markdown.read_text())
+        print({"peers": peers.markdown, "quality": report.summary}[content["kind"]](content))
         return
-    if unknown := set(wanted.kinds) - {*kinds, "peers"}:
+    if unknown := set(wanted.kinds) - {*kinds, "peers", "quality"}:
         parser.error(f"no such benchmark: {', '.join(sorted(unknown))}")
     for kind, (measure, show) in kinds.items():
         if kind in wanted.kinds:
@@ -102,6 +115,11 @@ def main() -> None:
         file = save("peers", rows, **about)
         print(peers.markdown(json.loads(file.read_text())))
         console.print(f"kept in {file.relative_to(Path.cwd())}")
+    if "quality" in wanted.kinds:
+        kept = quality.run(quick=wanted.quick, fresh=wanted.fresh, seeds=wanted.seed, domains=wanted.domain)
+        if kept:
+            print(report.summary(json.loads(kept.read_text())))
+            console.print(f"kept in {kept.relative_to(Path.cwd())}, .md, .csv and .png")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ Train and test never share an original: digits are split by image, glyphs by the
 
 from __future__ import annotations
 
+import functools
 import string
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,22 +46,22 @@ class Task:
 
 def tasks(train: int = 3000, test: int = 2000) -> list[Task]:
     """Seven tasks with heads of different sizes, each with `train` and `test` images."""
-    glyphs = [_glyph_task(name, letters, train, test, seed) for seed, (name, letters) in enumerate(SETS.items(), 1)]
-    return [_digits(train, test), *glyphs]
+    others = [_glyph_task(name, letters, train, test, seed) for seed, (name, letters) in enumerate(SETS.items(), 1)]
+    return [_digits(train, test), *others]
 
 
 def pretraining(count: int = 14000) -> Task:
     """What the base model learns: all characters of the glyph tasks at once, under harder transformations."""
     letters = "".join(SETS.values())
-    glyphs = _glyphs(letters)
-    images, labels = _sample(glyphs.flatten(0, 1), count, seed=100, strength=0.7)
+    images, labels = sample(glyphs(letters).flatten(0, 1), count, seed=100, strength=0.7)
     return Task(
         "characters", len(letters), (images, labels % len(letters)), (images[:100], labels[:100] % len(letters))
     )
 
 
-def _glyphs(letters: str) -> Tensor:
-    """[fonts, letters, SIZE, SIZE]"""
+@functools.cache
+def glyphs(letters: str) -> Tensor:
+    """Every letter in every font: [fonts, letters, SIZE, SIZE]."""
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     fonts = [FT2Font(str(folder / f"{name}.ttf")) for name in FONTS]
     return torch.stack([torch.stack([_render(font, letter) for letter in letters]) for font in fonts])
@@ -79,10 +80,10 @@ def _render(font: FT2Font, letter: str) -> Tensor:
 
 
 def _glyph_task(name: str, letters: str, train: int, test: int, seed: int) -> Task:
-    originals = _glyphs(letters).flatten(0, 1)
+    originals = glyphs(letters).flatten(0, 1)
     parts = []
     for count, part in ((train, 2 * seed), (test, 2 * seed + 1)):
-        images, which = _sample(originals, count, part)
+        images, which = sample(originals, count, part)
         parts.append((images, which % len(letters)))
     return Task(name, len(letters), parts[0], parts[1])
 
@@ -97,12 +98,12 @@ def _digits(train: int, test: int) -> Task:
     kept, shown = order[:600], order[600:]
     parts = []
     for count, part, seed in ((train, shown, 60), (test, kept, 61)):
-        augmented, which = _sample(images[part], count, seed, strength=0.4)
+        augmented, which = sample(images[part], count, seed, strength=0.4)
         parts.append((augmented, labels[part][which]))
     return Task("digits", 10, parts[0], parts[1])
 
 
-def _sample(originals: Tensor, count: int, seed: int, strength: float = 0.5) -> tuple[Tensor, Tensor]:
+def sample(originals: Tensor, count: int, seed: int, strength: float = 0.5) -> tuple[Tensor, Tensor]:
     """`count` originals, each turned, scaled and shifted at random and with noise; and which they were."""
     generator = torch.Generator().manual_seed(seed)
 

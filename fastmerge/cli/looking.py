@@ -90,22 +90,26 @@ def diff(
         _show_differences(found, as_json)
 
 
-@app.command()
+BENCHMARKS = ("ops", "merges", "switching", "peers", "quality")
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def bench(
+    context: typer.Context,
     which: Annotated[
-        str, typer.Argument(help="… or peers: other tools", metavar="[ops|merges|switching|peers]")
+        str, typer.Argument(help="… peers: other tools; quality: trained models", metavar=f"[{'|'.join(BENCHMARKS)}]")
     ] = "ops",
 ) -> None:
-    """Run the benchmarks of a source checkout, from its folder."""
+    """Run the benchmarks of a source checkout, from its folder; options such as --quick are the benchmark's."""
     with errors(False):
         script = Path("bench") / "run.py"
-        if which not in ("ops", "merges", "switching", "peers"):
-            raise InputError(f"unknown benchmark {which!r}; there are ops, merges, switching and peers")
+        if which not in BENCHMARKS:
+            raise InputError(f"unknown benchmark {which!r}; there are {', '.join(BENCHMARKS)}")
         if not script.is_file():
             raise InputError("benchmarks are part of the source: clone the repository and run this in its folder")
         import subprocess
 
-        raise typer.Exit(subprocess.run([sys.executable, str(script), which], check=False).returncode)
+        raise typer.Exit(subprocess.run([sys.executable, str(script), which, *context.args], check=False).returncode)
 
 
 @app.command()
