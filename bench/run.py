@@ -59,10 +59,16 @@ def show_merges(rows: list[dict[str, Any]]) -> None:
     for heading in ("method", "K", "GB moved", "floor s", "merge s", "start-up s", "of floor", "MiB beyond files"):
         table.add_column(heading, justify="left" if heading == "method" else "right")
     for row in rows:
+        if "sweep" in row:
+            continue
         keys = ("gigabytes", "floor_seconds", "seconds", "startup_seconds", "of_floor")
         numbers = (f"{row[key]:.2f}" for key in keys)
         table.add_row(row["method"], str(row["k"]), *numbers, f"{row['memory_mib']:.0f}")
     console.print(table)
+    for row in rows:
+        if "sweep" in row:
+            times = f"{row['seconds']:.2f} s, {row['of_single']:.2f} of one density ({row['single_seconds']:.2f} s)"
+            console.print(f"{row['sweep']} in one run: {times}")
 
 
 def show_switching(rows: list[dict[str, Any]]) -> None:

@@ -36,6 +36,7 @@ JOBS: list[tuple[str, int, dict[str, float]]] = [
     ("free", 3, {"rescale": 7.0}),
     ("emr", 12, {}),
 ]
+SWEEP = (0.1, 0.2, 0.3, 0.5, 0.7)
 PROGRAM = str(Path(sys.executable).with_name("fastmerge"))
 
 
@@ -102,6 +103,39 @@ def job(
     }
 
 
+def sweep(folders: list[Path], scratch: Path, rounds: int = 3) -> dict[str, Any]:
+    """Several densities of TIES in one run, alternating with one density, start-up included in both."""
+    base, *models = folders
+    content = {
+        "method": "ties",
+        "base": str(base),
+        "models": {model.name: str(model) for model in models},
+        "outputs": {f"density{density}": {"density": density} for density in SWEEP},
+    }
+    recipe = scratch / "sweep.json"  # JSON is YAML
+    recipe.write_text(json.dumps(content))
+    single = scratch / "single.json"
+    single.write_text(json.dumps({name: content[name] for name in ("method", "base", "models")}))
+    times: dict[Path, list[float]] = {recipe: [], single: []}
+    peak = 0.0
+    for _ in range(rounds):
+        for file, took in times.items():
+            for left in (".fastmerge", "out"):
+                shutil.rmtree(scratch / left, ignore_errors=True)
+            done = run_process([PROGRAM, "run", str(file), "--out", str(scratch / "out"), "--json"])
+            took.append(done.seconds)
+            peak = max(peak, done.memory_mib)
+    shutil.rmtree(scratch / "out")
+    return {
+        "sweep": f"ties, densities {', '.join(map(str, SWEEP))}",
+        "k": len(models),
+        "seconds": statistics.median(times[recipe]),
+        "single_seconds": statistics.median(times[single]),
+        "of_single": statistics.median(a / b for a, b in zip(*times.values(), strict=True)),
+        "memory_mib": peak,
+    }
+
+
 def run(folder: Path | None = None) -> list[dict[str, Any]]:
     """All jobs. K = 12 uses shorter models, so that the family fits where three do."""
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
@@ -110,5 +144,7 @@ def run(folder: Path | None = None) -> list[dict[str, Any]]:
         for layers, wanted in ((22, 3), (5, 12)):
             folders = write(root / f"family{layers}", wanted, layers)
             rows += [job(method, params, folders, root) for method, k, params in JOBS if k == wanted]
+            if wanted == 3:
+                rows.append(sweep(folders, root))
             shutil.rmtree(root / f"family{layers}")
     return rows
