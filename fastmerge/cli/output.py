@@ -35,7 +35,7 @@ def errors(as_json: bool, out_folder: Path | None = None) -> Iterator[None]:
             err.print(f"[bold red]error:[/] {escape(problem)}", soft_wrap=True, highlight=False)
         raise typer.Exit(error.exit_code) from None
     except KeyboardInterrupt as stop:
-        from ..recipe.plan import partial_folder
+        from ..recipe.destination import partial_folder
 
         resumable = out_folder is not None and partial_folder(out_folder).is_dir()
         err.print("stopped; the same command with --resume goes on from here" if resumable else "stopped")

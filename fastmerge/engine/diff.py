@@ -15,7 +15,7 @@ from .. import ops
 from ..errors import InputError
 from ..formats.checkpoint import open_checkpoint
 from ..formats.mapping import Inputs
-from ..recipe.plan import MAX_CHUNK
+from ..recipe.memory import MAX_CHUNK
 from ..recipe.preflight import Rename, TensorPlan, align
 from .run_pass import Progress
 from .stream import Source, Work, stream

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..errors import InputError, MergeError, ResumableError
 from ..formats.layout import FilePlan
-from ..recipe.plan import partial_folder
+from ..recipe.destination import partial_folder
 from .journal import Fingerprint, Journal, fsync_all
 
 ENTRIES = ("lock", "journal", "content", "old", "statistics")

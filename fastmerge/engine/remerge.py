@@ -13,7 +13,8 @@ import numpy as np
 
 from ..formats.mapping import Inputs
 from ..methods._declaration import Statistics
-from ..recipe.plan import BLOCK, MergePlan
+from ..recipe.memory import BLOCK
+from ..recipe.plan import MergePlan
 from .run_pass import Progress
 from .statistics import Kept
 from .stream import Piece, Work, slot_bytes, stream

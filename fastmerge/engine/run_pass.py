@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..formats.layout import FilePlan
 from ..formats.mapping import Inputs
-from ..recipe.plan import SLOTS
+from ..recipe.memory import SLOTS
 from . import journal
 from .publish import Publication
 from .stream import Work, slot_bytes, stream

@@ -14,7 +14,8 @@ from ..formats.folder import copy_side_files, model_card, set_dtype, write_json
 from ..formats.record import CheckpointRecord, FileRecord, MergeRecord
 from ..formats.tasks import BaseRecord
 from ..methods._declaration import Statistics
-from ..recipe.plan import DTYPE_NAMES, MergePlan, Output
+from ..recipe.outputs import Output
+from ..recipe.plan import DTYPE_NAMES, MergePlan
 
 Hashes = Mapping[Path, str]
 

@@ -16,8 +16,8 @@ from ..formats.checkpoint import Checkpoint
 from ..formats.mapping import INTEGER_DTYPES, TORCH_DTYPES
 from ..formats.safetensors import TensorInfo
 from ..methods._declaration import Method, Statistics, Written
+from ..recipe.outputs import delta_dtype
 from ..recipe.parameters import Override, declare
-from ..recipe.plan import delta_dtype
 from ..recipe.preflight import Alignment, TensorPlan, align
 from .passes import TensorPass
 from .statistics import Kept

@@ -21,7 +21,8 @@ from ..formats.folder import copy_side_files, model_card, write_json
 from ..formats.layout import Layout, plan_layout
 from ..formats.mapping import Inputs
 from ..formats.safetensors import Header, TensorInfo
-from ..recipe.plan import MAX_CHUNK, output_problems
+from ..recipe.destination import output_problems
+from ..recipe.memory import MAX_CHUNK
 from .identity import backend, digest, input_files, layout_files
 from .publish import Publication
 from .report import Report

@@ -16,7 +16,8 @@ from ..formats.mapping import Inputs
 from ..formats.safetensors import DTYPES, TensorInfo
 from ..methods._declaration import Pass, Statistics, Written
 from ..ops import BLOCK
-from ..recipe.plan import MergePlan, Output, inputs
+from ..recipe.outputs import Output
+from ..recipe.plan import MergePlan, inputs
 from ..recipe.preflight import TensorPlan
 from .culprit import check_finite
 from .passes import TensorPass

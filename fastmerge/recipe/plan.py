@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import InputError, nearest
 from ..formats.checkpoint import Checkpoint, open_checkpoint
-from ..formats.experts import PARTS, expert_layout
-from ..formats.layout import FilePlan, Layout, plan_layout
-from ..formats.safetensors import DTYPES, TensorInfo
-from ..methods._declaration import Method, Pass, Statistics, Written
+from ..formats.layout import FilePlan
+from ..formats.safetensors import TensorInfo
+from ..methods._declaration import Method, Pass, Statistics
+from .destination import output_problems
+from .memory import chunk_of
+from .outputs import Output, delta_dtype, passes_on, plan_experts, plan_output
 from .parameters import Override, Parameters, declare
 from .preflight import Alignment, Rename, TensorPlan, align
 
@@ -25,35 +25,6 @@ DTYPE_NAMES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "float64"
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 MAX_MODELS = 64
-BLOCK = 65_536  # elements; chunks are multiples, so that sums do not depend on the memory budget
-MAX_CHUNK = 32 * BLOCK
-SLOTS = 6  # chunks of output in flight between computing and writing
-
-
-@dataclass(frozen=True, slots=True)
-class Output:
-    """One result of a merge: its parameters, and its files by what they hold; `heads` and `experts` are those per task.
-
-    `folder` is where it lies in the output folder: "" for the only one, else "NAME/".
-    """
-
-    name: str
-    parameters: Parameters
-    layouts: dict[Written, Layout]
-    heads: dict[str, Layout]
-    experts: dict[str, Layout]
-
-    @property
-    def method(self) -> Method:
-        return self.parameters.method
-
-    @property
-    def folder(self) -> str:
-        return f"{self.name}/" if self.name else ""
-
-    @property
-    def all_layouts(self) -> list[Layout]:
-        return [*self.layouts.values(), *self.experts.values(), *self.heads.values()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +71,12 @@ class MergePlan:
 
     def passes(self, output: Output, tensor: TensorPlan) -> tuple[Pass, ...]:
         """The passes of an output over a tensor, with the parameters that hold there."""
-        return _passes(output.parameters, tensor, self.names, self.alignment)
+        return passes_on(output.parameters, tensor, self.names, self.alignment)
 
     def knowing(self, statistics: Sequence[Sequence[Statistics]]) -> MergePlan:
         """The plan as each output's statistics of all passes but the last decide it: the sizes of experts."""
         outputs = tuple(
-            replace(output, experts=_experts(output, self.alignment, self.names, self.dtype, found))
+            replace(output, experts=plan_experts(output, self.alignment, self.names, self.dtype, found))
             for output, found in zip(self.outputs, statistics, strict=True)
         )
         return replace(self, outputs=outputs)
@@ -259,10 +230,11 @@ def plan(
         raise InputError(problems)
     notes = _told_apart({name: own.notes for name, own in remarks.items()})
     planned = tuple(
-        _output(name, parameters, alignment, lead or complete[0], names, code) for name, parameters in declared.items()
+        plan_output(name, parameters, alignment, lead or complete[0], names, code)
+        for name, parameters in declared.items()
     )
     problems += _reading_problems(planned, names, alignment)
-    chunk = _chunk(planned, alignment, names, budget, problems)
+    chunk = chunk_of(planned, alignment, names, budget, problems)
     destination = None if out is None else Path(out).expanduser()
     if destination is not None:
         total = sum(layout.total_bytes for output in planned for layout in output.all_layouts)
@@ -296,44 +268,6 @@ def parse_bytes(text: str | int) -> int:
     if not match or match[2].upper() not in UNITS:
         raise InputError(f"memory {text!r}: expected a size such as 8GiB or 500MB")
     return int(float(match[1]) * UNITS[match[2].upper()])
-
-
-def partial_folder(out: Path) -> Path:
-    """Where the output `out` grows, and lies after a merge was stopped."""
-    out = out.resolve()
-    return out.parent / f".{out.name}.partial"
-
-
-def output_problems(
-    out: Path, total: int, inputs: Sequence[Path], *, overwrite: bool = False, resume: bool = False
-) -> list[str]:
-    """What keeps `total` bytes from being written to the folder `out`."""
-    resolved = out.resolve()
-    problems = [
-        f"{out}: would overwrite the input {path}; choose another output folder"
-        for path in (p.resolve() for p in inputs)
-        if path == resolved or resolved in path.parents
-    ]
-    if out.exists() or out.is_symlink():
-        if not overwrite and not (resume and partial_folder(out).is_dir()):
-            problems.append(f"{out}: exists already; choose another output folder, or pass --overwrite")
-        elif not out.is_dir() or out.is_symlink():
-            problems.append(f"{out}: is no folder, and is not overwritten")
-    parent = next(folder for folder in (*resolved.parents, resolved) if folder.exists())
-    if not parent.is_dir():
-        return [*problems, f"{out}: {parent} is no folder"]
-    free = shutil.disk_usage(parent).free + _disk_bytes(partial_folder(out))  # which is gone on with, or replaced
-    if total > free:
-        problems.append(f"{out}: the result takes {total:,} bytes, {parent} has {free:,} free; make room")
-    return problems
-
-
-def _disk_bytes(folder: Path) -> int:
-    total = 0
-    for path in folder.rglob("*"):
-        with suppress(OSError):  # another merge may be at work there
-            total += path.lstat().st_blocks * 512
-    return total
 
 
 def _try(problems: list[str], call: Any) -> Any:
@@ -383,104 +317,3 @@ def _reading_problems(outputs: Sequence[Output], names: Sequence[str], alignment
         return []
     readings = ", ".join(f"{name} {count}" for name, count in counts.items())
     return [f"outputs need different numbers of readings ({readings}); merge them apart"]
-
-
-def _output(
-    name: str,
-    parameters: Parameters,
-    alignment: Alignment,
-    lead: Checkpoint,
-    names: Sequence[str],
-    dtype: str | None,
-) -> Output:
-    """An output with its files by what they hold, and those of each task's own tensors."""
-    method, folder = parameters.method, f"{name}/" if name else ""
-    written = {kind for one in method.passes(names, alignment.wide) for kind in one.writes}
-    stamp = {"fastmerge.method": method.name}
-    merging = [tensor for tensor in alignment.tensors if not tensor.copy]
-    layouts: dict[Written, Layout] = {}
-    heads: dict[str, Layout] = {}
-    if "merged" in written:
-        entries = {t.name: (t.name, t.dtype, t.shape) for t in alignment.base_specific}
-        for tensor in alignment.tensors:
-            stored = tensor.dtype if tensor.copy else dtype or tensor.dtype
-            entries |= {name: (name, stored, tensor.shape) for name in (tensor.name, *tensor.aliases)}
-        layouts["merged"] = plan_layout(
-            [entries[n] for n in lead.tensors if n in entries], "model", metadata=stamp, folder=folder
-        )
-    if "unified" in written:
-        stamp |= {"fastmerge.format": "emr", "fastmerge.format_version": "1"}
-        unified = [(t.name, dtype or delta_dtype(t.dtype), t.shape) for t in merging]
-        layouts["unified"] = plan_layout(unified, "unified", metadata=stamp, folder=folder)
-        masks = [(t.name, "U8", (len(names), -(-t.numel // 8))) for t in merging]
-        layouts["masks"] = plan_layout(masks, "masks", metadata=stamp, folder=folder)
-    if "unified" in written or any(one.experts for one in method.passes(names, alignment.wide)):
-        heads = {
-            label: plan_layout(
-                [(t.name, t.dtype, t.shape) for t in infos], limit=1 << 62, folder=f"{folder}tasks/{label}/"
-            )
-            for label, infos in alignment.task_specific.items()
-            if infos
-        }
-    output = Output(name, parameters, layouts, heads, {})
-    return replace(output, experts=_experts(output, alignment, names, dtype, []))
-
-
-def _passes(parameters: Parameters, tensor: TensorPlan, names: Sequence[str], alignment: Alignment) -> tuple[Pass, ...]:
-    return parameters.of(tensor.name).passes_on(tensor.subject, names, alignment.wide)
-
-
-def _experts(
-    output: Output, alignment: Alignment, names: Sequence[str], dtype: str | None, statistics: Sequence[Statistics]
-) -> dict[str, Layout]:
-    """The files of an output's experts by model, as the statistics of the passes before decide them."""
-    entries: dict[str, list[tuple[str, int, int, str]]] = {}
-    for tensor in alignment.tensors:
-        count = None if tensor.copy else _passes(output.parameters, tensor, names, alignment)[-1].experts
-        for name, size in zip(names, count(tensor.subject, statistics) if count else (), strict=False):
-            stored = dtype or delta_dtype(tensor.dtype)
-            entries.setdefault(name, []).append((tensor.name, tensor.numel, size, stored))
-    return {name: expert_layout(name, own, output.folder) for name, own in entries.items()}
-
-
-def delta_dtype(dtype: str) -> str:
-    """What a task vector of a tensor of this dtype is stored in."""
-    return "BF16" if DTYPES[dtype] == 2 else dtype
-
-
-def _chunk(
-    outputs: Sequence[Output], alignment: Alignment, names: Sequence[str], budget: int, problems: list[str]
-) -> int:
-    """Elements worked on at a time: as many as the memory budget allows, up to MAX_CHUNK."""
-    layouts = [layout for output in outputs for layout in output.layouts.values()]
-    places = [
-        sum(p.stop - p.start for layout in layouts if (p := layout.places.get(t.name))) / max(1, t.numel)
-        for t in alignment.tensors
-        if t.numel >= BLOCK
-    ]
-    per_element = max(places, default=8.0) + 8  # and a float64 for what an op keeps between two others
-    least = int(BLOCK * per_element * SLOTS)
-    held = {t.name: _held(outputs, t, names, alignment) for t in alignment.tensors if not t.copy}
-    most = max(held, key=lambda name: held[name], default="")
-    left = budget - held.get(most, 0)
-    if least > left:
-        text = f"memory {budget:,} bytes: this merge needs at least {least + budget - left:,}"
-        whole = f", {held[most]:,} of them for the whole of {most!r}" if held.get(most) else ""
-        problems.append(f"{text}{whole}; pass --memory")
-    chunk = MAX_CHUNK
-    while chunk > BLOCK and chunk * per_element * SLOTS > left:
-        chunk //= 2
-    return chunk
-
-
-def _held(outputs: Sequence[Output], tensor: TensorPlan, names: Sequence[str], alignment: Alignment) -> int:
-    """Bytes that a pass holds of a tensor, and those of its experts on their way to the disk."""
-    passes = [_passes(output.parameters, tensor, names, alignment) for output in outputs]
-    held = max(sum(own[i].held for own in passes) for i in range(len(passes[0])))
-    places = [
-        layout.places[f"{tensor.name}/{part}"]
-        for output in outputs
-        for layout in output.experts.values()
-        for part in PARTS
-    ]
-    return held + SLOTS * sum(p.stop - p.start for p in places)

@@ -16,7 +16,7 @@ from folders import family, near, read, state, write
 from typer.testing import CliRunner
 
 from fastmerge.cli import app
-from fastmerge.recipe import plan as planning
+from fastmerge.recipe import destination
 
 Change = Callable[[Path], list[str]]
 
@@ -185,7 +185,7 @@ def test_existing_output(root: Path) -> None:
 
 
 def test_too_little_disk(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 99, 1))
+    monkeypatch.setattr(destination.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 99, 1))
     code, _, error = run("merge", "emr", *models(root), "--out", root / "out")
     assert (code, "make room" in error) == (2, True)
 

@@ -19,6 +19,7 @@ from tensors import assert_same_bits
 import fastmerge as fm
 from fastmerge.engine import writer
 from fastmerge.errors import InputError, MergeError
+from fastmerge.recipe import outputs
 from fastmerge.recipe import plan as planning
 
 BIG = {"a.weight": (700, 301), "b.weight": (65_536,), "c.weight": (3, 5), "d.weight": (131_073,)}
@@ -191,8 +192,8 @@ def test_output_folders(tmp_path: Path) -> None:
 def test_sharded_output(big: tuple[Path, dict[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Files beyond the limit are sharded with an index, and are read again as one checkpoint."""
     base, models = big
-    layout = planning.plan_layout
-    monkeypatch.setattr(planning, "plan_layout", lambda *a, **k: layout(*a, **{**k, "limit": 300_000}))
+    layout = outputs.plan_layout
+    monkeypatch.setattr(outputs, "plan_layout", lambda *a, **k: layout(*a, **{**k, "limit": 300_000}))
     fm.merge("linear", base, models, tmp_path / "out")
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
     assert len(set(index["weight_map"].values())) > 1

@@ -29,7 +29,8 @@ from fastmerge.engine import merge, publish, stream, writer
 from fastmerge.engine.journal import Journal
 from fastmerge.errors import InputError, MergeError, ResumableError
 from fastmerge.formats.mapping import Inputs
-from fastmerge.recipe.plan import partial_folder, plan
+from fastmerge.recipe.destination import partial_folder
+from fastmerge.recipe.plan import plan
 
 SHAPES = {f"layers.{i}.weight": (257, 300) for i in range(16)} | {"norm.weight": (5,), "empty": (0, 4)}
 

@@ -1,0 +1,51 @@
+"""How much is worked on at a time, within a memory budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..formats.experts import PARTS
+from .outputs import Output, passes_on
+from .preflight import Alignment, TensorPlan
+
+BLOCK = 65_536  # elements; chunks are multiples, so that sums do not depend on the memory budget
+MAX_CHUNK = 32 * BLOCK
+SLOTS = 6  # chunks of output in flight between computing and writing
+
+
+def chunk_of(
+    outputs: Sequence[Output], alignment: Alignment, names: Sequence[str], budget: int, problems: list[str]
+) -> int:
+    """Elements worked on at a time: as many as the memory budget allows, up to MAX_CHUNK."""
+    layouts = [layout for output in outputs for layout in output.layouts.values()]
+    places = [
+        sum(p.stop - p.start for layout in layouts if (p := layout.places.get(t.name))) / max(1, t.numel)
+        for t in alignment.tensors
+        if t.numel >= BLOCK
+    ]
+    per_element = max(places, default=8.0) + 8  # and a float64 for what an op keeps between two others
+    least = int(BLOCK * per_element * SLOTS)
+    held = {t.name: _held(outputs, t, names, alignment) for t in alignment.tensors if not t.copy}
+    most = max(held, key=lambda name: held[name], default="")
+    left = budget - held.get(most, 0)
+    if least > left:
+        text = f"memory {budget:,} bytes: this merge needs at least {least + budget - left:,}"
+        whole = f", {held[most]:,} of them for the whole of {most!r}" if held.get(most) else ""
+        problems.append(f"{text}{whole}; pass --memory")
+    chunk = MAX_CHUNK
+    while chunk > BLOCK and chunk * per_element * SLOTS > left:
+        chunk //= 2
+    return chunk
+
+
+def _held(outputs: Sequence[Output], tensor: TensorPlan, names: Sequence[str], alignment: Alignment) -> int:
+    """Bytes that a pass holds of a tensor, and those of its experts on their way to the disk."""
+    passes = [passes_on(output.parameters, tensor, names, alignment) for output in outputs]
+    held = max(sum(own[i].held for own in passes) for i in range(len(passes[0])))
+    places = [
+        layout.places[f"{tensor.name}/{part}"]
+        for output in outputs
+        for layout in output.experts.values()
+        for part in PARTS
+    ]
+    return held + SLOTS * sum(p.stop - p.start for p in places)
