@@ -67,7 +67,7 @@ def merge(arguments: list[str]) -> tuple[Process, dict[str, Any]]:
 
 
 def job(
-    method: str, params: Mapping[str, float], folders: list[Path], scratch: Path, rounds: int = 5
+    method: str, params: Mapping[str, float], folders: list[Path], scratch: Path, rounds: int = 3
 ) -> dict[str, Any]:
     """One method on a base and models, alternating with its floor."""
     base, *models = folders

@@ -110,15 +110,15 @@ def test_parameters_by_tensor(
 def test_statistics_of_the_inputs_are_shared(
     models: tuple[Path, dict[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A sweep over densities counts each tensor's magnitudes once, and gives what each density gives alone."""
+    """A sweep over densities looks for all cuts of a tensor at once, and gives what each density gives alone."""
     base, folders = models
-    counted: list[Any] = []
-    count = ops.magnitude_histogram
-    monkeypatch.setattr(ops, "magnitude_histogram", lambda *a, **k: counted.append(a) or count(*a, **k))
+    searched: list[Any] = []
+    search = ops.kth_magnitude
+    monkeypatch.setattr(ops, "kth_magnitude", lambda *a, **k: searched.append(a) or search(*a, **k))
     sweep = {"a": {"density": 0.1}, "b": {"density": 0.5}, "c": {"density": 0.9}}
     tensors = [("*.mlp.*", {"density": 0.25}), ("norm.*", {"density": 0.75})]
     fm.merge("ties", base, folders, tmp_path / "out", outputs=sweep, tensors=tensors)
-    assert len(counted) == len(SHAPES)
+    assert len(searched) == len(SHAPES)
     for name, changes in sweep.items():
         fm.merge("ties", base, folders, tmp_path / "alone" / name, changes, tensors=tensors)
         assert content(tmp_path / "out" / name) == content(tmp_path / "alone" / name)

@@ -30,6 +30,7 @@ SHARED = {
     "philox",
     "launch",
     "magnitude",
+    "brackets",
     "cuts",
     "experts",
     "ranks",
