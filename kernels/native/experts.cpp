@@ -59,6 +59,7 @@ int64_t extract(const Args &args, int64_t n, double magnitude, int64_t index, in
             ends[block + 1] = begin + count;
             ends[block + 1].notify_all();
             counts[block] = int32_t(count);
+            if (!written) return;  // where there is no room at all, its addresses may be null
             std::memcpy(offsets + begin, found.offsets.get(), written * sizeof(uint16_t));
             std::memcpy(static_cast<char *>(values.data) + begin * size, found.values.get(), written * size);
         });
