@@ -18,6 +18,7 @@ from ..formats.emr import EmrArtefact
 from ..formats.folder import to_json
 from ..formats.record import RECORD, FileRecord, MergeRecord, read_record
 from ..formats.safetensors import read_header
+from ..methods import names
 from ..methods._declaration import Statistics
 from ..recipe.plan import MergePlan, plan
 from .hashes import hash_files
@@ -85,7 +86,10 @@ def verify(
         if not any(check.problems for check in checks):
             known, check = _hash_check(one, record, inputs, hashes)
             checks += [check] if known else []
-            checks += _merge_checks(one, record, inputs, samples, seed, progress)
+            if record.method in names():
+                checks += _merge_checks(one, record, inputs, samples, seed, progress)
+            else:
+                found.notes.append(f"{one}: {record.method} is no method of merge; its blocks were not merged again")
         found.checks += checks
         if hashes and not any(check.problems for check in checks):
             _add_hashes(one, record, inputs, known)
