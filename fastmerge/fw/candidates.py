@@ -85,7 +85,9 @@ class Candidates:
             else:
                 problems += own
         if problems:
-            raise InputError([*problems, "pass skip_misfits=True to leave out what does not fit"])
+            raise InputError(
+                [*problems, "skip_misfits=True (in a recipe, skip_misfits: true) leaves out what does not fit"]
+            )
         if not self.names:
             raise InputError(["pool: nothing is left of it", *self.notes])
 

@@ -100,6 +100,7 @@ class Iterate:
         self.candidates.sweep(works)
         for tensor in self.tensors.values():
             increment_version(tensor)
+        torch.clear_autocast_cache()  # of the weights before, where all of a run is within autocast
         check_combined(bad)
         self._written = coefficients.clone()
 

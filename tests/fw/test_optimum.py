@@ -11,6 +11,7 @@ from hulls import Problem, Weights
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import fastmerge as fm
 from fastmerge.fw.line_search import line_search
@@ -186,3 +187,54 @@ def test_sums_of_many_batches_are_not_rounded_to_the_models_dtype() -> None:
         objective.gradient(model, gradient)
     assert gradient.of["a"].item() == pytest.approx(63.5 / 1001, rel=1e-4)
     assert model.a.grad is None
+
+
+class Deep(nn.Module):
+    """Layers whose activations are computed again in the backward pass, where asked for; the first is used twice."""
+
+    def __init__(self, seed: int, again: bool | None = None) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.layers = nn.ModuleList([nn.Linear(6, 6) for _ in range(3)])
+        self.again = again
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in [*self.layers, self.layers[0]]:
+            x = torch.tanh(layer(x) if self.again is None else checkpoint(layer, x, use_reentrant=self.again))
+        return x
+
+
+def deep_loss(model: nn.Module, x: Tensor) -> Tensor:
+    return (model(x).float() - 0.3).square().mean()
+
+
+def deep_run(again: bool | None = None, loss: Any = deep_loss) -> fm.fw.Result:
+    x = torch.randn(5, 6, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    pool = [Deep(seed).state_dict() for seed in range(1, 5)]
+    return fm.frank_wolfe(Deep(0, again), pool, loss, [x], variant="soft", steps=2, inner_steps=4)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_gradient_checkpointing(again: bool) -> None:
+    """Neither way of it changes a bit, though a layer's gradient then comes in parts."""
+    plain, checked = deep_run(), deep_run(again)
+    assert plain.coefficients == checked.coefficients
+    assert all(torch.equal(t, plain.state_dict[n]) for n, t in checked.state_dict.items())
+    assert plain.loss is not None
+    assert plain.loss < plain.steps[0].loss
+
+
+@pytest.mark.parametrize("again", [None, False, True])
+def test_mixed_precision(again: bool | None) -> None:
+    """autocast in the loss, or around the whole run, whose cast weights must not outlive a change of the weights."""
+
+    def loss(model: nn.Module, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return deep_loss(model, x)
+
+    within = deep_run(again, loss)
+    with torch.autocast("cpu", torch.bfloat16):
+        around = deep_run(again)
+    assert within.coefficients == around.coefficients
+    assert within.loss == around.loss
+    assert within.loss == pytest.approx(deep_run().loss, rel=0.05)
