@@ -16,7 +16,13 @@ if TYPE_CHECKING:
     from ..engine.report import Report
     from ..fw import Result, Step
 
-SHOWN = 4  # chosen models, or coefficients, in a line
+SHOWN = 4  # chosen models in a line
+ENDS = {
+    "gap": "the gap is at most the tolerance",
+    "steps": "all steps are taken",
+    "stalled": "no step makes the loss less",
+    "callback": "stopped",
+}
 
 
 @app.command()
@@ -77,7 +83,8 @@ def _show(result: Result, report: Report, drawing: Path | None) -> None:
     record = result.record
     rows = [
         ("wrote", report.out),
-        ("loss", f"{result.steps[0].loss:.6g} → {result.loss:.6g}, ended by {record.ended} after {len(result.steps)}"),
+        ("loss", f"{result.steps[0].loss:.6g} → {result.loss:.6g} in {len(result.steps)} steps"),
+        ("ended", ENDS[record.ended or "steps"]),
         ("moved", f"{size(report.bytes_read)} read, {size(report.bytes_written)} written"),
     ]
     columns = list(zip(*(record.coefficients or []), strict=True))

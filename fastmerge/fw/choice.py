@@ -43,13 +43,12 @@ def best(alignment: Tensor, allowed: Sequence[int], lmo: Level, count: int) -> T
 
 def best_by_task(alignments: Sequence[Tensor], allowed: Sequence[int], lmo: Level, count: int) -> Tensor:
     """Task after task, the `count` best that no task before has taken (as the released code has it), [R, …]."""
-    taken: list[Tensor] = []
+    taken = torch.empty((len(alignments[0]), 0), dtype=torch.int64)
     for alignment in alignments:
-        left = alignment.clone()
-        for before in taken:
-            left.scatter_(1, before, torch.inf)
-        taken.append(best(left, allowed, lmo, count))
-    return torch.cat(taken, 1)
+        left = min(count, len(allowed) - taken.shape[1])
+        free = alignment.scatter(1, taken, torch.inf)
+        taken = torch.cat([taken, best(free, allowed, lmo, left)], 1)
+    return taken
 
 
 def gap(dots: Tensor, coefficients: Tensor, allowed: Sequence[int]) -> float:

@@ -159,11 +159,11 @@ class Iterate:
             gamma = 2 / (number + 2) if isinstance(settings.step, str) else float(settings.step)
             if self.merge_fn is not None:
                 self._merge(self.merge_fn, vertices, gamma)
-            weights, value = torch.full((1, 1), gamma, dtype=torch.float64), None
+            weights, value = _single(gamma), None
         elif settings.variant == "hard" and (settings.coefficients == "task" or len(self.coefficients) == 1):
             slope = float(slopes(dots, self.coefficients, vertices, True))
-            gamma, value = line_search(lambda step: self._try(vertices, torch.full((1, 1), step)), loss, slope)
-            weights = torch.full((1, 1), gamma, dtype=torch.float64)
+            gamma, value = line_search(lambda step: self._try(vertices, _single(step)), loss, slope)
+            weights = _single(gamma)
         else:
             weights, value = self._descend(loss, dots, vertices)
         return weights, self._blended(vertices, weights), value
@@ -171,7 +171,7 @@ class Iterate:
     def _blended(self, vertices: Tensor, weights: Tensor) -> Tensor:
         if not weights.any():
             return self.coefficients
-        return blend(self.coefficients, vertices, weights.double().expand(vertices.shape))
+        return blend(self.coefficients, vertices, weights.expand(vertices.shape))
 
     def _try(self, vertices: Tensor, weights: Tensor) -> float:
         """The loss for some weights of the vertices."""
@@ -229,6 +229,10 @@ class Iterate:
         begin = time.perf_counter()
         yield
         self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - begin
+
+
+def _single(step: float) -> Tensor:
+    return torch.full((1, 1), step, dtype=torch.float64)
 
 
 def _more(items: Sequence[str]) -> str:

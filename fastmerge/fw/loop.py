@@ -83,8 +83,9 @@ def frank_wolfe(
     combination, with variant "hard" and fixed steps. The result may leave the hull; it has no gap and no coefficients.
 
     checkpoint: a JSON file, written after every step; with `resume` a run goes on from it, to the bits that it would
-    have had. Raises InputError with every problem before any work, MergeError where a loss, a gradient or a candidate
-    is not finite; the model is then at the last whole step. Gradients that parameters hold are cleared.
+    have had, where model, data and what is in memory are those of then. Raises InputError with every problem before any
+    work, MergeError where a loss, a gradient or a candidate is not finite; the model is then at the last whole step.
+    Gradients that parameters hold are cleared.
     """
     problems: list[str] = []
     settings = attempt(

@@ -123,6 +123,8 @@ class Objective:
     def _run(self, model: nn.Module, part: Part, use: Callable[[Tensor, int], None]) -> float:
         """The mean loss of a task's batches, each handed on with their number."""
         batches = part.batches if isinstance(part.batches, Sized) else list(part.batches)
+        if not len(batches):
+            raise InputError(f"batches of {part.name}: are empty; pass one batch at least")
         total = 0.0
         for batch in batches:
             loss = part.loss_fn(model, batch)

@@ -107,6 +107,7 @@ def test_best_of_each_tasks_gradient() -> None:
     step = first(batches, **soft)
     assert step.vertices == [["north", "east", "far"]]
     assert {*step.losses} == {*batches}
+    assert first(batches, **soft | {"per_task_top_k": 2}).vertices == [["north", "far", "east", "initial"]]
     weighted = first(batches, task_weights={"down": 0, "up": 3, "again": 0}, **soft)
     assert weighted.vertices == step.vertices  # each task's own gradient, whatever its weight
     assert weighted.gap == pytest.approx(5.0)  # but the gap is of the whole: to east

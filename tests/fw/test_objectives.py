@@ -80,6 +80,7 @@ POOL = [{"weight": torch.ones(1, 1)}]
     ("options", "message"),
     [
         ({"batches": []}, "batches of all: are empty"),
+        ({"batches": (b for b in ()), "steps": 1}, "gone through once"),
         ({"batches": {"a": [1], "b": []}}, "batches of b: are empty"),
         ({"batches": {}}, "there is no task"),
         ({"batches": iter([1])}, "which can be gone through once"),

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 import fastmerge as fm
 from fastmerge.fw.line_search import line_search
 from fastmerge.fw.simplex import Simplex, project
+from fastmerge.fw.soft import blend
 
 SEEDS = range(2)
 
@@ -238,3 +239,10 @@ def test_mixed_precision(again: bool | None) -> None:
     assert within.coefficients == around.coefficients
     assert within.loss == around.loss
     assert within.loss == pytest.approx(deep_run().loss, rel=0.05)
+
+
+def test_coefficients_stay_in_the_hull_where_shares_round_above_one() -> None:
+    shares = torch.tensor([[0.5, 0.5000000000000002]], dtype=torch.float64)
+    found = blend(torch.tensor([[0.0, 0.0, 1.0]], dtype=torch.float64), torch.tensor([[0, 1]]), shares)
+    assert found.min() == 0
+    assert abs(found.sum() - 1) < 1e-15
