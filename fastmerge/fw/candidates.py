@@ -22,6 +22,7 @@ from ..recipe.plan import MAX_CHUNK
 from .matching import Slot, Stored, find
 
 INITIAL = "initial"
+PIECE = 1 << 24  # elements of all candidates together that are swept through at a time
 Member = str | Path | Mapping[str, Tensor]
 Pool = Sequence[Member] | Mapping[str, Member]
 Use = Callable[[int, list[Tensor], list[Tensor]], None]  # first element, candidates' chunks, targets' memory
@@ -58,7 +59,7 @@ class Candidates:
     @property
     def chunk(self) -> int:
         """Elements of a block: fewer of more candidates, so that a block of all of them stays as small."""
-        return max(1, MAX_CHUNK // (ops.BLOCK * len(self.names))) * ops.BLOCK
+        return max(1, min(MAX_CHUNK, PIECE // len(self.names)) // ops.BLOCK) * ops.BLOCK
 
     def add(self, name: str, member: Member, others: Sequence[str], *, first: bool = False) -> None:
         """Take a checkpoint or a state dict; InputError where it is none that fits the slots."""

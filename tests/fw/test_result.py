@@ -299,7 +299,7 @@ def test_memory_does_not_grow_with_the_pool(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", MEMORY], cwd=tmp_path, capture_output=True, text=True, check=True)
     four, many = map(float, done.stdout.split())
     assert 1.0 <= four < 1.7
-    assert many < four + 0.1
+    assert many < four + 0.3  # a single member in memory would be 1; a gradient of one parameter is 0.125
 
 
 def test_weights_are_left_as_they_are_by_what_cannot_run() -> None:
