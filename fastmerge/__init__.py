@@ -23,12 +23,15 @@ _HOMES = {
     "verify": "fastmerge.engine.verify:verify",
     "diff": "fastmerge.engine.diff:diff",
     "spectrum": "fastmerge.engine.spectrum:spectrum",
+    "frank_wolfe": "fastmerge.fw.loop:frank_wolfe",
+    "fw": "fastmerge.fw",
     "merge_state_dicts": "fastmerge.engine.state_dicts:merge_state_dicts",
 }
 __all__ = [*_HOMES]
 
 if TYPE_CHECKING:
     from . import errors as errors
+    from . import fw as fw
     from . import ops as ops
     from . import runtime as runtime
     from .engine.diff import diff as diff
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
     from .engine.task import task as task
     from .engine.verify import verify as verify
     from .errors import FastmergeError as FastmergeError
+    from .fw.loop import frank_wolfe as frank_wolfe
     from .recipe.plan import plan as plan
     from .recipe.schema import Recipe as Recipe
 

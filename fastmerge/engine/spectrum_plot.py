@@ -49,6 +49,11 @@ def draw(spectrum: Spectrum, path: Path, *, overwrite: bool = False) -> None:
         axes.axvline(spectrum.cutoff, color="grey", linewidth=0.8)
         axes.set_xlim(0, spectrum.radii[-1])
         axes.legend(fontsize="small")
+    save_figure(figure, path)
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a figure as PNG, whole or not at all."""
     scratch = path.with_name(f".{path.name}.partial")
     try:
         figure.savefig(scratch, format="png", dpi=150, metadata={"Software": None})

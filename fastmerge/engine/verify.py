@@ -20,6 +20,7 @@ from ..formats.experts import ExpertsFolder
 from ..formats.folder import to_json
 from ..formats.record import RECORD, FileRecord, MergeRecord, read_record
 from ..formats.safetensors import read_header
+from ..methods import names
 from ..methods._declaration import Statistics
 from ..recipe.plan import plan
 from .hashes import hash_files
@@ -87,7 +88,10 @@ def verify(
         if not any(check.problems for check in checks):
             known, check = _hash_check(one, record, inputs, hashes)
             checks += [check] if known else []
-            checks += _merge_checks(one, record, inputs, samples, seed, progress)
+            if record.method in names():
+                checks += _merge_checks(one, record, inputs, samples, seed, progress)
+            else:
+                found.notes.append(f"{one}: {record.method} is no method of merge; its blocks were not merged again")
         found.checks += checks
         if hashes and not any(check.problems for check in checks):
             _add_hashes(one, record, inputs, known)

@@ -16,14 +16,15 @@ OTHERWISE = "build the model yourself and pass it as model="
 
 def build(contents: Contents) -> nn.Module:
     """The model that the folder's configuration describes, or, where tasks have heads, the first such task's."""
-    try:
-        transformers: Any = importlib.import_module("transformers")
-    except ImportError as error:
-        raise InputError(f"transformers cannot be imported ({error}); install it, or {OTHERWISE}") from None
     source, folder = contents.source.path, contents.folder.path
     described = next((folder / "tasks" / t for t in contents.folder.tasks if contents.own[t]), source)
-    if not (described / "config.json").is_file():
-        described = source
+    return from_folder(source, described if (described / "config.json").is_file() else source)
+
+
+def from_folder(source: Path, described: Path | None = None) -> nn.Module:
+    """The model of a folder's weights, in their dtype, as the configuration there, or in `described`, has it."""
+    transformers = load_transformers(OTHERWISE)
+    described = described or source
     if not (described / "config.json").is_file():
         raise InputError(f"{described}: has no config.json that says what model it is; {OTHERWISE}")
     verbosity = transformers.logging.get_verbosity()
@@ -39,6 +40,14 @@ def build(contents: Contents) -> nn.Module:
         raise InputError(f"{described}: transformers cannot build this model ({error}); {OTHERWISE}") from None
     finally:
         transformers.logging.set_verbosity(verbosity)
+
+
+def load_transformers(otherwise: str) -> Any:
+    """The library, or an InputError that says what to do without."""
+    try:
+        return importlib.import_module("transformers")
+    except ImportError as error:
+        raise InputError(f"transformers cannot be imported ({error}); install it, or {otherwise}") from None
 
 
 def _class(transformers: Any, config: Any, described: Path) -> Any:

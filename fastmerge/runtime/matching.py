@@ -62,7 +62,7 @@ class _Found:
         for name in self.names:
             owner = self.owner(name)
             if owner in contents.shared:
-                memory = _memory(self.tensors[name])
+                memory = memory_key(self.tensors[name])
                 self.shared.setdefault(owner, {}).setdefault(memory, self.names[name])
                 self.owners.setdefault(memory, set()).add(owner)
         self.missing = [name for name in contents.shared if name not in self.shared]
@@ -71,7 +71,7 @@ class _Found:
         known = {*contents.shared, *self.canonical, *contents.copied, *self.heads}
         self.right = [name for name in self.names if name in known]
         self.unknown = [
-            name for name, tensor in self.tensors.items() if name not in known and _memory(tensor) not in self.owners
+            name for name, tensor in self.tensors.items() if name not in known and memory_key(tensor) not in self.owners
         ]
 
     def owner(self, name: str) -> str:
@@ -80,8 +80,8 @@ class _Found:
 
     def twins(self, name: str) -> tuple[str, ...]:
         """All names in the model of this head's parameter."""
-        memory = _memory(self.tensors[name])
-        return tuple(own for other, own in self.names.items() if _memory(self.tensors[other]) == memory)
+        memory = memory_key(self.tensors[name])
+        return tuple(own for other, own in self.names.items() if memory_key(self.tensors[other]) == memory)
 
     def prefix_problem(self) -> list[str]:
         """One finding where a prefix is all that is wrong."""
@@ -116,7 +116,7 @@ class _Found:
 
     def tied_problems(self) -> list[str]:
         for name in self.heads & self.names.keys():
-            self.owners.get(_memory(self.tensors[name]), set()).add(name)
+            self.owners.get(memory_key(self.tensors[name]), set()).add(name)
         tied = [sorted(owners) for owners in self.owners.values() if len(owners) > 1]
         return limited(
             tied,
@@ -153,7 +153,7 @@ def _renamed(name: str, rename: Rename) -> str:
     return new + name[len(old) :]
 
 
-def _memory(tensor: Tensor) -> object:
+def memory_key(tensor: Tensor) -> object:
     """What is equal for tied tensors alone."""
     if tensor.is_meta or not tensor.numel():
         return id(tensor)

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..errors import InputError, attempt, nearest
 from ..formats.mapping import Inputs
 from ..formats.safetensors import FLOATS, Header, limited, read_header
+from .jsonl import read_jsonl
 
 FORM = 'expected {"text": "…", "label": "TASK"}'
 
@@ -67,39 +68,21 @@ def read_samples(
 
 def _read_lines(file: Path, tasks: Sequence[str]) -> tuple[list[str], list[str]]:
     """Texts and labels."""
-    try:
-        lines = file.expanduser().read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read: {error.strerror}") from None
-    samples, malformed = [], []
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            sample = _sample(line)
-            if isinstance(sample, str):
-                malformed.append(f"{file}: line {number}: {sample}")
-            else:
-                samples.append((f"line {number}", *sample))
-    problems = limited(malformed) + _unknown(file, [(where, label) for where, _, label in samples], tasks)
-    if not samples and not malformed:
-        problems.append(f"{file}: is empty; {FORM} on each line")
-    if problems:
-        raise InputError(problems)
-    return [text for _, text, _ in samples], [label for _, _, label in samples]
+
+    def unknown(found: list[tuple[str, tuple[str, str]]]) -> list[str]:
+        return _unknown(file, [(where, label) for where, (_, label) in found], tasks)
+
+    samples = read_jsonl(file, FORM, _sample, unknown)
+    return [text for _, (text, _) in samples], [label for _, (_, label) in samples]
 
 
-def _sample(line: bytes) -> tuple[str, str] | str:
+def _sample(content: dict[str, Any]) -> tuple[str, str] | str:
     """Text and label of a line, or what is wrong with it."""
-    try:
-        content = json.loads(line.decode())
-    except (ValueError, RecursionError) as error:
-        return f"not valid JSON ({error}); {FORM}"
-    if not isinstance(content, dict):
-        return f"no JSON object; {FORM}"
     labels = [content[key] for key in ("label", "task") if key in content]
     if not isinstance(content.get("text"), str):
-        return f"has no text; {FORM}"
+        return "has no text"
     if not labels or not isinstance(labels[0], str) or labels[0] != labels[-1]:
-        return f"has no single label that is a name; {FORM}"
+        return "has no single label that is a name"
     return content["text"], labels[0]
 
 

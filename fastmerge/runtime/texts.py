@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..formats.contents import open_contents
 from .features import mean_pooled
+from .huggingface import load_transformers
 from .load import load
 
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.txt", "vocab.json")
@@ -32,16 +32,10 @@ def text_features(
     Texts are cut off at `max_length` tokens. device: "auto" takes a GPU where there is one. Raises
     InputError where transformers cannot build the model or its tokenizer.
     """
-    try:
-        transformers: Any = importlib.import_module("transformers")
-    except ImportError as error:
-        how = "install it (pip install transformers), or pass features computed elsewhere (--features)"
-        raise InputError(f"transformers cannot be imported ({error}); {how}") from None
+    load_transformers("pass features computed elsewhere (--features)")
     source = open_contents(Path(folder).expanduser(), base, "--base").source.path
-    tokenizer = _tokenizer(transformers, source)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token  # masked out, so that any will do
-    place = _device(device)
+    tokenizer = tokenizer_of(source)
+    place = find_device(device)
     model = load(folder, base=base, device=place).eval()
     found = []
     for start in range(0, len(texts), batch):
@@ -51,18 +45,27 @@ def text_features(
     return torch.cat(found)
 
 
-def _tokenizer(transformers: Any, source: Path) -> Any:
-    """The tokenizer of a model folder; without its files transformers would make one that knows no word."""
+def tokenizer_of(source: Path) -> Any:
+    """The tokenizer of a model folder; without its files transformers would make one that knows no word.
+
+    It can pad: where it has no token for it, with any, since padding is masked out.
+    """
     if not any((source / name).is_file() for name in VOCABULARIES):
         raise InputError(f"{source}: has no tokenizer, which is one of {', '.join(VOCABULARIES)}; add its files")
     try:
-        return transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        tokenizer = load_transformers("tokenize elsewhere").AutoTokenizer.from_pretrained(
+            source, trust_remote_code=False
+        )
     except Exception as error:  # whatever transformers makes of a stranger's folder
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"{source}: transformers cannot load its tokenizer ({reason})") from None
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    return tokenizer
 
 
-def _device(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
+    """The device of this name; "auto": a GPU where there is one."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -18,22 +18,23 @@ ROOT = Path(fastmerge.__file__).parent
 FASTMERGE = str(Path(sys.executable).with_name("fastmerge"))
 # What a module may import: its own room, and those further down.
 ROOMS = {
-    "cli": 0,
     "__main__": -1,
+    "cli": 0,
     "bindings": 0,
-    "doctor": 1,
-    "runtime": 1,
-    "engine": 1,
-    "recipe": 2,
-    "formats": 3,
-    "methods": 3,
-    "ops": 4,
-    "cutoff": 5,
-    "targets": 5,
-    "dispatch": 5,
-    "kernels": 6,
-    "interrupts": 7,
-    "errors": 7,
+    "fw": 1,
+    "doctor": 2,
+    "runtime": 2,
+    "engine": 2,
+    "recipe": 3,
+    "formats": 4,
+    "methods": 4,
+    "ops": 5,
+    "cutoff": 6,
+    "targets": 6,
+    "dispatch": 6,
+    "kernels": 7,
+    "interrupts": 8,
+    "errors": 8,
 }
 
 

@@ -1,0 +1,73 @@
+"""What a run gives back: the merged model, and how it came to be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..engine.report import Report
+from ..errors import InputError
+from .candidates import Candidates
+from .folder import write_folder
+from .record import Record, Step
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """`model` holds the merged weights; `record` tells the rest, and goes into JSON."""
+
+    record: Record
+    model: nn.Module
+    candidates: Candidates
+
+    @property
+    def state_dict(self) -> dict[str, Any]:
+        """The merged model's."""
+        return self.model.state_dict()
+
+    @property
+    def steps(self) -> list[Step]:
+        """All steps, the first first."""
+        return self.record.steps
+
+    @property
+    def loss(self) -> float | None:
+        """Of the merged model."""
+        return self.record.loss
+
+    @property
+    def coefficients(self) -> dict[str, dict[str, float]]:
+        """By row ("model", or each layer), the convex coefficient of every candidate."""
+        if self.record.coefficients is None:
+            raise InputError("a model made by merge_fn has no coefficients")
+        names = self.record.candidates
+        rows = zip(self.record.rows, self.record.coefficients, strict=True)
+        return {row: dict(zip(names, values, strict=True)) for row, values in rows}
+
+    def save(self, path: str | Path) -> None:
+        """Write the record as JSON."""
+        self.record.save(path)
+
+    def draw(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Draw loss, gap and choices as PNG; needs matplotlib."""
+        from .plot import draw
+
+        draw(self.record, Path(path), overwrite=overwrite)
+
+    def write(self, out: str | Path, *, overwrite: bool = False) -> Report:
+        """Write the merged model as an ordinary Hugging Face folder, streamed from the candidates.
+
+        Configuration and tokenizer are those of the initial solution's folder, or else of the first that is one; what
+        is not merged (integers, task-specific tensors) is the model's. frank_wolfe.json beside it is the record.
+        """
+        merged = {name for slot in self.candidates.slots.values() for name in slot.names}
+        own: Mapping[str, Tensor] = {
+            name: tensor.detach()
+            for name, tensor in self.model.state_dict().items()
+            if isinstance(tensor, Tensor) and name not in merged
+        }
+        return write_folder(self.record, self.candidates, own, Path(out), overwrite=overwrite)

@@ -1,0 +1,111 @@
+"""A recipe carried out: model and texts loaded, a run with a checkpoint after every step, a folder written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from ..engine.report import Report
+from ..errors import InputError, attempt
+from ..formats.checkpoint import Checkpoint, open_checkpoint
+from ..recipe.plan import output_problems
+from ..runtime.huggingface import from_folder
+from ..runtime.texts import find_device, tokenizer_of
+from . import objectives
+from .loop import Callback, frank_wolfe
+from .objective import LossFn
+from .recipe import Recipe, unknown_parameters
+from .result import Result
+from .settings import Settings
+from .texts import Sample, batches, read_samples
+
+
+def checkpoint_of(out: Path) -> Path:
+    """Where a run that is to become the folder `out` keeps what it needs to go on."""
+    out = out.resolve()
+    return out.with_name(f".{out.name}.frank_wolfe.json")
+
+
+def run(
+    recipe: Recipe | str | Path,
+    out: str | Path,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    callback: Callback | None = None,
+) -> tuple[Result, Report]:
+    """Carry out a recipe; its model is written to the folder `out`.
+
+    The model computes in eval mode. What is wrong with recipe, files, pool and output is an InputError before any work.
+    A run that was stopped is gone on with by `resume`.
+    """
+    recipe = recipe if isinstance(recipe, Recipe) else Recipe.read(recipe)
+    out, problems = Path(out), list[str]()
+    settings = attempt(problems, lambda: _settings(recipe.parameters))
+    opened = attempt(problems, lambda: open_checkpoint(recipe.located(recipe.model), "model"))
+    samples = {}
+    for task in recipe.data:
+        samples[task] = attempt(problems, lambda task=task: _samples(recipe, task, opened))  # type: ignore[misc]
+    problems += _output_problems(recipe, opened, out, overwrite)
+    if problems or settings is None or opened is None:
+        raise InputError(problems)
+    tokenizer, device = tokenizer_of(opened.path), find_device(recipe.device)
+    model = from_folder(opened.path).to(device).eval()
+    file = checkpoint_of(out)
+    result = frank_wolfe(
+        model,
+        {name: recipe.located(path) for name, path in recipe.pool.items()},
+        {task: _loss(entry.loss or recipe.loss) for task, entry in recipe.data.items()},
+        {
+            task: batches(Path(entry.path), samples[task] or [], tokenizer, recipe.batch_size, recipe.max_length)
+            for task, entry in recipe.data.items()
+        },
+        **settings,
+        init=opened.path,
+        task_weights={task: entry.weight for task, entry in recipe.data.items()},
+        skip_misfits=recipe.skip_misfits,
+        checkpoint=file,
+        resume=resume,
+        callback=callback,
+    )
+    report = result.write(out, overwrite=overwrite)
+    file.unlink()
+    return result, report
+
+
+def _settings(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters as `frank_wolfe` takes them, looked at."""
+    problems = unknown_parameters(given, [field.name for field in fields(Settings)])
+    if problems:
+        raise InputError(problems)
+    attempt(problems, lambda: Settings(**given))
+    if problems:
+        raise InputError(f"parameters.{problem}" for problem in problems)
+    return dict(given)
+
+
+def _samples(recipe: Recipe, task: str, opened: Checkpoint | None) -> list[Sample]:
+    entry = recipe.data[task]
+    loss, labels = entry.loss or recipe.loss, _labels(opened.config if opened else {})
+    return read_samples(Path(recipe.located(entry.path)), loss, labels)[: recipe.samples]
+
+
+def _labels(config: Mapping[str, Any]) -> dict[str, int]:
+    """The numbers of a model's labels; without a word of them, the two that transformers gives it."""
+    named = config.get("id2label")
+    if not isinstance(named, dict) or not all(str(number).isdecimal() for number in named):
+        return {"LABEL_0": 0, "LABEL_1": 1}
+    return {str(label): int(number) for number, label in named.items()}
+
+
+def _output_problems(recipe: Recipe, opened: Checkpoint | None, out: Path, overwrite: bool) -> list[str]:
+    inputs = [Path(recipe.located(path)) for path in (recipe.model, *recipe.pool.values())]
+    total = sum(header.size for header in opened.headers) if opened else 0
+    return output_problems(out, total, [path for path in inputs if path.exists()], overwrite=overwrite)
+
+
+def _loss(name: str) -> LossFn:
+    found: LossFn = getattr(objectives, name)
+    return found
