@@ -18,7 +18,7 @@ from ..formats.checkpoint import Checkpoint, open_checkpoint
 from ..formats.layout import plan_layout
 from ..formats.mapping import Inputs
 from ..formats.safetensors import Header, TensorInfo
-from ..recipe.plan import MAX_CHUNK
+from ..recipe.memory import MAX_CHUNK
 from .matching import Slot, Stored, find
 
 INITIAL = "initial"

@@ -24,7 +24,8 @@ from ..formats.checkpoint import same_files
 from ..formats.folder import copy_side_files, model_card, set_dtype, write_json
 from ..formats.layout import Layout, Place, plan_layout
 from ..formats.mapping import TORCH_DTYPES
-from ..recipe.plan import DTYPE_NAMES, output_problems
+from ..recipe.destination import output_problems
+from ..recipe.plan import DTYPE_NAMES
 from .candidates import INITIAL, Candidates, Member, Pool, check_combined, named
 from .matching import Slot
 from .record import RECORD, Record

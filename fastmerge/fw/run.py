@@ -10,7 +10,7 @@ from typing import Any
 from ..engine.report import Report
 from ..errors import InputError, attempt
 from ..formats.checkpoint import Checkpoint, open_checkpoint
-from ..recipe.plan import output_problems
+from ..recipe.destination import output_problems
 from ..runtime.huggingface import from_folder
 from ..runtime.texts import find_device, tokenizer_of
 from . import objectives
