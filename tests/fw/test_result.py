@@ -298,8 +298,8 @@ def test_memory_does_not_grow_with_the_pool(tmp_path: Path) -> None:
         save_file({f"layers.{n}": torch.full((1024, 1024), float(i)) for n in range(8)}, folder / "model.safetensors")
     done = subprocess.run([sys.executable, "-c", MEMORY], cwd=tmp_path, capture_output=True, text=True, check=True)
     four, many = map(float, done.stdout.split())
-    assert 1.0 <= four < 1.7
-    assert many < four + 0.3  # a single member in memory would be 1; a gradient of one parameter is 0.125
+    assert 0.9 < four < 1.7
+    assert many < four + 0.5  # a single member in memory would be 1; a gradient of one parameter is 0.125
 
 
 def test_weights_are_left_as_they_are_by_what_cannot_run() -> None:
