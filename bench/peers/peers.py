@@ -126,8 +126,12 @@ def run(layers: int = 22, folder: Path | None = None) -> tuple[list[dict[str, An
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         root = Path(scratch)
         base, *models = write(root / "family", max(job.models for job in JOBS), layers)
-        known = [job for job in JOBS if job.method in methods.names()]
-        return [measure(job, base, models[: job.models], root) for job in known], about
+        rows = []
+        for job in JOBS:
+            if job.method in methods.names():
+                rows.append(measure(job, base, models[: job.models], root))
+                print(f"{job}: {rows[-1]['times_faster']:.1f} times faster", flush=True)
+        return rows, about
 
 
 def markdown(result: Mapping[str, Any]) -> str:
