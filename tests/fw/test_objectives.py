@@ -99,7 +99,7 @@ POOL = [{"weight": torch.ones(1, 1)}]
         ({"resume": True}, "from which checkpoint"),
         ({"checkpoint": "/nowhere/at/all.json"}, "is no folder"),
     ],
-    ids=lambda value: str(value)[:40],
+    ids=lambda value: value[:40] if isinstance(value, str) else ",".join(value),
 )
 def test_wrong_arguments(options: dict[str, Any], message: str) -> None:
     call: dict[str, Any] = {"loss_fn": lambda m, b: m.weight.sum(), "batches": [1]} | options
