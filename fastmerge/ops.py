@@ -32,7 +32,7 @@ Consensus = Literal["sum", "max", "weighted", "unweighted", "count"]
 
 BLOCK = 65_536  # elements summed in float64 on their own
 MAX_MODELS = 64
-TOP_BITS = 11  # of magnitudes, that kth_magnitude starts from
+TOP_BITS = 11  # of magnitudes, that histograms count by
 MAX_BIN_BITS = 13
 
 
@@ -623,26 +623,21 @@ def kth_magnitude(
     models: Sequence[Tensor],
     ranks: Sequence[Sequence[int]],
     *,
-    histogram: Tensor | None = None,
     backend: str | None = None,
 ) -> list[list[Cut]]:
     """For each model the cuts that have exactly so many elements above them: exact, without sorting.
 
-    ranks: for each model as many, of 0 … N; `histogram`: the models' magnitude_histogram, where it is known already.
+    ranks: for each model as many, of 0 … N.
     The cut of rank 0 is (∞, 0). NaN count as larger than infinity, but nothing is above a cut at NaN.
     """
     import torch
 
     _check("kth_magnitude", {"base": base, **_numbered(models)})
     _check_ranks(ranks, len(models), base.numel())
-    if histogram is not None:
-        histogram = _accumulator(histogram, (len(models), 1 << TOP_BITS), base, torch.int64, "histogram")
-        if not (histogram.sum(1) == base.numel()).all():
-            raise InputError(f"kth_magnitude: the histogram is not of {base.numel()} elements a model")
     shape = len(models), len(ranks[0])
     magnitudes, indices = base.new_empty(shape, dtype=torch.float64), base.new_empty(shape, dtype=torch.int64)
     kernel = dispatch.choose("kth_magnitude", base.device.type, backend)
-    kernel(_flat(base), _flat_all(models), [list(row) for row in ranks], histogram, magnitudes, indices)
+    kernel(_flat(base), _flat_all(models), [list(row) for row in ranks], magnitudes, indices)
     rows = zip(magnitudes.tolist(), indices.tolist(), strict=True)
     return [[Cut(*cut) for cut in zip(*row, strict=True)] for row in rows]
 

@@ -154,7 +154,7 @@ class TensorPass:
             return share.sums
         if share.one.statistic is None:
             return None
-        return self.kept.get(share.one.statistic, self.subject.name, torch.float64, share.one.rows, self.models)
+        return self.kept.get(share.one.statistic, self.subject.name, share.one.rows, self.models)
 
     def _block(self, share: Share, start: int, base: Tensor | None, models: list[Tensor]) -> Block:
         whole = self.whole

@@ -16,16 +16,16 @@ CUTS = "cuts"  # float64 [4, M]: model, rank, magnitude, index
 
 @dataclass(slots=True)
 class Kept:
-    """Tensors by (statistic, tensor name), `limit` bytes of them at most. `changed` tells whether any was added."""
+    """float64 tensors by (statistic, tensor name), `limit` bytes at most. `changed` tells whether any was added."""
 
     found: dict[tuple[str, str], Tensor] = field(default_factory=dict)
     limit: int = LIMIT
     changed: bool = False
 
-    def get(self, statistic: str, tensor: str, dtype: torch.dtype, *shape: int) -> Tensor | None:
-        """What is kept, if it is of this dtype and its shape begins like this."""
+    def get(self, statistic: str, tensor: str, *shape: int) -> Tensor | None:
+        """What is kept, if its shape begins like this."""
         value = self.found.get((statistic, tensor))
-        fits = value is not None and value.dtype == dtype and value.shape[: len(shape)] == shape
+        fits = value is not None and value.shape[: len(shape)] == shape
         return value if fits else None
 
     def put(self, statistic: str, tensor: str, value: Tensor) -> None:
@@ -52,7 +52,7 @@ class Kept:
 
     def _known_cuts(self, tensor: str, models: int) -> list[dict[int, ops.Cut]]:
         known: list[dict[int, ops.Cut]] = [{} for _ in range(models)]
-        stored = self.get(CUTS, tensor, torch.float64, 4)
+        stored = self.get(CUTS, tensor, 4)
         for k, rank, magnitude, index in [] if stored is None else stored.T.tolist():
             known[int(k)][int(rank)] = ops.Cut(magnitude, int(index))
         return known

@@ -16,7 +16,7 @@ from .journal import fsync_all
 from .statistics import LIMIT, Kept
 
 FORMAT = {"fastmerge.format": "statistics", "fastmerge.format_version": "1"}
-DTYPES = {"F64": torch.float64, "I64": torch.int64}
+DTYPE = "F64"
 
 Entry = tuple[str, str, tuple[int, ...]]  # statistic:tensor, dtype, shape
 
@@ -41,10 +41,10 @@ def load(file: Path, key: str, limit: int) -> tuple[Kept, list[str]]:
     infos = list(header.tensors.values())
     entries = [(info.name, info.dtype, info.shape) for info in infos]
     content = memoryview(data)[min((info.start for info in infos), default=header.size) :]
-    if header.metadata != _metadata(key, entries, [content]) or any(info.dtype not in DTYPES for info in infos):
+    if header.metadata != _metadata(key, entries, [content]) or any(info.dtype != DTYPE for info in infos):
         return kept, [f"{file} is damaged, or not of these inputs: statistics are gathered anew"]
     for info in infos:
-        value = torch.frombuffer(data, dtype=DTYPES[info.dtype], count=info.numel, offset=info.start)
+        value = torch.frombuffer(data, dtype=torch.float64, count=info.numel, offset=info.start)
         statistic, _, tensor = info.name.partition(":")
         kept.put(statistic, tensor, value.view(info.shape))
     kept.changed = False
@@ -53,11 +53,10 @@ def load(file: Path, key: str, limit: int) -> tuple[Kept, list[str]]:
 
 def save(kept: Kept, file: Path, key: str, scratch: Path) -> None:
     """Write what is kept to `file` in one step, by way of the file `scratch` of the same file system."""
-    codes = {dtype: code for code, dtype in DTYPES.items()}
     found = {
         f"{statistic}:{tensor}": value for (statistic, tensor), value in sorted(kept.found.items()) if value.nbytes
     }
-    entries = [(name, codes[value.dtype], tuple(value.shape)) for name, value in found.items()]
+    entries = [(name, DTYPE, tuple(value.shape)) for name, value in found.items()]
     parts = [value.contiguous().numpy().data.cast("B") for value in found.values()]
     header, _ = write_header(entries, _metadata(key, entries, parts))
     file.parent.mkdir(exist_ok=True)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..errors import InputError, nearest
+from ..errors import InputError, attempt, nearest
 from ..formats.checkpoint import Checkpoint, open_checkpoint
 from ..formats.layout import FilePlan
 from ..formats.safetensors import TensorInfo
@@ -199,7 +200,7 @@ def plan(
     wrong: dict[str, list[str]] = {}  # by output
     for name, changes in (outputs or {"": {}}).items():
         wrong[name] = []
-        built = _try(wrong[name], lambda n=name, c=changes: declare(method, params or {}, c, tensors, names, n))
+        built = attempt(wrong[name], partial(declare, method, params or {}, changes, tensors, names, name))
         declared |= {} if built is None else {name: built}
     problems += _output_name_problems(outputs or {})
     if base is None and any(one.method.uses_base for one in declared.values()):
@@ -207,15 +208,15 @@ def plan(
     code = DTYPE_NAMES.get(dtype) if dtype else None
     if dtype and code is None:
         problems.append(f"unknown dtype {dtype!r}{nearest(dtype, DTYPE_NAMES)}; there are {', '.join(DTYPE_NAMES)}")
-    budget = _try(problems, lambda: parse_bytes(memory))
+    budget = attempt(problems, lambda: parse_bytes(memory))
     if device not in ("auto", "cpu"):
         problems.append(f"device {device!r}: checkpoints on disk are merged on the CPU; use auto or cpu")
-    opened = [_try(problems, lambda path=path, name=name: open_checkpoint(path, name)) for name, path in pairs]
-    lead = _try(problems, lambda: open_checkpoint(base, "base")) if base is not None else None
+    opened = [attempt(problems, partial(open_checkpoint, path, name)) for name, path in pairs]
+    lead = attempt(problems, lambda: open_checkpoint(base, "base")) if base is not None else None
     alignment = None
     complete = [checkpoint for checkpoint in opened if checkpoint is not None]
     if complete and len(complete) == len(opened) and (base is None or lead is not None):
-        alignment = _try(problems, lambda: align(lead, complete, task_specific=task_specific, rename=rename))
+        alignment = attempt(problems, lambda: align(lead, complete, task_specific=task_specific, rename=rename))
     merged = None if alignment is None else [tensor.name for tensor in alignment.tensors if not tensor.copy]
     for name, one in declared.items():
         wrong[name] += one.method.problems(names) if merged is None else one.settle(merged)
@@ -268,14 +269,6 @@ def parse_bytes(text: str | int) -> int:
     if not match or match[2].upper() not in UNITS:
         raise InputError(f"memory {text!r}: expected a size such as 8GiB or 500MB")
     return int(float(match[1]) * UNITS[match[2].upper()])
-
-
-def _try(problems: list[str], call: Any) -> Any:
-    try:
-        return call()
-    except InputError as error:
-        problems += error.problems
-        return None
 
 
 def name_problems(names: Sequence[str], rename: Mapping[str, Rename]) -> list[str]:

@@ -213,7 +213,6 @@ def kth_magnitude(
     base: Tensor,
     models: Sequence[Tensor],
     ranks: Sequence[Sequence[int]],
-    histogram: Tensor | None,
     magnitudes: Tensor,
     indices: Tensor,
 ) -> None:
@@ -223,7 +222,6 @@ def kth_magnitude(
         DTYPES[base.dtype],
         *_models(models),
         ranks,
-        0 if histogram is None else histogram.data_ptr(),
         magnitudes.data_ptr(),
         indices.data_ptr(),
     )

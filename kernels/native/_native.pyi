@@ -116,7 +116,6 @@ def kth_magnitude(
     models: Sequence[int],
     dtypes: Sequence[int],
     ranks: Sequence[Sequence[int]],
-    histogram: int,
     magnitudes: int,
     indices: int,
 ) -> None: ...

@@ -13,7 +13,6 @@
 #include <bit>
 #include <limits>
 #include <memory>
-#include <stdexcept>
 
 #include "brackets.hpp"
 #include "isa.hpp"
@@ -136,9 +135,6 @@ template <class Key> class Search {
             else left.push_back(w);
         }
         read(lists);
-        for (const auto &[w, list] : ready)
-            if (list->size + list->firsts != w.population)
-                throw std::invalid_argument("kth_magnitude: the histogram is not that of these tensors");
         const auto dense = std::stable_partition(ready.begin(), ready.end(), [](const auto &r) { return !r.second->overflowed; });
         parallel_for(dense - ready.begin(), [&](int64_t i) { finish(ready[i].first, *ready[i].second); });
         for (auto it = dense; it != ready.end(); ++it) left.push_back(it->first);
@@ -237,35 +233,29 @@ void count_magnitudes(const Args &args, const Digit &digit, int64_t n, int64_t *
 }
 
 template <class Key>
-static void find(const Args &args, int64_t n, std::vector<Wanted> wanted, const std::vector<std::optional<Bracket>> &guesses,
-                 const int64_t *histogram) {
+static void find(const Args &args, int64_t n, std::vector<Wanted> wanted, const std::vector<std::optional<Bracket>> &guesses) {
     Search<Key> search(args, n);
-    std::vector<int64_t> counted;
-    if (!histogram) {
-        wanted = search.by_sample(wanted, guesses);
-        if (wanted.empty()) return;
-        counted.resize(size_t(args.models_count) << TOP_BITS);
-        count_magnitudes(args, {(args.wide ? 63 : 31) - TOP_BITS, TOP_BITS, nullptr, false}, n, counted.data());
-        histogram = counted.data();
-    }
-    for (Wanted &w : wanted) descend(w, histogram + (int64_t(w.bucket.model) << TOP_BITS), TOP_BITS);
+    wanted = search.by_sample(wanted, guesses);
+    if (wanted.empty()) return;
+    std::vector<int64_t> counts(size_t(args.models_count) << TOP_BITS);
+    count_magnitudes(args, {(args.wide ? 63 : 31) - TOP_BITS, TOP_BITS, nullptr, false}, n, counts.data());
+    for (Wanted &w : wanted) descend(w, &counts[size_t(w.bucket.model) << TOP_BITS], TOP_BITS);
     while (!wanted.empty()) wanted = search.round(wanted);
 }
 
-void find_cuts(const Args &args, int64_t n, const std::vector<std::vector<int64_t>> &ranks, const int64_t *histogram,
-               double *magnitudes, int64_t *indices) {
+void find_cuts(const Args &args, int64_t n, const std::vector<std::vector<int64_t>> &ranks, double *magnitudes, int64_t *indices) {
     std::vector<Wanted> wanted;
     std::vector<std::optional<Bracket>> guesses;
-    const auto sampled = histogram ? std::vector<std::vector<std::optional<Bracket>>>() : brackets(args, n, ranks);
+    const auto sampled = brackets(args, n, ranks);
     for (int k = 0; k < args.models_count; ++k)
         for (size_t i = 0; i < ranks[k].size(); ++i, ++magnitudes, ++indices) {
             *magnitudes = std::numeric_limits<double>::infinity(), *indices = 0;
             if (!ranks[k][i]) continue;
             wanted.push_back({{k, 0, args.wide ? ~uint64_t(0) >> 1 : ~uint32_t(0) >> 1}, ranks[k][i], n, magnitudes, indices});
-            guesses.push_back(histogram ? std::nullopt : sampled[k][i]);
+            guesses.push_back(sampled[k][i]);
         }
-    if (args.wide) find<uint64_t>(args, n, std::move(wanted), guesses, histogram);
-    else find<uint32_t>(args, n, std::move(wanted), guesses, histogram);
+    if (args.wide) find<uint64_t>(args, n, std::move(wanted), guesses);
+    else find<uint32_t>(args, n, std::move(wanted), guesses);
 }
 
 }  // namespace fm

@@ -9,9 +9,7 @@ namespace fm {
 // Adds to counts [K][2^bits].
 void count_magnitudes(const Args &, const Digit &, int64_t n, int64_t *counts);
 
-// histogram: [K][2^TOP_BITS], of the highest bits; magnitudes, indices: [K][R]. Throws std::invalid_argument where the
-// histogram is not that of these tensors.
-void find_cuts(const Args &, int64_t n, const std::vector<std::vector<int64_t>> &ranks, const int64_t *histogram,
-               double *magnitudes, int64_t *indices);
+// magnitudes, indices: [K][R].
+void find_cuts(const Args &, int64_t n, const std::vector<std::vector<int64_t>> &ranks, double *magnitudes, int64_t *indices);
 
 }  // namespace fm

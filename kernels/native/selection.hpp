@@ -7,7 +7,7 @@ namespace fm {
 
 constexpr int COUNTERS = 8;        // of every bin, taken in turn, so that one need not wait for its last increment
 constexpr int MAX_BIN_BITS = 13;
-constexpr int TOP_BITS = 11;       // of a key, that kth_magnitude is given a histogram of
+constexpr int TOP_BITS = 11;       // of a key, that buckets are first told by
 
 // Bits shift … shift + bits of the keys whose bits above are a model's prefix, or of all.
 struct Digit {

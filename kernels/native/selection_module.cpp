@@ -44,11 +44,10 @@ void magnitude_histogram(int64_t n, uintptr_t base, int base_dtype, const Addres
 }
 
 void kth_magnitude(int64_t n, uintptr_t base, int base_dtype, const Addresses &models, const Dtypes &dtypes,
-                   const std::vector<std::vector<int64_t>> &ranks, uintptr_t histogram, uintptr_t magnitudes,
-                   uintptr_t indices) {
+                   const std::vector<std::vector<int64_t>> &ranks, uintptr_t magnitudes, uintptr_t indices) {
     const Models all(base, base_dtype, models, dtypes);
     nb::gil_scoped_release release;
-    find_cuts(all.args, n, ranks, pointer<const int64_t>(histogram), pointer<double>(magnitudes), pointer<int64_t>(indices));
+    find_cuts(all.args, n, ranks, pointer<double>(magnitudes), pointer<int64_t>(indices));
 }
 
 void rank_drop(int64_t n, uintptr_t base, int base_dtype, const Addresses &models, const Dtypes &dtypes, int64_t columns,

@@ -15,14 +15,12 @@ def kth_magnitude(
     base: Tensor,
     models: Sequence[Tensor],
     ranks: Sequence[Sequence[int]],
-    _: Tensor | None,
     magnitudes: Tensor,
     indices: Tensor,
 ) -> None:
     """The r-th largest |τ_k|, of equal ones the first counting as larger, and its index + 1; (∞, 0) for r = 0.
 
-    base, models: [N]; ranks: K lists of R, each 0 … N; the histogram, where there is one, is not needed here;
-    magnitudes: float64 [K, R]; indices: int64 [K, R].
+    base, models: [N]; ranks: K lists of R, each 0 … N; magnitudes: float64 [K, R]; indices: int64 [K, R].
     """
     for k, tau in enumerate(task_vectors(base, models)):
         order = torch.sort(magnitude_keys(tau), descending=True, stable=True).indices

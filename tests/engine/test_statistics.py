@@ -129,15 +129,13 @@ def test_statistics_of_others_are_not_believed(models: Models, tmp_path: Path) -
     assert any("not of these inputs" in n for n in fm.merge(Measured(), *models, tmp_path / "three").notes)
 
 
-@pytest.mark.parametrize(("dtype", "shape"), [(torch.int64, (4, 3)), (torch.float64, (3, 3)), (torch.float64, (4, 2))])
-def test_other_shapes_are_not_believed(
-    dtype: torch.dtype, shape: tuple[int, ...], models: Models, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("shape", [(3, 3), (4, 2)])
+def test_other_shapes_are_not_believed(shape: tuple[int, ...], models: Models, tmp_path: Path) -> None:
     """A file as it should be, of sums that are not what the pass sums up."""
     first = fm.merge(Measured(), *models, tmp_path / "one")
     file = kept_file(tmp_path)
     key = file.stem.removeprefix("statistics-")
-    odd = Kept({("moments", name): torch.zeros(shape, dtype=dtype) for name in read(models[0])})
+    odd = Kept({("moments", name): torch.zeros(shape, dtype=torch.float64) for name in read(models[0])})
     statistics_file.save(odd, file, key, tmp_path / "scratch")
     assert fm.merge(Measured(), *models, tmp_path / "two").bytes_read == first.bytes_read
     assert content(tmp_path / "one").keys() == content(tmp_path / "two").keys()

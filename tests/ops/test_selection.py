@@ -257,23 +257,6 @@ def test_histograms_add_up() -> None:
     assert lower.sum(1).equal(whole.gather(1, largest[:, None])[:, 0])
 
 
-def test_a_known_histogram_saves_a_reading() -> None:
-    base, models = grid(1000, BF16, 1), [grid(1000, BF16, 2)]
-    histogram = ops.magnitude_histogram(base, models)
-    assert ops.kth_magnitude(base, models, [[3]], histogram=histogram) == ops.kth_magnitude(base, models, [[3]])
-
-
-def test_a_wrong_histogram_is_found_out() -> None:
-    """One of another tensor, with as many elements: it cannot make lists overflow."""
-    base, other = torch.zeros(100_000), torch.full((100_000,), 1.7)
-    of_other = ops.magnitude_histogram(base, [other])
-    spread = ops.magnitude_histogram(base, [torch.linspace(1.6, 1.9, 100_000)])
-    for wrong, model in ((of_other, base), (of_other, other * 2), (spread, torch.full_like(other, 1.8))):
-        if "native" in CPU:
-            with pytest.raises(ValueError, match="not that of these tensors"):
-                ops.kth_magnitude(base, [model], [[70_000]], histogram=wrong, backend="native")
-
-
 BASE, LIMITS = torch.zeros(10), torch.zeros(5).long()
 EXPERT = ops.extract_topk(BASE, torch.arange(10.0), 4)
 
@@ -285,8 +268,6 @@ EXPERT = ops.extract_topk(BASE, torch.arange(10.0), 4)
         (lambda: ops.kth_magnitude(BASE, [BASE, BASE], [[1], [-1]]), r"rank -1 of models\[1\]"),
         (lambda: ops.kth_magnitude(BASE, [BASE], []), "ranks must be 1 lists"),
         (lambda: ops.kth_magnitude(BASE, [BASE, BASE], [[1], [1, 2]]), "lists of equal length"),
-        (lambda: ops.kth_magnitude(BASE, [BASE], [[1]], histogram=torch.zeros(1, 2048).long()), "not of 10 elements"),
-        (lambda: ops.kth_magnitude(BASE, [BASE], [[1]], histogram=torch.zeros(2048)), "histogram must be torch.int64"),
         (lambda: ops.rank_drop(BASE, [BASE], 3, [1], [LIMITS]), "10 elements are not rows of 3"),
         (lambda: ops.rank_drop(BASE, [BASE], 5, [1], [LIMITS], start=8), "a multiple of 65536"),
         (lambda: ops.rank_drop(BASE, [BASE], 5, [1], [LIMITS], stop=11), "stop 11 must be in order in 0 … 10"),
