@@ -29,6 +29,8 @@ SHARED = {
     "parallel",
     "philox",
     "launch",
+    "settings",
+    "sums",
     "magnitude",
     "brackets",
     "cuts",
