@@ -125,7 +125,7 @@ def _divide(a, b, WORKING: tl.constexpr):
 
 @triton.jit
 def _tile(
-    row, models, counts, start, n, FULL: tl.constexpr, K: tl.constexpr, MODELS: tl.constexpr, BASE: tl.constexpr,
+    row, models, start, n, FULL: tl.constexpr, K: tl.constexpr, MODELS: tl.constexpr, BASE: tl.constexpr,
     OUT: tl.constexpr, CONSENSUS: tl.constexpr, DIVISOR: tl.constexpr, AS_DELTA: tl.constexpr, COUNTED: tl.constexpr,
     TRIM: tl.constexpr, DROP: tl.constexpr, KEEP: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr,
     WORKING: tl.constexpr,
@@ -160,7 +160,7 @@ def _tile(
         if TRIM or DROP or KEEP or (CONSENSUS != "sum" and CONSENSUS != "max"):
             good = good & finite
         bad = tl.sum(((good == 0) & (offsets < n)).to(tl.int32), 0).to(tl.int64)
-        tl.atomic_add(counts, bad, mask=bad > 0)
+        tl.atomic_add(pointer(row + 2, tl.int64, False), bad, mask=bad > 0)
 
 
 @triton.jit(do_not_specialize=["width", "models"])
@@ -172,12 +172,11 @@ def combine_tile(
 ):  # fmt: skip
     """Row: the count of non-finite elements in place of sums, base, out, keep, offset, scale; weights and divisors."""
     row, start, n = place(table, owners, width, SINGLE, TILE)
-    counts = pointer(row + 2, tl.int64, False)
     if start + TILE <= n:
-        _tile(row, models, counts, start, n, True, K, MODELS, BASE, OUT, CONSENSUS, DIVISOR, AS_DELTA, COUNTED, TRIM,
+        _tile(row, models, start, n, True, K, MODELS, BASE, OUT, CONSENSUS, DIVISOR, AS_DELTA, COUNTED, TRIM,
               DROP, KEEP, ALIGNED, TILE, WORKING)  # fmt: skip
     elif start < n:
-        _tile(row, models, counts, start, n, False, K, MODELS, BASE, OUT, CONSENSUS, DIVISOR, AS_DELTA, COUNTED, TRIM,
+        _tile(row, models, start, n, False, K, MODELS, BASE, OUT, CONSENSUS, DIVISOR, AS_DELTA, COUNTED, TRIM,
               DROP, KEEP, ALIGNED, TILE, WORKING)  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import TYPES, Launch, Row, aligned, alike, working
-from .numeric import HEAD, load, place, pointer, store, store_bits, task_vector
+from .numeric import load, place, pointer, store, store_bits, task_vector
 
 
 @triton.jit

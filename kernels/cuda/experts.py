@@ -29,8 +29,8 @@ def check_expert(counts, offsets, valid, n, blocks, k, TILE: tl.constexpr):
     beyond = tl.zeros([TILE], tl.int32)
     wrong = (tl.sum(total, 0) != k) | (tl.sum(negative, 0) > 0)
     if wrong == 0:
-        for start in range(0, last, TILE):
-            places = start + lanes
+        for first in range(0, last, TILE):
+            places = first + lanes
             offset = tl.load(offsets + (k - last) + places, mask=places < last, other=0).to(tl.int64)
             beyond += ((offset >= size) & (places < last)).to(tl.int32)
     if wrong | (tl.sum(beyond, 0) > 0):
@@ -51,16 +51,14 @@ def elements(counts, ends, offsets, start, TILE: tl.constexpr):
 
 
 def check(n: int, experts: list[tuple[Tensor, Tensor]], like: Tensor) -> Tensor:
-    """int32 [1]: 1 if every (counts, offsets) is of elements of a tensor of n, else 0; the host does not wait for it."""
+    """int32 [1]: 1 if all (counts, offsets) are of elements of a tensor of n, else 0. The host does not wait for it."""
     valid = torch.ones(1, dtype=torch.int32, device=like.device)
     for counts, offsets in experts:
         if counts.numel() != triton.cdiv(n, BLOCK.value) or (not n and offsets.numel()):
             valid.zero_()
         elif n:
-            with on_device(like.device):
-                check_expert[(1,)](
-                    counts, offsets, valid, n, counts.numel(), offsets.numel(), TILE=TILE, **OPTIONS
-                )
+            with on_device(like):
+                check_expert[(1,)](counts, offsets, valid, n, counts.numel(), offsets.numel(), TILE=TILE, **OPTIONS)
     return valid
 
 
@@ -72,4 +70,3 @@ def ends_of(counts: Tensor) -> Tensor:
 def bits_of(tensor: Tensor) -> Tensor:
     """The same memory as integers, which are copied bit by bit."""
     return tensor.view(WORDS[tensor.element_size()])
-

@@ -23,7 +23,7 @@ def gather_block(theta, counts, ends, offsets, out, valid, TILE: tl.constexpr):
 def gather(theta: Tensor, counts: Tensor, offsets: Tensor, out: Tensor) -> bool:
     valid = check(theta.numel(), [(counts, offsets)], theta)
     if theta.numel() and offsets.numel():
-        with on_device(theta.device):
+        with on_device(theta):
             gather_block[(counts.numel(),)](
                 bits_of(theta), counts, ends_of(counts), offsets, bits_of(out), valid, TILE=TILE, **OPTIONS
             )

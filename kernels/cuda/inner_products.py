@@ -59,7 +59,5 @@ def inner_products(g: Tensor, models: Sequence[Tensor], sums: Tensor) -> None:
         return
     launch = Launch("inner_products", [Row(g.numel(), (g,), (models,), sums)], (g, *models), models)
     partial = launch.partial_sums(2 * len(models) + 1)
-    launch(
-        inner_products_tile, partial, len(models), GRADIENT=TYPES[g.dtype], ALIGNED=aligned((g, *models))
-    )
+    launch(inner_products_tile, partial, len(models), GRADIENT=TYPES[g.dtype], ALIGNED=aligned((g, *models)))
     launch.add(partial)

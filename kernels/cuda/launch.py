@@ -1,8 +1,8 @@
 """How kernels are launched: over one tensor or many, by a table of addresses and numbers with a row a tensor.
 
-A row is int64: elements, first block of 65 536 (counted over all tensors), address of the sums, then an op's own HEAD − 3
-slots, then fields of K numbers each, the models' addresses first. Floats are there as the bits of float64: as arguments
-Triton would narrow them to float32. After the rows comes, where there are several, each block's row.
+A row is int64: elements, first block of 65 536 (counted over all tensors), address of the sums, then an op's own slots,
+up to HEAD in all, then fields of K numbers each, the models' addresses first. Floats are there as the bits of float64: as
+arguments Triton would narrow them to float32. After the rows comes, where there are several, each block's row.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .numeric import BLOCK, HEAD
+from . import numeric
 from .settings import settings
 from .sums import add_blocks, sum_tiles
 
+BLOCK = int(numeric.BLOCK.value)  # elements whose float64 sum is formed on its own
+HEAD = int(numeric.HEAD.value)
 # Multiplication and addition round separately on every backend; later releases of Triton fuse them unless told not to.
 OPTIONS = {"enable_fp_fusion": False}
 COLUMNS = 32  # of sums that one program adds up
@@ -87,8 +89,8 @@ class Launch:
         """tensors: the inputs and outputs of a row, models among them, whose dtypes count."""
         self.device = tensors[0].device
         self.rows, self.models = len(rows), len(models)
-        self.settings = settings(op, max(t.element_size() for t in tensors))
-        blocks = [triton.cdiv(row.elements, BLOCK.value) for row in rows]
+        self.settings = settings(max(t.element_size() for t in tensors), op)
+        blocks = [triton.cdiv(row.elements, BLOCK) for row in rows]
         firsts = [0, *accumulate(blocks)]
         numbers = [row.numbers(first) for row, first in zip(rows, firsts, strict=False)]
         self.width = len(numbers[0]) + len(numbers[0]) % 2  # so that what follows the rows is aligned as they are
@@ -107,12 +109,12 @@ class Launch:
 
     @property
     def tiles(self) -> int:
-        return int(BLOCK.value // self.settings.tile)
+        return BLOCK // self.settings.tile
 
     def __call__(self, kernel: Any, *arguments: Any, **constants: Any) -> None:
         """One launch of kernel(table, owners, width, *arguments, …), a program a tile."""
         owners = self.table[self.rows * self.width :] if self.rows > 1 else self.table
-        with on_device(self.device):
+        with on_device(self.table):
             kernel[(self.programs,)](
                 self.table, owners, self.width, *arguments, **self.constants, **constants, **OPTIONS
             )
@@ -129,7 +131,7 @@ class Launch:
         columns = min(COLUMNS, triton.next_power_of_2(count))
         groups = triton.cdiv(count, columns)
         peaks = count if peaks is None else peaks
-        with on_device(self.device):
+        with on_device(self.table):
             sum_tiles[self.blocks, groups](
                 partial, blocks, self.programs, count, peaks, TILES=self.tiles, COLUMNS=columns, **OPTIONS
             )
@@ -158,11 +160,11 @@ def rejection(capability: tuple[int, int], version: str) -> str | None:
     return None
 
 
-def on_device(device: torch.device) -> AbstractContextManager[Any]:
-    """The GPU, made current after checking it; nothing in the interpreter. Raises RuntimeError."""
-    if device.type != "cuda":
+def on_device(tensor: Tensor) -> AbstractContextManager[Any]:
+    """The tensor's GPU, made current after checking it; nothing in the interpreter. Raises RuntimeError."""
+    if tensor.device.type != "cuda":
         return nullcontext()
-    reason = rejection(torch.cuda.get_device_capability(device), triton.__version__)
+    reason = rejection(torch.cuda.get_device_capability(tensor.device), triton.__version__)
     if reason:
         raise RuntimeError(reason)
-    return torch.cuda.device(device)
+    return torch.cuda.device(tensor.device)

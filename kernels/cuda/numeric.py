@@ -104,10 +104,7 @@ def store(pointer, offsets, x, n, FULL: tl.constexpr):
 def load_bits(pointer, start, n, FULL: tl.constexpr, TILE: tl.constexpr):
     """A tile of packed bits, unpacked: int32 [TILE]."""
     places = start // 8 + tl.arange(0, TILE // 8)
-    if FULL:
-        packed = tl.load(pointer + places)
-    else:
-        packed = tl.load(pointer + places, mask=places < (n + 7) // 8, other=0)
+    packed = tl.load(pointer + places) if FULL else tl.load(pointer + places, mask=places < (n + 7) // 8, other=0)
     bits = (packed.to(tl.int32)[:, None] >> tl.arange(0, 8)[None, :]) & 1
     return tl.reshape(bits, (TILE,))
 

@@ -14,10 +14,7 @@ from .numeric import place, pointer, store_bits
 def _tile(row, start, n, FULL: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr):
     offsets = start + tl.arange(0, TILE)
     mask = pointer(row + 3, tl.uint8, ALIGNED)
-    if FULL:
-        on = tl.load(mask + offsets)
-    else:
-        on = tl.load(mask + offsets, mask=offsets < n, other=0)
+    on = tl.load(mask + offsets) if FULL else tl.load(mask + offsets, mask=offsets < n, other=0)
     store_bits(pointer(row + 4, tl.uint8, ALIGNED), start, on != 0, n, FULL, TILE)
 
 

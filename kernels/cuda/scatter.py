@@ -26,7 +26,7 @@ def scatter(theta: Tensor, experts: Sequence[tuple[Tensor, Tensor, Tensor]]) -> 
     valid = check(theta.numel(), [(counts, offsets) for counts, offsets, _ in experts], theta)
     for counts, offsets, values in experts if theta.numel() else ():
         if offsets.numel():
-            with on_device(theta.device):
+            with on_device(theta):
                 scatter_block[(counts.numel(),)](
                     bits_of(theta), counts, ends_of(counts), offsets, bits_of(values), valid, TILE=TILE, **OPTIONS
                 )

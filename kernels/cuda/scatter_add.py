@@ -13,9 +13,7 @@ from .numeric import narrow, widen
 
 
 @triton.jit
-def scatter_add_block(
-    theta, counts, ends, offsets, values, scale, valid, TILE: tl.constexpr, WORKING: tl.constexpr
-):
+def scatter_add_block(theta, counts, ends, offsets, values, scale, valid, TILE: tl.constexpr, WORKING: tl.constexpr):
     """Of one block; nothing unless the expert is valid. scale points to one float64: an argument would be narrowed."""
     count = tl.load(counts + tl.program_id(0))
     factor = tl.load(scale).to(WORKING)
@@ -31,7 +29,7 @@ def scatter_add(theta: Tensor, counts: Tensor, offsets: Tensor, values: Tensor, 
     valid = check(theta.numel(), [(counts, offsets)], theta)
     if theta.numel() and offsets.numel():
         factor = upload(torch.tensor([scale], dtype=torch.float64), theta.device)
-        with on_device(theta.device):
+        with on_device(theta):
             scatter_add_block[(counts.numel(),)](
                 theta, counts, ends_of(counts), offsets, values, factor, valid,
                 TILE=TILE, WORKING=working((theta, values)), **OPTIONS,

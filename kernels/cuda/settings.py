@@ -1,4 +1,4 @@
-"""Launch settings as data: settings.json, which bench/ops/tune.py measures anew on a GPU; importing measures nothing."""
+"""Launch settings as data: settings.json, measured anew on a GPU by bench/gpu/tune.py. Importing measures nothing."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ FILE = Path(__file__).with_name("settings.json")
 
 @dataclass(frozen=True)
 class Settings:
-    """`tile` elements a program, on `warps` warps; up to `unrolled` models are unrolled, beyond that one kernel takes any
-    number."""
+    """`tile` elements a program, on `warps` warps; up to `unrolled` models stay in registers, beyond that one kernel
+    takes any number."""
 
     tile: int
     warps: int
@@ -29,6 +29,6 @@ def table() -> dict[tuple[str, int], Settings]:
     }
 
 
-def settings(op: str, widest: int) -> Settings:
-    """Settings of an op for inputs and outputs of at most `widest` bytes an element."""
+def settings(widest: int, op: str = "*") -> Settings:
+    """For inputs and outputs of at most `widest` bytes an element; without an op those that most have."""
     return table().get((op, widest)) or table()["*", widest]

@@ -25,7 +25,7 @@ def sum_tiles(partial, blocks, programs, width, peaks, TILES: tl.constexpr, COLU
 
 @triton.jit(do_not_specialize=["row_width", "width", "peaks"])
 def add_blocks(table, row_width, blocks, width, peaks, COLUMNS: tl.constexpr):
-    """A row's sums += those of its first block, then of its second, …: the order that makes chunks add up to the whole."""
+    """A row's sums += those of its first block, then of its second, …: so chunks add up to the whole."""
     row = table + tl.program_id(0).to(tl.int64) * row_width
     count = (tl.load(row) + BLOCK - 1) // BLOCK
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
