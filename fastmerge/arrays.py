@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 WRITTEN = ("out", "sums", "counts", "nonfinite")  # arguments that any function writes into
 
 
@@ -69,7 +70,7 @@ class _Arrays:
         if hasattr(value, "__dlpack__"):
             self.others = True
             try:
-                return value if isinstance(value, torch.Tensor) else torch.from_dlpack(value)
+                return value if isinstance(value, torch.Tensor) else torch.utils.dlpack.from_dlpack(value)
             except (BufferError, RuntimeError, TypeError) as error:
                 raise InputError(f"{name} cannot be read by DLPack ({error}); pass a tensor") from error
         return value

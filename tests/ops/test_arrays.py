@@ -1,4 +1,4 @@
-"""NumPy arrays and DLPack in the place of tensors: the same results, without copies; what is read-only stays as it is."""
+"""NumPy arrays and DLPack in the place of tensors: the same results, no copies, nothing read-only written."""
 
 from __future__ import annotations
 
