@@ -47,7 +47,7 @@ def gradients(ctx: Any, g: Tensor, *_: Tensor) -> tuple[Any, ...]:
     w = torch.ones(len(models), dtype=torch.float64) if weights is None else weights.to(torch.float64)
     factors = linear.scale * w.new_tensor(linear.factors or [1.0] * len(models))
     total = w.sum() if linear.normalize else 1.0
-    shares = w * factors / total
+    shares = (w * factors / total).to(g.device)
     of: list[Tensor | None] = [
         (share * filtered).to(m.dtype) if need else None
         for share, m, need in zip(shares, models, of_models, strict=True)
