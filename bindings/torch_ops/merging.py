@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ... import ops
+from ...errors import InputError
 from .declare import apart, count, operator, sums
 
 # Which elements take part, in two parts: torch wants tensors before the arguments that have names only.
@@ -29,6 +30,8 @@ def selection(
     written as negative numbers.
     """
     trim = drop = None
+    _need_both("cut_magnitudes and cut_indices", cut_magnitudes, cut_indices)
+    _need_both("drop_keys and drop_thresholds", drop_keys, drop_thresholds)
     if cut_magnitudes is not None and cut_indices is not None:
         rows = zip(cut_magnitudes.tolist(), cut_indices.tolist(), strict=True)
         trim = [ops.Window(*(ops.Cut(*cut) for cut in zip(*row, strict=True))) for row in rows]
@@ -36,6 +39,11 @@ def selection(
         pairs = zip(drop_keys, drop_thresholds, strict=True)
         drop = [ops.Drop(key % (1 << 64), threshold) for key, threshold in pairs]
     return ops.Kept(trim, drop, keep)
+
+
+def _need_both(names: str, one: Sized | None, other: Sized | None) -> None:
+    if (None if one is None else len(one)) != (None if other is None else len(other)):
+        raise InputError(f"{names} belong together: give both, as many of the one as of the other")
 
 
 def numbers(weights: Tensor | None) -> list[float] | None:

@@ -167,6 +167,17 @@ def test_compiles_to_one_graph(backend: str) -> None:
                 assert_same_bits(a, b, str(shape))
 
 
+def test_exports() -> None:
+    class Merge(torch.nn.Module):
+        def forward(self, base: Tensor, models: list[Tensor], weights: Tensor) -> tuple[Tensor, ...]:
+            return merge_and_mask(base, models, weights)
+
+    inputs = (*tensors(F32), W)
+    exported = torch.export.export(Merge(), inputs).module()
+    for a, b in zip(exported(*inputs), merge_and_mask(*inputs), strict=True):
+        assert_same_bits(a, b, "exported")
+
+
 LINEAR: dict[str, Callable[..., Tensor]] = {
     "combine": lambda base, models, w: lib.combine(base, models, w, scale=0.7)[0],
     "combine-normalized": lambda base, models, w: lib.combine(
@@ -250,5 +261,9 @@ def test_problems_are_the_ops() -> None:
         lib.elect(BASE, [BASE, BASE[:3]])
     with pytest.raises(InputError, match="as many ranks"):
         lib.kth_magnitude(BASE, MODELS, [1, 2])
+    with pytest.raises(InputError, match="cut_indices belong together"):
+        lib.combine(BASE, MODELS, W, MAGNITUDES)
+    with pytest.raises(InputError, match="drop_thresholds belong together"):
+        lib.kept_sums(BASE, MODELS, drop_keys=[1, 2, 3], drop_thresholds=[1])
     with pytest.raises(MergeError, match="NaN leave 5 of the 6"):
         lib.extract_topk(torch.zeros(6), torch.tensor([1, 2, 3, torch.nan, 5, 6.0]), 6)
