@@ -25,6 +25,7 @@ _HOMES = {
     "spectrum": "fastmerge.engine.spectrum:spectrum",
     "frank_wolfe": "fastmerge.fw.loop:frank_wolfe",
     "fw": "fastmerge.fw",
+    "torch_ops": "fastmerge.bindings.torch_ops",
     "merge_state_dicts": "fastmerge.engine.state_dicts:merge_state_dicts",
 }
 __all__ = [*_HOMES]
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from . import fw as fw
     from . import ops as ops
     from . import runtime as runtime
+    from .bindings import torch_ops as torch_ops
     from .engine.diff import diff as diff
     from .engine.merge import merge as merge
     from .engine.run import run as run

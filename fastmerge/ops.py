@@ -1,8 +1,9 @@
 """The vocabulary: one record and one public function an op.
 
 Every function takes tensors of any shape and any mixture of bfloat16, float16, float32 and float64 on one device
-(memory-mapped ones too, without copying them), K = 1…64 models, writes into `out=` where given, and computes on the
-fastest backend of that device or on `backend=`. The arithmetic that all backends share is stated in kernels/README.md.
+(memory-mapped ones too, without copying them; or arrays, see fastmerge.arrays), K = 1…64 models, writes into `out=`
+where given, and computes on the fastest backend of that device or on `backend=`. The arithmetic that all backends share
+is stated in kernels/README.md.
 Functions that return sums add to `sums=` where given, so that a tensor may be worked on in chunks; cut at multiples of
 `BLOCK` elements, the sums are those of the whole tensor to the bit. Argument errors are InputError, an unusable backend
 BackendError.
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from . import dispatch
+from .arrays import takes_arrays
 from .cutoff import Convention, Cutoff
 from .errors import InputError
 
@@ -229,6 +231,7 @@ def working_dtype(tensors: Sequence[Tensor]) -> torch.dtype:
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
+@takes_arrays()
 def elect(
     base: Tensor,
     models: Sequence[Tensor],
@@ -256,6 +259,7 @@ def elect(
     return Elected(unified, masks, sums[0], sums[1])
 
 
+@takes_arrays()
 def modulate(
     base: Tensor,
     unified: Tensor,
@@ -282,6 +286,7 @@ def modulate(
     return out
 
 
+@takes_arrays()
 def mask_against(
     base: Tensor,
     models: Sequence[Tensor],
@@ -313,6 +318,7 @@ def mask_against(
     return Masked(masks, sums[0], sums[1])
 
 
+@takes_arrays()
 def combine(
     base: Tensor | None,
     models: Sequence[Tensor],
@@ -362,6 +368,7 @@ def combine(
     return Combined(out, nonfinite)
 
 
+@takes_arrays()
 def kept_sums(
     base: Tensor,
     models: Sequence[Tensor],
@@ -383,6 +390,7 @@ def kept_sums(
     return KeptSums(sums[0], sums[1])
 
 
+@takes_arrays()
 def geodesic(
     base: Tensor,
     model: Tensor,
@@ -418,6 +426,7 @@ def arc(dot: float, base_norm: float, model_norm: float, t: float) -> tuple[floa
     return first, second
 
 
+@takes_arrays()
 def delta_sum(
     base: Tensor,
     models: Sequence[Tensor],
@@ -442,6 +451,7 @@ def delta_sum(
     return out
 
 
+@takes_arrays()
 def highpass(
     x: Tensor,
     *,
@@ -471,6 +481,7 @@ def highpass(
     return out
 
 
+@takes_arrays()
 def highpass_merge(
     base: Tensor,
     models: Sequence[Tensor],
@@ -549,6 +560,7 @@ class Filtered:
         return self._filtered.write(start, float(scale), as_delta, out.detach())  # type: ignore[no-any-return]
 
 
+@takes_arrays()
 def moments(
     base: Tensor,
     models: Sequence[Tensor],
@@ -570,6 +582,7 @@ def moments(
     return Moments(sums[0], sums[1], sums[2], sums[3], nonfinite)
 
 
+@takes_arrays()
 def inner_products(
     g: Tensor, models: Sequence[Tensor], *, sums: Tensor | None = None, backend: str | None = None
 ) -> InnerProducts:
@@ -581,6 +594,7 @@ def inner_products(
     return InnerProducts(sums[:k], sums[k : 2 * k], sums[2 * k])
 
 
+@takes_arrays()
 def magnitude_histogram(
     base: Tensor,
     models: Sequence[Tensor],
@@ -618,6 +632,7 @@ def magnitude_histogram(
     return counts
 
 
+@takes_arrays()
 def kth_magnitude(
     base: Tensor,
     models: Sequence[Tensor],
@@ -642,6 +657,7 @@ def kth_magnitude(
     return [[Cut(*cut) for cut in zip(*row, strict=True)] for row in rows]
 
 
+@takes_arrays()
 def rank_drop(
     base: Tensor,
     models: Sequence[Tensor],
@@ -699,6 +715,7 @@ def rank_drop(
     return masks
 
 
+@takes_arrays()
 def extract_topk(
     base: Tensor,
     model: Tensor,
@@ -734,6 +751,7 @@ def extract_topk(
     return Expert(counts, offsets[:found], values[:found])
 
 
+@takes_arrays("theta")
 def scatter_add(theta: Tensor, expert: Expert, scale: float = 1.0, *, backend: str | None = None) -> None:
     """theta += scale · expert, in place and only where the expert has elements, each sum rounded once."""
     _check("scatter_add", {"theta": theta})
@@ -744,6 +762,7 @@ def scatter_add(theta: Tensor, expert: Expert, scale: float = 1.0, *, backend: s
         _need_elements("scatter_add", theta, [expert], kernel(flat, *map(_flat, expert), float(scale)))
 
 
+@takes_arrays()
 def gather(theta: Tensor, expert: Expert, *, out: Tensor | None = None, backend: str | None = None) -> Tensor:
     """What theta has at an expert's elements, to the bit: [k], theta's dtype. The expert's values play no part."""
     out = theta.new_empty(expert.offsets.shape) if out is None else out
@@ -756,6 +775,7 @@ def gather(theta: Tensor, expert: Expert, *, out: Tensor | None = None, backend:
     return out
 
 
+@takes_arrays("theta")
 def scatter(theta: Tensor, experts: Sequence[Expert], *, backend: str | None = None) -> None:
     """Write experts' values in the place of theta's, to the bit, one expert after the other: the last one's stays.
 
@@ -769,6 +789,7 @@ def scatter(theta: Tensor, experts: Sequence[Expert], *, backend: str | None = N
         _need_elements("scatter", theta, experts, kernel(flat, [tuple(map(_flat, expert)) for expert in experts]))
 
 
+@takes_arrays()
 def pack_bits(mask: Tensor, *, out: Tensor | None = None, backend: str | None = None) -> Tensor:
     """A bool tensor of N elements as uint8 [ceil(N/8)]: bit i of byte j is element 8j + i, padded with zeros."""
     import torch
@@ -783,6 +804,7 @@ def pack_bits(mask: Tensor, *, out: Tensor | None = None, backend: str | None = 
     return out
 
 
+@takes_arrays()
 def unpack_bits(
     packed: Tensor, shape: Sequence[int], *, out: Tensor | None = None, backend: str | None = None
 ) -> Tensor:

@@ -29,32 +29,35 @@ CODES = {dtype: code for code, dtype in (TORCH_DTYPES | INTEGER_DTYPES).items()}
 
 @dataclass(slots=True)
 class Merged:
-    """`state_dict` is the merged model (of an EMR merge, base + unified task vector); `stats` the method's numbers;
-    `experts` by task and tensor what a FREE merge has extracted."""
+    """`state_dict` is the merged model (of an EMR merge, base + unified task vector); `stats` the method's numbers.
+
+    unified: by tensor the unified task vector and the packed masks, a row a task. experts: by task and tensor what a
+    FREE merge has extracted. own: by task what is merged with no other, such as heads.
+    """
 
     state_dict: dict[str, Tensor]
     stats: dict[str, dict[str, float]] = field(default_factory=dict)
-    _tasks: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    own: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     _base: StateDict = field(default_factory=dict)
-    _unified: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    unified: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     experts: dict[str, dict[str, ops.Expert]] = field(default_factory=dict)
 
     def task(self, name: str) -> dict[str, Tensor]:
         """One task's model: by its mask and its rescaler, or with its expert. InputError for other methods."""
-        if not self._unified and not self.experts and "rescalers" not in self.stats:
+        if not self.unified and not self.experts and "rescalers" not in self.stats:
             raise InputError("this method keeps no tasks apart: merge with emr or free, or with modulators=True")
-        if name not in self._tasks:
-            raise InputError(f"no task {name!r}{nearest(name, self._tasks)}; there are {', '.join(self._tasks)}")
-        own = dict(self.state_dict)
+        if name not in self.own:
+            raise InputError(f"no task {name!r}{nearest(name, self.own)}; there are {', '.join(self.own)}")
+        model = dict(self.state_dict)
         if self.experts:
             for tensor, expert in self.experts[name].items():
-                own[tensor] = own[tensor].clone()
-                ops.scatter_add(own[tensor], expert, self.stats["scales"][name])
-            return own | self._tasks[name]
-        row, scale = list(self._tasks).index(name), self.stats["rescalers"][name]
-        for tensor, (unified, masks) in self._unified.items():
-            own[tensor] = ops.modulate(self._base[tensor], unified, masks[row], scale)
-        return own | self._tasks[name]
+                model[tensor] = model[tensor].clone()
+                ops.scatter_add(model[tensor], expert, self.stats["scales"][name])
+            return model | self.own[name]
+        row, scale = list(self.own).index(name), self.stats["rescalers"][name]
+        for tensor, (unified, masks) in self.unified.items():
+            model[tensor] = ops.modulate(self._base[tensor], unified, masks[row], scale)
+        return model | self.own[name]
 
 
 def merge_state_dicts(

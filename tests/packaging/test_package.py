@@ -29,6 +29,7 @@ ROOMS = {
     "formats": 4,
     "methods": 4,
     "ops": 5,
+    "arrays": 6,
     "cutoff": 6,
     "targets": 6,
     "dispatch": 6,
