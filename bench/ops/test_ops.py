@@ -17,7 +17,7 @@ from fastmerge import dispatch, ops
 ELEMENTS = 1 << 25
 PEER_ELEMENTS = 1 << 22  # PyTorch works on a part, or it would take an hour; per element it is no slower there
 CASES = [(torch.bfloat16, 3), (torch.bfloat16, 8), (torch.float16, 3), (torch.float32, 3)]
-OPS = ["elect", "modulate", "mask_against", "combine", "delta_sum", "moments", "inner_products"]
+OPS = ["elect", "modulate", "mask_against", "combine", "blend", "delta_sum", "moments", "inner_products"]
 OPS += ["kept_sums", "magnitude_histogram", "kth_magnitude", "rank_drop", "extract_topk", "scatter_add"]
 OPS += ["gather", "scatter"]
 OPS += ["combine, trim and vote", "combine, drop"]  # what TIES-Merging and DARE make of it
@@ -35,12 +35,14 @@ def ours(op: str, base: Tensor, models: list[Tensor]) -> Callable[[], object]:
     cut = ops.Cut(0.0128, 0)  # about the largest fifth
     trim = ops.Kept(trim=[ops.Window(bottom=cut) for _ in models])
     drop = ops.Kept(drop=[ops.Drop(k, 1 << 31) for k in range(len(models))])
+    table = torch.full((len(models), base.numel() // 2048), 0.3)
     thresholds = [torch.linspace(3e9, 1e9, 2048).to(torch.int64)] * len(models)
     return {
         "elect": lambda: ops.elect(base, models, out=(out, masks)),
         "modulate": lambda: ops.modulate(base, models[0], masks[0], 1.3, out=out),
         "mask_against": lambda: ops.mask_against(base, models, models[0], out=masks),
         "combine": lambda: ops.combine(base, models, weights, out=out),
+        "blend": lambda: ops.blend(base, models, table, inner=2048, out=out),
         "delta_sum": lambda: ops.delta_sum(base, models, weights, out=wide),
         "moments": lambda: ops.moments(base, models),
         "inner_products": lambda: ops.inner_products(base, models),

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from ..ops import Cut
 
-SLAB = 1 << 20  # elements that are made at a time; a multiple of ops.BLOCK
+SLAB = 1 << 18  # elements that are made at a time, in cache; a multiple of ops.BLOCK
 
 Make = Callable[[slice], "Tensor"]  # the elements of a slice: float32, or float64 in a wide tensor, none negative
 
@@ -71,7 +71,7 @@ def _cut(make: Make, numel: int, magnitude: float, quota: int, equal: int) -> Cu
 
 def above(made: Tensor, cut: Cut, start: int) -> Tensor:
     """bool: which of these elements, the first of which is number `start`, are above the cut."""
-    import torch
-
-    index = torch.arange(start, start + made.numel(), device=made.device)
-    return (made > cut.magnitude) | ((made == cut.magnitude) & (index < cut.index))
+    mask = made > cut.magnitude
+    equal = slice(0, max(0, cut.index - start))
+    mask[equal] |= made[equal] == cut.magnitude
+    return mask

@@ -85,9 +85,9 @@ def _divergence(base: Tensor, model: Tensor, columns: int) -> Tensor:
 
 
 def _importance(base: Tensor, model: Tensor, divergence: Tensor, start: int, columns: int) -> Tensor:
-    import torch
-
     from .. import ops
 
-    row = torch.arange(start, start + base.numel(), device=base.device) // columns
-    return (ops.delta_sum(base, [model]).abs() * divergence[row]).nan_to_num(0, 0)
+    stop = start + base.numel()
+    first, last = start // columns, -(-stop // columns)
+    factors = divergence[first:last, None].expand(-1, columns).reshape(-1)[start - first * columns :][: stop - start]
+    return ops.delta_sum(base, [model]).abs_().mul_(factors).nan_to_num_(0, 0)

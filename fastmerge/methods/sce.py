@@ -97,8 +97,8 @@ def variance(base: Tensor, models: Sequence[Tensor]) -> Tensor:
 
     from .. import ops
 
-    mean = ops.delta_sum(base, models) / len(models)
+    mean = ops.delta_sum(base, models).div_(len(models))
     total = torch.zeros_like(mean)
     for model in models:
-        total += (ops.delta_sum(base, [model]) - mean).square()
-    return (total / len(models)).nan_to_num(0, 0)
+        total += ops.delta_sum(base, [model]).sub_(mean).square_()
+    return total.div_(len(models)).nan_to_num_(0, 0)

@@ -10,9 +10,11 @@ template <class W> static void expand(const Args &a, int k, int64_t first, int n
     const float *own = a.group_weights + k * a.groups;
     int64_t group = first / a.inner % a.groups, left = a.inner - first % a.inner;
     for (int i = 0; i < n;) {
-        const int run = int(std::min<int64_t>(left, n - i));
-        std::fill_n(to + i, run, W(own[group]));
-        i += run, left = a.inner, group = group + 1 == a.groups ? 0 : group + 1;
+        const int64_t groups = a.inner == 1 ? a.groups - group : 1;  // columns are copied, rows filled
+        const int run = int(std::min<int64_t>(std::max(left, groups), n - i));
+        if (a.inner == 1) std::copy_n(own + group, run, to + i);
+        else std::fill_n(to + i, run, W(own[group]));
+        i += run, left = a.inner, group = group + groups == a.groups ? 0 : group + groups;
     }
 }
 
