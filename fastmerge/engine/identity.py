@@ -81,7 +81,7 @@ def _tensors(plan: MergePlan) -> list[Any]:
 
 
 def _place(info: TensorInfo | None) -> Any:
-    return info and [str(info.file), info.start]
+    return info and [str(info.file), info.start, *([info.rows.digest] if info.rows else [])]
 
 
 def digest(content: Any) -> str:

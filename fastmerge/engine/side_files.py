@@ -34,10 +34,11 @@ def write_side_files(
         if layout.index is not None:
             (folder / layout.index_name).write_bytes(layout.index)
     for name, data in plan.beside.items():
-        (own / name).write_bytes(data)
+        if data is not None:
+            (own / name).write_bytes(data)
     if plan.lead.config and plan.dtype and "config.json" not in plan.beside:
         write_json(own / "config.json", set_dtype(plan.lead.config, _dtype_name(plan.dtype)))
-    copy_side_files(plan.lead.path, own)
+    copy_side_files(plan.lead.path, own, plan.beside)
     if "unified" in output.layouts:
         _write_emr_record(plan, output, own, statistics, results)
     if output.experts:

@@ -33,8 +33,8 @@ class MergePlan:
     """A merge that has passed preflight.
 
     `checkpoints` are all inputs, base first: base and the models, or what these are woven of. `beside`: files of the
-    result that lie beside its weights in the place of the lead's, by name. `mergekit`: the configuration of mergekit's
-    that the plan was made of.
+    result that lie beside its weights in the place of the lead's, by name; None: there is none. `mergekit`: the
+    configuration of mergekit's that the plan was made of.
     """
 
     outputs: tuple[Output, ...]
@@ -53,7 +53,7 @@ class MergePlan:
     memory: int
     notes: tuple[str, ...]
     checkpoints: tuple[Checkpoint, ...]
-    beside: Mapping[str, bytes] = field(default_factory=dict)
+    beside: Mapping[str, bytes | None] = field(default_factory=dict)
     mergekit: Mapping[str, Any] | None = None
 
     @property

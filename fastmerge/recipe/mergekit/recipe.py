@@ -13,14 +13,15 @@ import yaml
 
 from ...errors import InputError, attempt
 from ...formats.checkpoint import Checkpoint, open_checkpoint
-from ...formats.safetensors import FLOATS, TensorInfo
 from ..destination import output_problems
-from ..plan import DTYPE_NAMES, MergePlan, plan
+from ..plan import MergePlan, plan
 from ..preflight import align
 from .config import KEY, MergekitConfig
+from .dtypes import promoted
 from .folder import files_beside
 from .methods import MergekitMethod, find
 from .values import parameters_of, scope_problems
+from .vocabulary import Vocabulary, aligned, vocabulary
 from .weave import Weave, weave
 
 WORDS = (
@@ -28,7 +29,6 @@ WORDS = (
     (r"; if it belongs to the task alone, pass --task-specific .*$", ""),
     (r"(its vocabulary was resized);.*$", r"\1; say how tokens are matched: tokenizer: {source: union}"),
 )
-WIDTH = {"BF16": 0, "F16": 0, "F32": 1, "F64": 2}
 
 
 def is_mergekit(content: Mapping[str, Any]) -> bool:
@@ -83,9 +83,10 @@ class MergekitRecipe:
         opened = self._opened(places or {})
         try:
             woven = weave(self.config, self.method, opened)
-            chosen = dtype or self.config.out_dtype or self.config.dtype or _promoted(woven)
-            aligned = align(woven.base, woven.models)
-            merged = [tensor.name for tensor in aligned.tensors if not tensor.copy]
+            words = vocabulary(self.config, opened)
+            woven = woven if words is None else aligned(woven, words, self.config)
+            chosen = dtype or self.config.out_dtype or self.config.dtype or promoted(woven)
+            merged = [tensor.name for tensor in align(woven.base, woven.models).tensors if not tensor.copy]
             labels = [model.label for model in woven.models]
             params, overrides = parameters_of(self.method, labels, woven.places, merged)
             prepared = plan(
@@ -104,7 +105,7 @@ class MergekitRecipe:
             )
         except InputError as error:
             raise InputError(map(_in_our_words, error.problems)) from None
-        return self._finished(prepared, woven, opened)
+        return self._finished(prepared, woven, words, opened)
 
     def _opened(self, places: Mapping[str, str | Path]) -> dict[str, Checkpoint]:
         """All models by the names that the configuration calls them."""
@@ -123,7 +124,9 @@ class MergekitRecipe:
         beside = name if self.folder is None else str(self.folder / name)
         return beside if Path(beside).exists() and not Path(name).expanduser().exists() else name
 
-    def _finished(self, prepared: MergePlan, woven: Weave, opened: Mapping[str, Checkpoint]) -> MergePlan:
+    def _finished(
+        self, prepared: MergePlan, woven: Weave, words: Vocabulary | None, opened: Mapping[str, Checkpoint]
+    ) -> MergePlan:
         """The plan, knowing the files that it reads, and what lies beside its weights."""
         apart = self.config.base_model if woven.base is not None else None
         sources = {self.labels[name]: self._located(name) for name in opened}
@@ -141,7 +144,7 @@ class MergekitRecipe:
                 )
                 if problems:
                     raise InputError(problems)
-        beside = files_beside(self.config, self.text, woven, prepared)
+        beside = files_beside(self.config, self.text, woven, words, prepared, opened)
         return replace(prepared, checkpoints=checkpoints, sources=sources, beside=beside, mergekit=self.content)
 
 
@@ -155,28 +158,6 @@ def _labels(references: list[str]) -> dict[str, str]:
             label, number = f"{last}-{number}", number + 1
         found[reference] = label
     return found
-
-
-def _promoted(woven: Weave) -> str | None:
-    """The dtype of the result where none is asked for: the widest of a tensor's inputs. None: those of the lead."""
-    lead = woven.base or woven.models[0]
-    everyone = [*([woven.base] if woven.base else []), *woven.models]
-    widest = {name: _widest([c.tensors[name] for c in everyone if name in c.tensors]) for name in lead.tensors}
-    found = {name: code for name, code in widest.items() if code is not None}
-    if all(lead.tensors[name].dtype == code for name, code in found.items()):
-        return None
-    codes = set(found.values())
-    if len(codes) > 1:
-        raise InputError(f"tensors of the result would have different dtypes ({', '.join(sorted(codes))}); give dtype")
-    code = codes.pop()
-    return next(name for name, own in DTYPE_NAMES.items() if own == code)
-
-
-def _widest(infos: list[TensorInfo]) -> str | None:
-    codes = {info.dtype for info in infos if info.dtype in FLOATS}
-    if not codes:
-        return None
-    return "F32" if codes == {"BF16", "F16"} else max(codes, key=lambda code: WIDTH[code])
 
 
 def _in_our_words(problem: str) -> str:
