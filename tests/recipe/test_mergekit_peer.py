@@ -1,4 +1,4 @@
-"""The same configurations merged by mergekit and by fastmerge: FASTMERGE_MERGEKIT names the Python that has mergekit."""
+"""Configurations merged by mergekit and by fastmerge: FASTMERGE_MERGEKIT names the Python that has mergekit."""
 
 from __future__ import annotations
 

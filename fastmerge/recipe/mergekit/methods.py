@@ -16,7 +16,7 @@ from ... import methods
 from ...errors import InputError, nearest
 from ...methods._declaration import Method
 from ..parameters import singular, value_faults
-from .settings import Parse, flag, number, optional_number
+from .settings import Parse, flag, number, optional_number, whole
 
 Scope = Literal["shared", "input", "non_base"]
 NEEDED, ABSENT = object(), object()
@@ -96,8 +96,7 @@ def _own_method(name: str) -> MergekitMethod:
     """A method that mergekit does not have."""
     declared = methods.get(name)
     by_model = singular(declared)
-    shared = [field for field in declared.model_fields if field not in declared.by_model]
-    parameters = [Parameter(field, _checked(declared, field), default=ABSENT) for field in shared]
+    parameters = [Parameter(field, _checked(declared, field), default=ABSENT) for field in declared.model_fields]
     parameters += [
         Parameter(own, _checked(declared, field, single=True), "non_base", ABSENT) for own, field in by_model.items()
     ]
@@ -209,8 +208,17 @@ FAMILY = (
 # Others
 
 
-def _linear(given: Given, own: Sequence[Given]) -> dict[str, Any]:
-    return {"weights": [each["weight"] for each in own], "normalize": given["normalize"]}
+def _as_they_are(given: Given, _: Sequence[Given]) -> dict[str, Any]:
+    """The shared parameters alone, under their own names."""
+    return dict(given)
+
+
+def _weighted(given: Given, own: Sequence[Given]) -> dict[str, Any]:
+    return {"weights": [each["weight"] for each in own], **given}
+
+
+def _selecting(given: Given, _: Sequence[Given]) -> dict[str, Any]:
+    return {"select_topk": min(1.0, max(0.0, given["select_topk"]))}
 
 
 def _passthrough(_: Given, own: Sequence[Given]) -> dict[str, Any]:
@@ -224,9 +232,56 @@ OTHERS = (
         "linear",
         "ignored",
         (Parameter("weight", number, "input"), Parameter("normalize", flag, default=True)),
-        _linear,
+        _weighted,
     ),
-    MergekitMethod("slerp", "slerp", "required", (Parameter("t", number),), lambda given, _: {"t": given["t"]}, (1, 1)),
+    MergekitMethod("slerp", "slerp", "required", (Parameter("t", number),), _as_they_are, (1, 1)),
+    MergekitMethod(
+        "nuslerp",
+        "nuslerp",
+        "optional",
+        (
+            Parameter("weight", number, "non_base"),
+            Parameter("nuslerp_flatten", flag, default=True),
+            Parameter("nuslerp_row_wise", flag, default=False),
+        ),
+        _weighted,
+        (2, 2),
+    ),
+    MergekitMethod(
+        "multislerp",
+        "multislerp",
+        "optional",
+        (
+            Parameter("weight", number, "non_base"),
+            Parameter("normalize_weights", flag, default=True),
+            Parameter("eps", number, default=1e-8),
+        ),
+        _weighted,
+    ),
+    MergekitMethod(
+        "karcher",
+        "karcher",
+        "ignored",
+        (Parameter("max_iter", whole, default=10), Parameter("tol", number, default=1e-5)),
+        _as_they_are,
+    ),
+    MergekitMethod(
+        "model_stock",
+        "model_stock",
+        "required",
+        (Parameter("filter_wise", flag, default=False),),
+        _as_they_are,
+        (2, 64),
+    ),
+    MergekitMethod(
+        "sce",
+        "sce",
+        "required",
+        (Parameter("int8_mask", flag, default=False), Parameter("select_topk", number, default=1.0)),
+        _selecting,
+    ),
+    MergekitMethod("nearswap", "nearswap", "required", (Parameter("t", number),), _as_they_are, (1, 1)),
+    MergekitMethod("arcee_fusion", "arcee_fusion", "required", (), _as_they_are, (1, 1)),
     MergekitMethod(
         "passthrough",
         "linear",

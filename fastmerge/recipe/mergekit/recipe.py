@@ -105,6 +105,9 @@ class MergekitRecipe:
             )
         except InputError as error:
             raise InputError(map(_in_our_words, error.problems)) from None
+        if self.config.models is None and any(set(o.layouts) != {"merged"} or o.experts for o in prepared.outputs):
+            name = self.config.merge_method
+            raise InputError(f"merge_method: {name} keeps base for its tasks, and cannot be made of slices or modules")
         return self._finished(prepared, woven, words, opened)
 
     def _opened(self, places: Mapping[str, str | Path]) -> dict[str, Checkpoint]:

@@ -72,6 +72,8 @@ def _values(
     if problems:
         return {}
     translated = method.translate(shared, own)
+    if method.base == "optional":
+        translated["task_vectors"] = place.stretch.base is not None
     by_model = method.declared.by_model
     return {
         key: dict(zip(labels, value, strict=True)) if key in by_model and isinstance(value, list) else value
