@@ -81,6 +81,7 @@ OPS: dict[str, Op] = {
             {"base": "weight", "models": "weight", "out": "weight"},
             lambda n, k, size: n * size * (k + 2),
         ),
+        Op("blend", {"base": "weight", "models": "weight", "out": "weight"}, lambda n, k, size: n * size * (k + 2)),
         Op("kept_sums", {"base": "weight", "models": "weight"}, lambda n, k, size: n * size * (k + 1)),
         Op(
             "delta_sum",
@@ -359,6 +360,42 @@ def combine(
         nonfinite = kernel(
             flat_base, _flat_all(models), rescaled, divisor, float(scale), consensus, as_delta, selection, offset, flat
         )
+    return Combined(out, nonfinite)
+
+
+def blend(
+    base: Tensor | None,
+    models: Sequence[Tensor],
+    weights: Tensor,
+    *,
+    inner: int,
+    offset: int = 0,
+    dtype: torch.dtype | None = None,
+    out: Tensor | None = None,
+    backend: str | None = None,
+) -> Combined:
+    """base + Σ_k w_k · τ_k, or without a base Σ_k w_k · θ_k, with weights for every row or column of a tensor.
+
+    weights: float32 [K, G]; element i of the tensor, whose first one here is number `offset`, has the weights of group
+    (i // inner) mod G: rows of C elements are inner = C, the C columns of such rows inner = 1 and G = C. Without `out`
+    the result has `dtype`, or base's (the first model's).
+    """
+    import torch
+
+    _check("blend", {**({} if base is None else {"base": base}), **_numbered(models)})
+    first = models[0] if base is None else base
+    out = _empty(first, dtype) if out is None else out
+    _check("blend", {"models[0]": first, "out": out})
+    if inner < 1 or offset < 0 or weights.ndim != 2 or weights.shape[1] < 1:
+        raise InputError(
+            f"blend: weights [K, G], inner and offset must be of a tensor's groups; they are {list(weights.shape)}, "
+            f"{inner} and {offset}"
+        )
+    _check_buffer("weights", weights, (len(models), weights.shape[1]), torch.float32, first.device)
+    kernel = dispatch.choose("blend", first.device.type, backend)
+    flat_base = None if base is None else _flat(base)
+    with _Flat(out) as flat:
+        nonfinite = kernel(flat_base, _flat_all(models), weights.contiguous(), inner, offset, flat)
     return Combined(out, nonfinite)
 
 

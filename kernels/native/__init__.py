@@ -120,6 +120,20 @@ def combine(
     )
 
 
+def blend(base: Tensor | None, models: Sequence[Tensor], weights: Tensor, inner: int, offset: int, out: Tensor) -> int:
+    return _native.blend(
+        out.numel(),
+        *_base(base),
+        *_models(models),
+        weights.data_ptr(),
+        weights.shape[1],
+        inner,
+        offset,
+        out.data_ptr(),
+        DTYPES[out.dtype],
+    )
+
+
 def kept_sums(base: Tensor, models: Sequence[Tensor], kept: Kept, offset: int, sums: Tensor) -> None:
     _native.kept_sums(
         base.numel(),

@@ -56,6 +56,19 @@ def combine(
     out: int,
     out_dtype: int,
 ) -> int: ...
+def blend(
+    n: int,
+    base: int,
+    base_dtype: int,
+    models: Sequence[int],
+    dtypes: Sequence[int],
+    weights: int,
+    groups: int,
+    inner: int,
+    offset: int,
+    out: int,
+    out_dtype: int,
+) -> int: ...
 def kept_sums(
     n: int,
     base: int,

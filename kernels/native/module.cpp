@@ -170,6 +170,15 @@ int64_t combine(int64_t n, uintptr_t base, int base_dtype, const Addresses &mode
     return run(FM_KERNEL(combine), call.args, n, 0, 0, no_fold);
 }
 
+int64_t blend(int64_t n, uintptr_t base, int base_dtype, const Addresses &models, const Dtypes &dtypes,
+              uintptr_t weights, int64_t groups, int64_t inner, int64_t offset, uintptr_t out, int out_dtype) {
+    Call call(base, base_dtype, models, dtypes);
+    call.args.group_weights = reinterpret_cast<const float *>(weights);
+    call.args.groups = groups, call.args.inner = inner, call.args.offset = offset;
+    call.write(out, out_dtype, n);
+    return run(FM_KERNEL(blend), call.args, n, 0, 0, no_fold);
+}
+
 void kept_sums(int64_t n, uintptr_t base, int base_dtype, const Addresses &models, const Dtypes &dtypes,
                const Kept &kept, int64_t offset, uintptr_t sums) {
     Call call(base, base_dtype, models, dtypes);
@@ -243,6 +252,7 @@ NB_MODULE(_native, m) {
     m.def("mask_against", &fm::mask_against);
     m.def("modulate", &fm::modulate);
     m.def("combine", &fm::combine);
+    m.def("blend", &fm::blend);
     m.def("kept_sums", &fm::kept_sums);
     m.def("delta_sum", &fm::delta_sum);
     m.def("add_filtered", &fm::add_filtered);

@@ -1,5 +1,6 @@
 """Plain PyTorch: the definition of every op, and the oracle of every test. Not written for speed."""
 
+from .blend import blend
 from .combine import combine
 from .delta_sum import delta_sum
 from .elect import elect
@@ -22,6 +23,7 @@ from .unpack_bits import unpack_bits
 
 __all__ = [
     "Filtered",
+    "blend",
     "combine",
     "delta_sum",
     "elect",

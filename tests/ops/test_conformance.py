@@ -104,6 +104,15 @@ def call(op: str, backend: str, inputs: list[Tensor], out: torch.dtype) -> tuple
             selection = kept(first, models, offset, parts)
             variants.append(combine(first, kept=selection, offset=offset, scale=1 + turn % 2 / 4, **vote))
         return [merged for merged, _ in variants], [bad for _, bad in variants]
+    if op == "blend":
+        variants = []
+        for inner, groups in ((1, 3), (5, 2 + n // 5), (70_000, 1 + n // 70_000)):
+            table = torch.linspace(-1, 1, k * groups).view(k, groups)
+            for first, offset in ((base, 0), (None, ops.BLOCK)):
+                options = {"inner": inner, "offset": offset, "out": result.clone(), "backend": backend}
+                merged = ops.blend(first, models, table, **options)
+                variants.append((merged.merged, torch.tensor(float(merged.nonfinite)).double()))
+        return [merged for merged, _ in variants], [bad for _, bad in variants]
     if op == "kept_sums":
         offset = n % 2 * (ops.BLOCK << 19)
         every, trim = (kept(base, models, offset, parts) for parts in (("trim", "drop", "keep"), ("trim",)))
