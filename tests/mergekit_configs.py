@@ -71,6 +71,32 @@ ALIKE: dict[str, Config] = {
         model("b", weight=0.3, density=0.9, gamma=0.05),
         normalize=True,
     ),
+    "nuslerp": {
+        "merge_method": "nuslerp",
+        "models": [model("a", weight=[0.2, 1]), model("b", weight=0.7)],
+    },
+    "nuslerp of task vectors by row": based(
+        "nuslerp", model("a", weight=0.4), model("b", weight=0.7), nuslerp_flatten=False, nuslerp_row_wise=True
+    ),
+    "nuslerp by column": based("nuslerp", model("a", weight=0.4), model("b", weight=0.7), nuslerp_flatten=False),
+    "multislerp": {
+        "merge_method": "multislerp",
+        "models": [model("a", weight=0.5), model("b", weight=0.7), model("c", weight=[0.1, 1])],
+    },
+    "multislerp of task vectors": based(
+        "multislerp", model("a", weight=0.5), model("b", weight=0.7), model("c", weight=0.4), normalize_weights=False
+    ),
+    "karcher": {
+        "merge_method": "karcher",
+        "models": [model("a"), model("b"), model("c")],
+        "parameters": {"max_iter": 30, "tol": 1e-9},
+    },
+    "model_stock": based("model_stock", model("a"), model("b"), model("c")),
+    "model_stock by row": based("model_stock", model("a"), model("b"), filter_wise=True),
+    "sce": based("sce", model("a"), model("b"), model("c"), select_topk=0.3, int8_mask=True),
+    "sce, all": based("sce", model("a"), model("b")),
+    "nearswap": based("nearswap", model("a"), t=[0.01, 0.05]),
+    "arcee_fusion": based("arcee_fusion", model("a")),
     "passthrough, scaled": {
         "merge_method": "passthrough",
         "models": [model("a", scale=[{"filter": "o_proj", "value": 0.5}, {"filter": "down_proj", "value": [0.1, 1]}])],

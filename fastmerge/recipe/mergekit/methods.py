@@ -222,8 +222,8 @@ def _selecting(given: Given, _: Sequence[Given]) -> dict[str, Any]:
 
 
 def _passthrough(_: Given, own: Sequence[Given]) -> dict[str, Any]:
-    scales = [1.0 if each["scale"] is None else each["scale"] for each in own]
-    return {"weights": scales, "normalize": False}
+    (scale,) = (each["scale"] for each in own)
+    return {"scale": 1.0 if scale is None else scale}
 
 
 OTHERS = (
@@ -284,7 +284,7 @@ OTHERS = (
     MergekitMethod("arcee_fusion", "arcee_fusion", "required", (), _as_they_are, (1, 1)),
     MergekitMethod(
         "passthrough",
-        "linear",
+        "passthrough",
         "ignored",
         (Parameter("scale", optional_number, "input", None),),
         _passthrough,
