@@ -45,7 +45,7 @@ class TensorsRecord(BaseModel):
 
 class MergeRecord(BaseModel):
     """`base` and `models` in the order of merging; `results` the method's numbers per model, such as rescalers; `files`
-    those of this folder."""
+    those of this folder; `mergekit` is the configuration of mergekit's that the merge was made by, if it was."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -56,6 +56,7 @@ class MergeRecord(BaseModel):
     reference: str = Field("", description="where the method is from")
     params: dict[str, Any]
     tensors: list[TensorsRecord] = []
+    mergekit: dict[str, Any] = {}
     task_specific: list[str] = []
     rename: dict[str, list[tuple[str, str]]] = {}
     dtype: str | None = None

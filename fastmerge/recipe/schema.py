@@ -119,8 +119,8 @@ class Recipe(BaseModel):
     def __init__(self, /, **content: Any) -> None:
         if "merge_method" in content:
             raise InputError(
-                "merge_method: this is a mergekit configuration, which is not supported yet; write a recipe instead "
-                "(method, base, models, parameters)"
+                "merge_method: this is a configuration of mergekit's, and no recipe; fastmerge.run and fastmerge.plan "
+                "take both"
             )
         content = {key: value for key, value in content.items() if value is not None}  # `parameters:` with nothing
         problems = list(_parameter_problems(content))
@@ -135,7 +135,11 @@ class Recipe(BaseModel):
     def read(cls, file: str | Path) -> Recipe:
         """The recipe in a YAML (or JSON) file."""
         file = Path(file).expanduser()
-        content = read_yaml(file)
+        return cls.of(read_yaml(file), file)
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any], file: Path) -> Recipe:
+        """The recipe that was read from a file."""
         try:
             recipe = cls(**content)
         except InputError as error:
