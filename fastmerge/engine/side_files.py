@@ -62,6 +62,7 @@ def merge_record(
         **_said(plan, output),
         task_specific=list(plan.task_specific),
         rename={label: [(old, new) for old, new in pairs] for label, pairs in plan.rename.items()},
+        vocab=None if plan.vocab == "error" else plan.vocab,
         dtype=_dtype_name(plan.dtype) if plan.dtype else None,
         base=_input(plan, plan.inputs["base"], hashes) if "base" in plan.inputs else None,
         models={label: _input(plan, own, hashes) for label, own in plan.inputs.items() if label != "base"},

@@ -195,6 +195,7 @@ def _planned(record: MergeRecord, paths: dict[str, Path]) -> MergePlan:
         tensors=[(own.match, own.parameters) for own in record.tensors],
         task_specific=record.task_specific,
         rename=record.rename,
+        vocab=record.vocab or "error",
         dtype=record.dtype,
     )
 

@@ -59,6 +59,7 @@ class MergeRecord(BaseModel):
     mergekit: dict[str, Any] = {}
     task_specific: list[str] = []
     rename: dict[str, list[tuple[str, str]]] = {}
+    vocab: Literal["base", "pad"] | None = None
     dtype: str | None = None
     base: CheckpointRecord | None = None
     models: dict[str, CheckpointRecord] = Field(min_length=1)

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import InputError, attempt, nearest
 from ..formats.checkpoint import Checkpoint, open_checkpoint
+from ..formats.folder import set_dtype, to_json
 from ..formats.layout import FilePlan
 from ..formats.safetensors import TensorInfo
 from ..methods._declaration import Method, Pass, Statistics
@@ -19,6 +20,7 @@ from .memory import chunk_of
 from .outputs import Output, delta_dtype, passes_on, plan_experts, plan_output
 from .parameters import Override, Parameters, declare
 from .preflight import Alignment, Rename, TensorPlan, align
+from .vocabulary import VOCABS, Vocab, files_beside, rows_of, set_rows
 
 Location = str | Path | Checkpoint  # where a model is, or the model, opened
 
@@ -55,6 +57,7 @@ class MergePlan:
     checkpoints: tuple[Checkpoint, ...]
     beside: Mapping[str, bytes | None] = field(default_factory=dict)
     mergekit: Mapping[str, Any] | None = None
+    vocab: Vocab = "error"
 
     @property
     def method(self) -> Method:
@@ -181,6 +184,7 @@ def plan(
     outputs: Mapping[str, Mapping[str, Any]] | None = None,
     task_specific: Sequence[str] = (),
     rename: Mapping[str, Rename] | None = None,
+    vocab: Vocab = "error",
     dtype: str | None = None,
     memory: str | int = "1GiB",
     device: str = "auto",
@@ -197,8 +201,9 @@ def plan(
     model's name changes those models alone.
     Where a number may differ between tensors, {"layers": [0.1, 0.9]} goes from the first layer to the last (layers.py).
     task_specific: patterns of tensors kept per task;
-    rename: per model, (old, new) prefixes. dtype: of the result, base's by default. memory: bound of the engine's own
-    buffers. resume: go on with the same merge where it was stopped. hashes: record those of all input and output files,
+    rename: per model, (old, new) prefixes. vocab: where embeddings have different numbers of rows, "base" keeps base's,
+    "pad" all (vocabulary.py). dtype: of the result, base's by default. memory: bound of the engine's own buffers.
+    resume: go on with the same merge where it was stopped. hashes: record those of all input and output files,
     for `verify`. Raises InputError with every problem found.
     """
     problems: list[str] = []
@@ -217,6 +222,8 @@ def plan(
     code = DTYPE_NAMES.get(dtype) if dtype else None
     if dtype and code is None:
         problems.append(f"unknown dtype {dtype!r}{nearest(dtype, DTYPE_NAMES)}; there are {', '.join(DTYPE_NAMES)}")
+    if vocab not in VOCABS:
+        problems.append(f"unknown vocab {vocab!r}{nearest(vocab, VOCABS)}; there are {', '.join(VOCABS)}")
     budget = attempt(problems, lambda: parse_bytes(memory))
     if device not in ("auto", "cpu"):
         problems.append(f"device {device!r}: checkpoints on disk are merged on the CPU; use auto or cpu")
@@ -225,7 +232,9 @@ def plan(
     alignment = None
     complete = [checkpoint for checkpoint in opened if checkpoint is not None]
     if complete and len(complete) == len(opened) and (base is None or lead is not None):
-        alignment = attempt(problems, lambda: align(lead, complete, task_specific=task_specific, rename=rename))
+        alignment = attempt(
+            problems, lambda: align(lead, complete, task_specific=task_specific, rename=rename, vocab=vocab)
+        )
     merged = None if alignment is None else [tensor.name for tensor in alignment.tensors if not tensor.copy]
     for name, one in declared.items():
         wrong[name] += one.method.problems(names) if merged is None else one.settle(merged)
@@ -244,6 +253,7 @@ def plan(
         for name, parameters in declared.items()
     )
     problems += _reading_problems(planned, names, alignment)
+    problems += _vocabulary_problems(planned, alignment, lead)
     chunk = chunk_of(planned, alignment, names, budget, problems)
     destination = None if out is None else Path(out).expanduser()
     if destination is not None:
@@ -270,6 +280,8 @@ def plan(
         budget,
         (*alignment.notes, *notes),
         tuple(c for c in (lead, *complete) if c),
+        _beside(alignment, lead or complete[0], dtype),
+        vocab=vocab,
     )
 
 
@@ -319,6 +331,29 @@ def _told_apart(wrong: Mapping[str, Sequence[str]]) -> list[str]:
             for text in texts
         )
     )
+
+
+def _vocabulary_problems(outputs: Sequence[Output], alignment: Alignment, base: Checkpoint | None) -> list[str]:
+    """What is stored against base cannot have rows that base lacks."""
+    found = alignment.vocabulary
+    if found is None or base is None or found.rows == rows_of(base):
+        return []
+    return [
+        f"{output.method.name}: task vectors are stored against base, which has fewer rows than vocab pad asks for; "
+        "pass --vocab base"
+        for output in outputs
+        if "unified" in output.layouts
+    ]
+
+
+def _beside(alignment: Alignment, lead: Checkpoint, dtype: str | None) -> dict[str, bytes | None]:
+    """Configuration and tokenizer of a result whose vocabulary is not its lead's."""
+    found = alignment.vocabulary
+    if found is None or found.rows == rows_of(lead):
+        return {}
+    config = set_rows(lead.config, found.rows)
+    content = to_json(set_dtype(config, dtype) if dtype else config).encode()
+    return files_beside(found, lead) | ({"config.json": content} if config else {})
 
 
 def _reading_problems(outputs: Sequence[Output], names: Sequence[str], alignment: Alignment) -> list[str]:

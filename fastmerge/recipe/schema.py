@@ -34,6 +34,7 @@ from .parameters import (
     value_faults,
 )
 from .plan import MergePlan, plan
+from .vocabulary import Vocab
 from .yaml_file import read_yaml
 
 WORDS = (
@@ -41,6 +42,7 @@ WORDS = (
     (r"pass --rename ([^:]+):([^=]*)=(.*)$", r'give models.\1 rename: {"\2": "\3"}'),
     (r"--task-specific", "task_specific"),
     (r"--rename", "rename"),
+    (r"--vocab (\w+)", r"vocab: \1"),
     (r"; pass --base", "; give base"),
 )
 Section = dict[str, Any]  # parameters of the method, checked against it
@@ -108,6 +110,9 @@ class Recipe(BaseModel):
         {}, description="several results of one reading, each a folder of its own, and the parameters they change"
     )
     task_specific: Texts = Field([], description="patterns of tensors kept per task, such as classifier.*")
+    vocab: Vocab = Field(
+        "error", description="embeddings of different lengths: an error, base's rows are kept, or all are (pad)"
+    )
     dtype: Literal["bfloat16", "float16", "float32", "float64"] | None = Field(
         None, description="of the result; base's by default"
     )
@@ -189,6 +194,7 @@ class Recipe(BaseModel):
             outputs=self.outputs,
             task_specific=self.task_specific,
             rename={name: list(entry.rename.items()) for name, entry in self.models.items() if entry.rename},
+            vocab=self.vocab,
             dtype=dtype,
             memory=memory,
             device=device,

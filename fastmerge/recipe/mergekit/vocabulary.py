@@ -14,16 +14,12 @@ from ...errors import InputError, nearest
 from ...formats.checkpoint import Checkpoint
 from ...formats.rows import Rows
 from ...formats.safetensors import TensorInfo
-from ..preflight import TIED
+from ..vocabulary import NAMES, is_of_tokens
 from .config import MergekitConfig, ModelToken, Token, Zero
 from .config import Tokenizer as Tokens
 from .dtypes import widest
 from .tokenizer import Tokenizer, cut, extended, read_tokenizer
 from .weave import Weave
-
-BIASES = ("lm_head.bias", "embed_out.bias", "cls.predictions.bias", "cls.predictions.decoder.bias")
-OTHERS = ("tok_embeddings.weight", "embeddings.weight", "output.weight", "output_layer.weight")  # of InternLM, GLM
-NAMES = (*TIED, *BIASES, *OTHERS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +71,9 @@ def _rows(checkpoint: Checkpoint) -> int:
     """How many tokens a model has rows for."""
     for ending in NAMES:
         for name, info in checkpoint.tensors.items():
-            if _is(name, ending) and info.shape:
+            if is_of_tokens(name, ending) and info.shape:
                 return info.shape[0]
     raise InputError(f"tokenizer: {checkpoint.path} has no embeddings that are known by their name")
-
-
-def _is(name: str, ending: str) -> bool:
-    return name == ending or name.endswith("." + ending)
 
 
 def aligned(woven: Weave, words: Vocabulary, config: MergekitConfig) -> Weave:
@@ -89,7 +81,7 @@ def aligned(woven: Weave, words: Vocabulary, config: MergekitConfig) -> Weave:
     seats = [*([woven.base] if woven.base else []), *woven.models]
     changed: list[dict[str, TensorInfo]] = [{} for _ in seats]
     for name, place in woven.places.items():
-        if not any(_is(name, ending) for ending in NAMES):
+        if not any(is_of_tokens(name, ending) for ending in NAMES):
             continue
         base = place.stretch.base.model if place.stretch.base else config.base_model
         models = [*([base or ""] if woven.base else []), *(strand.model for strand in place.stretch.strands)]
