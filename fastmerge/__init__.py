@@ -15,7 +15,7 @@ _HOMES = {
     "errors": "fastmerge.errors",
     "FastmergeError": "fastmerge.errors:FastmergeError",
     "merge": "fastmerge.engine.merge:merge",
-    "plan": "fastmerge.recipe.plan:plan",
+    "plan": "fastmerge.recipe.reading:plan",
     "run": "fastmerge.engine.run:run",
     "Recipe": "fastmerge.recipe.schema:Recipe",
     "task": "fastmerge.engine.task:task",
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from .engine.verify import verify as verify
     from .errors import FastmergeError as FastmergeError
     from .fw.loop import frank_wolfe as frank_wolfe
-    from .recipe.plan import plan as plan
+    from .recipe.reading import plan as plan
     from .recipe.schema import Recipe as Recipe
 
 

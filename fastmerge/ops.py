@@ -73,6 +73,7 @@ OPS: dict[str, Op] = {
             {"base": "weight", "unified": "delta", "mask": "mask", "out": "weight"},
             lambda n, _, size: n * size * 3 + packed_bytes(n),
         ),
+        Op("low_rank", {"base": "weight", "out": "weight"}, lambda n, _, size: n * size * 2),
         Op(
             "mask_against",
             {"base": "weight", "models": "weight", "merged": "delta", "masks": "mask"},
@@ -83,6 +84,7 @@ OPS: dict[str, Op] = {
             {"base": "weight", "models": "weight", "out": "weight"},
             lambda n, k, size: n * size * (k + 2),
         ),
+        Op("blend", {"base": "weight", "models": "weight", "out": "weight"}, lambda n, k, size: n * size * (k + 2)),
         Op("kept_sums", {"base": "weight", "models": "weight"}, lambda n, k, size: n * size * (k + 1)),
         Op(
             "delta_sum",
@@ -287,6 +289,43 @@ def modulate(
 
 
 @takes_arrays()
+def low_rank(
+    base: Tensor,
+    up: Tensor,
+    down: Tensor,
+    scale: float = 1.0,
+    *,
+    first: int = 0,
+    out: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """LoRA merged into its base: base + scale · up · down, rounded once to base's dtype, or that of `out`.
+
+    up: [R, r], r of 1 at least; down: [r, C]; base: the elements of the [R, C] matrix from `first` on, all by default
+    (Hu et al. 2021, arXiv 2106.09685, §4.1). The sum over r runs in order, multiply and add rounding apart.
+    """
+    import torch
+
+    out = _empty(base, None) if out is None else out
+    _check("low_rank", {"base": base, "out": out})
+    _check("low_rank", {"base": base.new_empty(0), "up": up.reshape(-1)[:0], "down": down.reshape(-1)[:0]})
+    if up.ndim != 2 or down.ndim != 2 or up.shape[1] != down.shape[0] or not up.shape[1]:
+        raise InputError(f"low_rank: up {list(up.shape)} and down {list(down.shape)} must be [R, r] and [r, C], r ≥ 1")
+    elements = up.shape[0] * down.shape[1]
+    if first < 0 or first + base.numel() > elements:
+        raise InputError(f"low_rank: base has {base.numel()} elements from {first} on, the product {elements}")
+    if not base.numel():
+        return out
+    wide, columns = working_dtype([base, up, down]), down.shape[1]
+    rows = slice(first // columns, -(-(first + base.numel()) // columns))
+    own, shared = (t.detach().to(wide).contiguous() for t in (up[rows], down))
+    kernel = dispatch.choose("low_rank", base.device.type, backend)
+    with _Flat(out) as flat:
+        kernel(_flat(base), own, shared, float(torch.tensor(scale, dtype=wide)), first % columns, flat)
+    return out
+
+
+@takes_arrays()
 def mask_against(
     base: Tensor,
     models: Sequence[Tensor],
@@ -365,6 +404,43 @@ def combine(
         nonfinite = kernel(
             flat_base, _flat_all(models), rescaled, divisor, float(scale), consensus, as_delta, selection, offset, flat
         )
+    return Combined(out, nonfinite)
+
+
+@takes_arrays()
+def blend(
+    base: Tensor | None,
+    models: Sequence[Tensor],
+    weights: Tensor,
+    *,
+    inner: int,
+    offset: int = 0,
+    dtype: torch.dtype | None = None,
+    out: Tensor | None = None,
+    backend: str | None = None,
+) -> Combined:
+    """base + Σ_k w_k · τ_k, or without a base Σ_k w_k · θ_k, with weights for every row or column of a tensor.
+
+    weights: float32 [K, G]; element i of the tensor, whose first one here is number `offset`, has the weights of group
+    (i // inner) mod G: rows of C elements are inner = C, the C columns of such rows inner = 1 and G = C. Without `out`
+    the result has `dtype`, or base's (the first model's).
+    """
+    import torch
+
+    _check("blend", {**({} if base is None else {"base": base}), **_numbered(models)})
+    first = models[0] if base is None else base
+    out = _empty(first, dtype) if out is None else out
+    _check("blend", {"models[0]": first, "out": out})
+    if inner < 1 or offset < 0 or weights.ndim != 2 or weights.shape[1] < 1:
+        raise InputError(
+            f"blend: weights [K, G], inner and offset must be of a tensor's groups; they are {list(weights.shape)}, "
+            f"{inner} and {offset}"
+        )
+    _check_buffer("weights", weights, (len(models), weights.shape[1]), torch.float32, first.device)
+    kernel = dispatch.choose("blend", first.device.type, backend)
+    flat_base = None if base is None else _flat(base)
+    with _Flat(out) as flat:
+        nonfinite = kernel(flat_base, _flat_all(models), weights.contiguous(), inner, offset, flat)
     return Combined(out, nonfinite)
 
 

@@ -23,6 +23,7 @@ def fingerprint(plan: MergePlan) -> dict[str, Any]:
         "dtype": plan.dtype,
         "task_specific": plan.task_specific,
         "rename": plan.rename,
+        "vocab": plan.vocab,
     }
     for output in plan.outputs:
         found |= {output.folder + name: value for name, value in output.parameters.record()["params"].items()}
@@ -39,6 +40,8 @@ def inputs_key(plan: MergePlan) -> str:
     names = [[t.name, *(info.name for info in t.models)] for t in plan.alignment.tensors]
     twins = [own for own in names if len(set(own)) > 1]
     how = [__version__, backend(), plan.base is None, plan.alignment.wide, plan.rename, twins]
+    if plan.mergekit is not None or plan.vocab != "error":  # tensors may have been renamed, or resized
+        how.append(_tensors(plan))
     return digest([how, files])[:16]
 
 
@@ -79,7 +82,7 @@ def _tensors(plan: MergePlan) -> list[Any]:
 
 
 def _place(info: TensorInfo | None) -> Any:
-    return info and [str(info.file), info.start]
+    return info and [str(info.file), info.start, *([info.rows.digest] if info.rows else [])]
 
 
 def digest(content: Any) -> str:

@@ -13,6 +13,7 @@ from ..methods._declaration import Method, Statistics
 from ..recipe.parameters import Override
 from ..recipe.plan import MergePlan, plan
 from ..recipe.preflight import Rename
+from ..recipe.vocabulary import Vocab
 from .hashes import hash_files
 from .identity import backend, fingerprint, inputs_key
 from .publish import Publication
@@ -34,6 +35,7 @@ def merge(
     outputs: Mapping[str, Mapping[str, Any]] | None = None,
     task_specific: Sequence[str] = (),
     rename: Mapping[str, Rename] | None = None,
+    vocab: Vocab = "error",
     dtype: str | None = None,
     memory: str | int = "1GiB",
     device: str = "auto",
@@ -60,6 +62,7 @@ def merge(
         outputs=outputs,
         task_specific=task_specific,
         rename=rename,
+        vocab=vocab,
         dtype=dtype,
         memory=memory,
         device=device,

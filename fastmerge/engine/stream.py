@@ -26,8 +26,18 @@ class Source:
     def dtype(self) -> torch.dtype:
         return TORCH_DTYPES.get(self.info.dtype, torch.uint8)
 
+    def read(self, inputs: Inputs, a: int, b: int) -> Tensor:
+        """Elements a to b, 1-D; of a row of masks, the bytes that hold them."""
+        rows = self.info.rows
+        return inputs.tensor(self.span(a, b), self.dtype) if rows is None else inputs.gathered(self.info, rows, a, b)
+
     def span(self, a: int, b: int) -> Span:
-        """The bytes of elements a to b."""
+        """The bytes of elements a to b; of a tensor that is gathered, those that most of them come from."""
+        if self.info.rows is not None:
+            width = max(1, self.info.numel // max(1, self.info.shape[0]))
+            first, last = self.info.rows.extent(a // width, -(-b // width))
+            size = width * DTYPES[self.info.rows.sources[0].dtype]
+            return self.info.file, self.info.start + first * size, self.info.start + last * size
         if self.row is None:
             size = DTYPES[self.info.dtype]
             return self.info.file, self.info.start + a * size, self.info.start + b * size
@@ -182,4 +192,4 @@ def _run(piece: Piece, inputs: Inputs, sink: Sink, ahead: ReadAhead) -> None:
 
 
 def _sources(piece: Piece, inputs: Inputs) -> list[Tensor]:
-    return [inputs.tensor(span, source.dtype) for span, source in zip(piece.spans, piece.work.sources, strict=True)]
+    return [source.read(inputs, piece.start, piece.stop) for source in piece.work.sources]

@@ -22,7 +22,8 @@ from ..formats.record import RECORD, FileRecord, MergeRecord, read_record
 from ..formats.safetensors import read_header
 from ..methods import names
 from ..methods._declaration import Statistics
-from ..recipe.plan import plan
+from ..recipe.mergekit.recipe import MergekitRecipe
+from ..recipe.plan import MergePlan, plan
 from .hashes import hash_files
 from .journal import fsync_all
 from .remerge import Remerge
@@ -167,18 +168,7 @@ def _merge_checks(
     progress: Progress | None,
 ) -> list[Check]:
     """Blocks merged again, and the method's numbers."""
-    paths = {label: checkpoint.path for label, checkpoint in inputs.items()}
-    prepared = plan(
-        record.method,
-        paths.pop("base", None),
-        paths,
-        params=record.params,
-        tensors=[(own.match, own.parameters) for own in record.tensors],
-        task_specific=record.task_specific,
-        rename=record.rename,
-        dtype=record.dtype,
-    )
-    again = Remerge(prepared, folder, samples, seed)
+    again = Remerge(_planned(record, {label: c.path for label, c in inputs.items()}), folder, samples, seed)
     trouble = []
     try:
         again.gather(progress)
@@ -191,6 +181,23 @@ def _merge_checks(
         trouble = [str(error)]
     checks = [Check(f"{again.blocks} blocks", again.problems + trouble)]
     return checks if checks[0].problems else [*checks, *_number_checks(folder, record, again)]
+
+
+def _planned(record: MergeRecord, paths: dict[str, Path]) -> MergePlan:
+    """The merge of a record, of inputs that are in these places."""
+    if record.mergekit:
+        return MergekitRecipe(record.mergekit).plan(dtype=record.dtype, places=paths)
+    return plan(
+        record.method,
+        paths.pop("base", None),
+        paths,
+        params=record.params,
+        tensors=[(own.match, own.parameters) for own in record.tensors],
+        task_specific=record.task_specific,
+        rename=record.rename,
+        vocab=record.vocab or "error",
+        dtype=record.dtype,
+    )
 
 
 def _number_checks(folder: Path, record: MergeRecord, again: Remerge) -> Iterator[Check]:

@@ -9,11 +9,12 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import InputError
+from .rows import Rows
 
 T = TypeVar("T")
 
@@ -46,7 +47,10 @@ LISTED = 10  # problems of one kind that are spelled out
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """Where a tensor lies: bytes `start` to `stop`, counted from the beginning of `file`."""
+    """Where a tensor lies: bytes `start` to `stop`, counted from the beginning of `file`.
+
+    One with `rows` is gathered, and lies nowhere; then these are the bytes of the source that most of it comes from.
+    """
 
     name: str
     dtype: str
@@ -54,6 +58,7 @@ class TensorInfo:
     file: Path
     start: int
     stop: int
+    rows: Rows | None = field(default=None, compare=False)
 
     @property
     def numel(self) -> int:

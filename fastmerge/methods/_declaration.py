@@ -182,6 +182,7 @@ class Method(BaseModel):
     name: ClassVar[str]
     source: ClassVar[str]  # paper and equation
     uses_base: ClassVar[bool] = True
+    counts: ClassVar[tuple[int, int]] = (1, 64)  # models at least, and at most
     per_tensor: ClassVar[frozenset[str]] = frozenset()  # parameters that may differ from tensor to tensor
     by_model: ClassVar[tuple[str, ...]] = ()  # parameters that may differ from model to model
 
@@ -189,7 +190,12 @@ class Method(BaseModel):
 
     def problems(self, models: Sequence[str]) -> list[str]:
         """What is wrong with the parameters for these models (names, in order)."""
+        least, most = self.counts
         problems = []
+        if not least <= len(models) <= most:
+            wanted = f"{least}" if least == most else f"{least} or more" if len(models) < least else f"{most} or fewer"
+            noun = "model" if wanted == "1" else "models"
+            problems.append(f"{self.name} merges {wanted} {noun}, these are {len(models)} ({', '.join(models)})")
         for name in self.by_model:
             value = getattr(self, name)
             if isinstance(value, dict) and set(value) != set(models):

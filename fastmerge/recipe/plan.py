@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from ..errors import InputError, attempt, nearest
 from ..formats.checkpoint import Checkpoint, open_checkpoint
+from ..formats.folder import set_dtype, to_json
 from ..formats.layout import FilePlan
 from ..formats.safetensors import TensorInfo
 from ..methods._declaration import Method, Pass, Statistics
@@ -19,8 +20,9 @@ from .memory import chunk_of
 from .outputs import Output, delta_dtype, passes_on, plan_experts, plan_output
 from .parameters import Override, Parameters, declare
 from .preflight import Alignment, Rename, TensorPlan, align
+from .vocabulary import VOCABS, Vocab, files_beside, rows_of, set_rows
 
-T = TypeVar("T")
+Location = str | Path | Checkpoint  # where a model is, or the model, opened
 
 DTYPE_NAMES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "float64": "F64"}
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -30,7 +32,12 @@ MAX_MODELS = 64
 
 @dataclass(frozen=True, slots=True)
 class MergePlan:
-    """A merge that has passed preflight."""
+    """A merge that has passed preflight.
+
+    `checkpoints` are all inputs, base first: base and the models, or what these are woven of. `beside`: files of the
+    result that lie beside its weights in the place of the lead's, by name; None: there is none. `mergekit`: the
+    configuration of mergekit's that the plan was made of.
+    """
 
     outputs: tuple[Output, ...]
     base: Checkpoint | None
@@ -47,6 +54,10 @@ class MergePlan:
     chunk: int
     memory: int
     notes: tuple[str, ...]
+    checkpoints: tuple[Checkpoint, ...]
+    beside: Mapping[str, bytes | None] = field(default_factory=dict)
+    mergekit: Mapping[str, Any] | None = None
+    vocab: Vocab = "error"
 
     @property
     def method(self) -> Method:
@@ -62,9 +73,9 @@ class MergePlan:
         return self.base or self.models[0]
 
     @property
-    def checkpoints(self) -> list[Checkpoint]:
-        """All inputs, base first."""
-        return [*([self.base] if self.base else []), *self.models]
+    def inputs(self) -> dict[str, Checkpoint]:
+        """All inputs by their names, base first."""
+        return {checkpoint.label: checkpoint for checkpoint in self.checkpoints}
 
     @property
     def pass_count(self) -> int:
@@ -143,7 +154,7 @@ class MergePlan:
             "params": self.shared_parameters,
             "outputs": self.differences,
             "base": self.sources.get("base"),
-            "models": {name: self.sources[name] for name in self.names},
+            "models": {name: self.sources[name] for name in self.inputs if name != "base"},
             "out": None if self.out is None else str(self.out),
             "tensors": len(self.alignment.tensors),
             "parameters": self.parameters,
@@ -164,8 +175,8 @@ def inputs(tensor: TensorPlan, method: Method) -> list[TensorInfo]:
 
 def plan(
     method: str | Method,
-    base: str | Path | None = None,
-    models: Mapping[str, str | Path] | Sequence[tuple[str, str | Path]] = (),
+    base: Location | None = None,
+    models: Mapping[str, Location] | Sequence[tuple[str, Location]] = (),
     out: str | Path | None = None,
     params: Mapping[str, Any] | None = None,
     *,
@@ -173,6 +184,7 @@ def plan(
     outputs: Mapping[str, Mapping[str, Any]] | None = None,
     task_specific: Sequence[str] = (),
     rename: Mapping[str, Rename] | None = None,
+    vocab: Vocab = "error",
     dtype: str | None = None,
     memory: str | int = "1GiB",
     device: str = "auto",
@@ -182,14 +194,16 @@ def plan(
 ) -> MergePlan:
     """Check a merge of checkpoints on disk and lay out its result; reads headers only.
 
-    method: a method's name with its `params`, or a declared Method. base and models: folders, .safetensors files or Hub
-    names; `models` maps names to them, in the order of merging. tensors: patterns of tensor names (one or several), and
-    the parameters they change; later ones win. outputs: several results of one reading, each a folder of its own in
-    `out` with the parameters that it changes. What tensors and outputs say by model's name changes those models alone.
+    method: a method's name with its `params`, or a declared Method. base and models: folders, .safetensors files, Hub
+    names, or checkpoints that are open; `models` maps names to them, in the order of merging. tensors: patterns of
+    tensor names (one or several), and the parameters they change; later ones win. outputs: several results of one
+    reading, each a folder of its own in `out` with the parameters that it changes. What tensors and outputs say by
+    model's name changes those models alone.
     Where a number may differ between tensors, {"layers": [0.1, 0.9]} goes from the first layer to the last (layers.py).
     task_specific: patterns of tensors kept per task;
-    rename: per model, (old, new) prefixes. dtype: of the result, base's by default. memory: bound of the engine's own
-    buffers. resume: go on with the same merge where it was stopped. hashes: record those of all input and output files,
+    rename: per model, (old, new) prefixes. vocab: where embeddings have different numbers of rows, "base" keeps base's,
+    "pad" all (vocabulary.py). dtype: of the result, base's by default. memory: bound of the engine's own buffers.
+    resume: go on with the same merge where it was stopped. hashes: record those of all input and output files,
     for `verify`. Raises InputError with every problem found.
     """
     problems: list[str] = []
@@ -208,15 +222,19 @@ def plan(
     code = DTYPE_NAMES.get(dtype) if dtype else None
     if dtype and code is None:
         problems.append(f"unknown dtype {dtype!r}{nearest(dtype, DTYPE_NAMES)}; there are {', '.join(DTYPE_NAMES)}")
+    if vocab not in VOCABS:
+        problems.append(f"unknown vocab {vocab!r}{nearest(vocab, VOCABS)}; there are {', '.join(VOCABS)}")
     budget = attempt(problems, lambda: parse_bytes(memory))
     if device not in ("auto", "cpu"):
         problems.append(f"device {device!r}: checkpoints on disk are merged on the CPU; use auto or cpu")
-    opened = [attempt(problems, partial(open_checkpoint, path, name)) for name, path in pairs]
-    lead = attempt(problems, lambda: open_checkpoint(base, "base")) if base is not None else None
+    opened = [attempt(problems, partial(_open, path, name)) for name, path in pairs]
+    lead = attempt(problems, lambda: _open(base, "base")) if base is not None else None
     alignment = None
     complete = [checkpoint for checkpoint in opened if checkpoint is not None]
     if complete and len(complete) == len(opened) and (base is None or lead is not None):
-        alignment = attempt(problems, lambda: align(lead, complete, task_specific=task_specific, rename=rename))
+        alignment = attempt(
+            problems, lambda: align(lead, complete, task_specific=task_specific, rename=rename, vocab=vocab)
+        )
     merged = None if alignment is None else [tensor.name for tensor in alignment.tensors if not tensor.copy]
     for name, one in declared.items():
         wrong[name] += one.method.problems(names) if merged is None else one.settle(merged)
@@ -235,6 +253,7 @@ def plan(
         for name, parameters in declared.items()
     )
     problems += _reading_problems(planned, names, alignment)
+    problems += _vocabulary_problems(planned, alignment, lead)
     chunk = chunk_of(planned, alignment, names, budget, problems)
     destination = None if out is None else Path(out).expanduser()
     if destination is not None:
@@ -243,7 +262,7 @@ def plan(
         problems += output_problems(destination, total, given, overwrite=overwrite, resume=resume)
     if problems:
         raise InputError(problems)
-    sources = {name: str(path) for name, path in pairs} | ({} if base is None else {"base": str(base)})
+    sources = {name: _place(path) for name, path in pairs} | ({} if base is None else {"base": _place(base)})
     return MergePlan(
         planned,
         lead,
@@ -260,7 +279,18 @@ def plan(
         chunk,
         budget,
         (*alignment.notes, *notes),
+        tuple(c for c in (lead, *complete) if c),
+        _beside(alignment, lead or complete[0], dtype),
+        vocab=vocab,
     )
+
+
+def _open(location: Location, label: str) -> Checkpoint:
+    return location if isinstance(location, Checkpoint) else open_checkpoint(location, label)
+
+
+def _place(location: Location) -> str:
+    return str(location.path if isinstance(location, Checkpoint) else location)
 
 
 def parse_bytes(text: str | int) -> int:
@@ -301,6 +331,29 @@ def _told_apart(wrong: Mapping[str, Sequence[str]]) -> list[str]:
             for text in texts
         )
     )
+
+
+def _vocabulary_problems(outputs: Sequence[Output], alignment: Alignment, base: Checkpoint | None) -> list[str]:
+    """What is stored against base cannot have rows that base lacks."""
+    found = alignment.vocabulary
+    if found is None or base is None or found.rows == rows_of(base):
+        return []
+    return [
+        f"{output.method.name}: task vectors are stored against base, which has fewer rows than vocab pad asks for; "
+        "pass --vocab base"
+        for output in outputs
+        if "unified" in output.layouts
+    ]
+
+
+def _beside(alignment: Alignment, lead: Checkpoint, dtype: str | None) -> dict[str, bytes | None]:
+    """Configuration and tokenizer of a result whose vocabulary is not its lead's."""
+    found = alignment.vocabulary
+    if found is None or found.rows == rows_of(lead):
+        return {}
+    config = set_rows(lead.config, found.rows)
+    content = to_json(set_dtype(config, dtype) if dtype else config).encode()
+    return files_beside(found, lead) | ({"config.json": content} if config else {})
 
 
 def _reading_problems(outputs: Sequence[Output], names: Sequence[str], alignment: Alignment) -> list[str]:

@@ -39,6 +39,20 @@ def modulate(
     out: int,
     out_dtype: int,
 ) -> None: ...
+def low_rank(
+    n: int,
+    base: int,
+    base_dtype: int,
+    up: int,
+    down: int,
+    wide: bool,  # up and down are float64
+    rank: int,
+    columns: int,
+    scale: float,
+    column: int,
+    out: int,
+    out_dtype: int,
+) -> None: ...
 def combine(
     n: int,
     base: int,
@@ -52,6 +66,19 @@ def combine(
     consensus: int,
     as_delta: bool,
     kept: _Kept,
+    offset: int,
+    out: int,
+    out_dtype: int,
+) -> int: ...
+def blend(
+    n: int,
+    base: int,
+    base_dtype: int,
+    models: Sequence[int],
+    dtypes: Sequence[int],
+    weights: int,
+    groups: int,
+    inner: int,
     offset: int,
     out: int,
     out_dtype: int,

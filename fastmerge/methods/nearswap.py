@@ -1,0 +1,38 @@
+"""NearSwap: base, moved at most t towards a model (alchemonaut 2024)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import Field
+
+from ._declaration import Block, Method, Pass, Statistics
+
+
+class NearSwap(Method):
+    """The model's weights where they are within t of base's, elsewhere base's moved by t towards them.
+
+    That is base + min(1, t / |τ|) · τ. mergekit counts a |τ| below 1e-6 as 1e-6, which matters for a smaller t alone.
+    """
+
+    name = "nearswap"
+    source = "alchemonaut 2024, huggingface.co/alchemonaut/QuartetAnemoi-70B-t0.0001"
+    counts = (1, 1)
+    per_tensor = frozenset({"t"})
+
+    t: float = Field(1e-4, ge=0, allow_inf_nan=False, description="how far a weight may move")
+
+    def passes(self, models: Sequence[str], wide: bool = False) -> tuple[Pass, ...]:
+        def swap(block: Block, _: Sequence[Statistics]) -> None:
+            import torch
+
+            from .. import ops
+
+            assert block.base is not None
+            tau = ops.delta_sum(block.base, block.models)
+            block.nonfinite += int(tau.numel() - tau.isfinite().sum())
+            moved = block.base.to(tau.dtype) + tau.clamp(-self.t, self.t)
+            swapped = torch.where(tau.abs() <= self.t, block.models[0].to(tau.dtype), moved)
+            block.nonfinite += ops.combine(None, [swapped], out=block.merged).nonfinite
+
+        return (Pass(swap, writes=("merged",)),)

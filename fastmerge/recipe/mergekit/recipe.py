@@ -1,0 +1,170 @@
+"""A configuration of mergekit's as a plan."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ...errors import InputError, attempt
+from ...formats.checkpoint import Checkpoint, open_checkpoint
+from ..destination import output_problems
+from ..plan import MergePlan, plan
+from ..preflight import align
+from .config import KEY, MergekitConfig
+from .dtypes import promoted
+from .folder import files_beside
+from .methods import MergekitMethod, find
+from .values import parameters_of, scope_problems
+from .vocabulary import Vocabulary, aligned, vocabulary
+from .weave import Weave, weave
+
+WORDS = (
+    (r"; pass --rename .*$", "; which a recipe of fastmerge's can say (rename)"),
+    (r"; if it belongs to the task alone, pass --task-specific .*$", ""),
+    (r"(its vocabulary was resized);.*$", r"\1; say how tokens are matched: tokenizer: {source: union}"),
+)
+
+
+def is_mergekit(content: Mapping[str, Any]) -> bool:
+    """Whether a mapping is a configuration of mergekit's, and no recipe."""
+    return KEY in content
+
+
+class MergekitRecipe:
+    """A configuration of mergekit's. Raises InputError with every problem, each with its path.
+
+    Models are looked for from the working directory on, as mergekit does, then from the configuration's file on.
+    """
+
+    def __init__(self, content: Mapping[str, Any], folder: Path | None = None, text: str | None = None) -> None:
+        self.content = dict(content)
+        self.folder = folder
+        self.text = yaml.safe_dump(self.content, sort_keys=False) if text is None else text
+        self.config = MergekitConfig(**self.content)
+        problems: list[str] = []
+        method = attempt(problems, lambda: find(self.config.merge_method))
+        if method is not None:
+            problems += scope_problems(self.config, method)
+        if problems or method is None:
+            raise InputError(problems)
+        self.method: MergekitMethod = method
+        self.labels = _labels(self.config.references())
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any], file: Path) -> MergekitRecipe:
+        """The configuration that was read from a file."""
+        try:
+            return cls(content, file.parent, file.read_text(encoding="utf-8"))
+        except InputError as error:
+            raise InputError(f"{file}: {problem}" for problem in error.problems) from None
+
+    def plan(
+        self,
+        out: str | Path | None = None,
+        *,
+        dtype: str | None = None,
+        memory: str | int | None = None,
+        device: str = "auto",
+        overwrite: bool = False,
+        resume: bool = False,
+        hashes: bool = False,
+        places: Mapping[str, str | Path] | None = None,
+    ) -> MergePlan:
+        """Check the configuration against the checkpoints, and lay out the result.
+
+        dtype goes before the configuration's; `places` are where models are now, by the names of the record.
+        """
+        opened = self._opened(places or {})
+        try:
+            woven = weave(self.config, self.method, opened)
+            words = vocabulary(self.config, opened)
+            woven = woven if words is None else aligned(woven, words, self.config)
+            chosen = dtype or self.config.out_dtype or self.config.dtype or promoted(woven)
+            merged = [tensor.name for tensor in align(woven.base, woven.models).tensors if not tensor.copy]
+            labels = [model.label for model in woven.models]
+            params, overrides = parameters_of(self.method, labels, woven.places, merged)
+            prepared = plan(
+                self.method.ours,
+                woven.base,
+                [(model.label, model) for model in woven.models],
+                out,
+                params,
+                tensors=overrides,
+                dtype=chosen,
+                memory=memory or "1GiB",
+                device=device,
+                overwrite=overwrite,
+                resume=resume,
+                hashes=hashes,
+            )
+        except InputError as error:
+            raise InputError(map(_in_our_words, error.problems)) from None
+        if self.config.models is None and any(set(o.layouts) != {"merged"} or o.experts for o in prepared.outputs):
+            name = self.config.merge_method
+            raise InputError(f"merge_method: {name} keeps base for its tasks, and cannot be made of slices or modules")
+        return self._finished(prepared, woven, words, opened)
+
+    def _opened(self, places: Mapping[str, str | Path]) -> dict[str, Checkpoint]:
+        """All models by the names that the configuration calls them."""
+        problems: list[str] = []
+        opened: dict[str, Checkpoint] = {}
+        for name, label in self.labels.items():
+            path = places.get("base" if name == self.config.base_model and "base" in places else label)
+            found = attempt(problems, partial(open_checkpoint, path or self._located(name), label))
+            opened |= {} if found is None else {name: found}
+        if problems:
+            raise InputError(problems)
+        return opened
+
+    def _located(self, name: str) -> str:
+        """A model's place: from the working directory on, else from the configuration's file on."""
+        beside = name if self.folder is None else str(self.folder / name)
+        return beside if Path(beside).exists() and not Path(name).expanduser().exists() else name
+
+    def _finished(
+        self, prepared: MergePlan, woven: Weave, words: Vocabulary | None, opened: Mapping[str, Checkpoint]
+    ) -> MergePlan:
+        """The plan, knowing the files that it reads, and what lies beside its weights."""
+        apart = self.config.base_model if woven.base is not None else None
+        sources = {self.labels[name]: self._located(name) for name in opened}
+        sources |= {} if apart is None else {"base": self._located(apart)}
+        checkpoints = prepared.checkpoints
+        if self.config.models is None:
+            stretches = [place.stretch for place in woven.places.values()]
+            used = {strand.model for own in stretches for strand in (own.base, *own.strands) if strand is not None}
+            read = {"base" if name == apart else self.labels[name]: own for name, own in opened.items() if name in used}
+            checkpoints = tuple(replace(checkpoint, label=label) for label, checkpoint in read.items())
+            if prepared.out is not None:
+                inputs = [checkpoint.path for checkpoint in checkpoints]
+                problems = output_problems(
+                    prepared.out, 0, inputs, overwrite=prepared.overwrite, resume=prepared.resume
+                )
+                if problems:
+                    raise InputError(problems)
+        beside = files_beside(self.config, self.text, woven, words, prepared, opened)
+        return replace(prepared, checkpoints=checkpoints, sources=sources, beside=beside, mergekit=self.content)
+
+
+def _labels(references: list[str]) -> dict[str, str]:
+    """A short name for every model, of the end of its path."""
+    found: dict[str, str] = {}
+    for reference in references:
+        last = re.sub(r"[^A-Za-z0-9._-]+", "-", reference.rstrip("/").rpartition("/")[2]).lstrip("._-")[:80] or "model"
+        label, number = last, 2
+        while label in found.values() or label == "base":
+            label, number = f"{last}-{number}", number + 1
+        found[reference] = label
+    return found
+
+
+def _in_our_words(problem: str) -> str:
+    """What to do about a problem, said of a configuration and not of the command line."""
+    for theirs, ours in WORDS:
+        problem = re.sub(theirs, ours, problem)
+    return problem
