@@ -167,6 +167,17 @@ class Candidates:
             dots[row, group], norms[row, group], own[row] = found[:n], found[n : 2 * n], found[2 * n]
         return Scores(dots, norms, own)
 
+    def check(self, scores: Scores, when: str) -> None:
+        """MergeError that names a gradient, or a candidate's tensor, that is not finite."""
+        names = list(self.slots)
+        wild = [names[i] for i in (~scores.gradient_norms.isfinite()).nonzero().flatten().tolist()]
+        if wild:
+            raise MergeError(f"the gradient of {wild[0]!r} is not finite {when}{_more(wild)}")
+        bad = (~scores.norms.isfinite()).nonzero().tolist()
+        if bad:
+            where = [f"{self.names[k]}: tensor {names[i]!r}" for i, k in bad]
+            raise MergeError(f"{where[0]} holds NaN or infinity{_more(where)}; mend the checkpoint, or leave it out")
+
     def combining(
         self, slot: str, weights: Sequence[float], out: Tensor | None, bad: list[str], targets: tuple[Target, ...] = ()
     ) -> Work:
@@ -235,8 +246,7 @@ def weighted_sum(tensors: Sequence[Tensor], weights: Sequence[float], out: Tenso
 def check_combined(bad: Sequence[str]) -> None:
     """MergeError that names the tensors of `combining` that are not finite."""
     if bad:
-        more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
-        raise MergeError(f"tensor {bad[0]!r}: the combination is not finite{more}; mend the candidates")
+        raise MergeError(f"tensor {bad[0]!r}: the combination is not finite{_more(bad)}; mend the candidates")
 
 
 class _Nowhere:
@@ -259,6 +269,10 @@ def _scoring(g: Tensor, sums: Tensor) -> _Chunks:
         ops.inner_products(part, [chunk.to(g.device) for chunk in chunks], sums=sums)
 
     return score
+
+
+def _more(items: Sequence[str]) -> str:
+    return f" (and {len(items) - 1} more)" if len(items) > 1 else ""
 
 
 def _groups(wanted: Sequence[int]) -> list[list[int]]:

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 
 from .. import __version__
-from ..errors import MergeError
 from . import choice
-from .candidates import Candidates, Scores, check_combined
+from .candidates import Candidates, check_combined
 from .line_search import line_search
 from .matching import layers_of
 from .objective import Gradient, Objective, check_finite
@@ -139,7 +138,7 @@ class Iterate:
             check_finite(losses, f"at step {number}")
             with self._timed("scores"):
                 scores = self.candidates.scores(self.gradient.of, every)
-            self._check(scores, number)
+            self.candidates.check(scores, f"at step {number}")
             dots += (1.0 if part is None else part.weight) * choice.by_row(scores.dots, self.rows)
             alignments.append(choice.by_row(choice.aligned(scores, self.settings.alignment), self.rows))
         return losses, dots, alignments
@@ -213,17 +212,6 @@ class Iterate:
                 own = [self.candidates.whole(name, k).to(tensor.device) for k in vertices[row].tolist()]
                 tensor.copy_(merge_fn(tensor.detach(), own, [gamma] * len(own)))
 
-    def _check(self, scores: Scores, number: int) -> None:
-        """MergeError that names a gradient, or a candidate's tensor, that is not finite."""
-        names = list(self.tensors)
-        wild = [names[i] for i in (~scores.gradient_norms.isfinite()).nonzero().flatten().tolist()]
-        if wild:
-            raise MergeError(f"the gradient of {wild[0]!r} is not finite at step {number}{_more(wild)}")
-        bad = (~scores.norms.isfinite()).nonzero().tolist()
-        if bad:
-            where = [f"{self.candidates.names[k]}: tensor {names[i]!r}" for i, k in bad]
-            raise MergeError(f"{where[0]} holds NaN or infinity{_more(where)}; mend the checkpoint, or leave it out")
-
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:
         begin = time.perf_counter()
@@ -233,7 +221,3 @@ class Iterate:
 
 def _single(step: float) -> Tensor:
     return torch.full((1, 1), step, dtype=torch.float64)
-
-
-def _more(items: Sequence[str]) -> str:
-    return f" (and {len(items) - 1} more)" if len(items) > 1 else ""
