@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 
 from .. import ops
 from ..engine.stream import Source, Target, Work, stream
@@ -19,7 +20,7 @@ from ..formats.layout import plan_layout
 from ..formats.mapping import Inputs
 from ..formats.safetensors import Header, TensorInfo
 from ..recipe.memory import MAX_CHUNK
-from .matching import Slot, Stored, find
+from .matching import Slot, Stored, find, slots
 
 INITIAL = "initial"
 PIECE = 1 << 24  # elements of all candidates together that are swept through at a time
@@ -50,6 +51,21 @@ class Candidates:
         self._stored: list[Mapping[str, Stored]] = []
         self._headers: dict[Path, Header] = {}
         self._files: Inputs | None = None
+
+    @classmethod
+    def of(
+        cls, model: nn.Module, pool: Pool, init: str | Member, task_specific: Sequence[str], skip_misfits: bool
+    ) -> Candidates:
+        """The model as it is (`init` "base") or another initial solution, and a pool; InputError with all problems."""
+        candidates, problems = cls(slots(model, task_specific)), list[str]()
+        attempt(problems, lambda: candidates.add_pool(pool, task_specific, skip_misfits))
+        if init != "base":
+            attempt(problems, lambda: candidates.add(INITIAL, init, task_specific, first=True))
+        if problems:
+            raise InputError(problems)
+        if init == "base":
+            candidates.keep(INITIAL, model.state_dict())
+        return candidates
 
     @property
     def lead(self) -> Checkpoint | None:
@@ -247,6 +263,18 @@ def check_combined(bad: Sequence[str]) -> None:
     """MergeError that names the tensors of `combining` that are not finite."""
     if bad:
         raise MergeError(f"tensor {bad[0]!r}: the combination is not finite{_more(bad)}; mend the candidates")
+
+
+def rewrite(
+    candidates: Candidates, tensors: Mapping[str, Tensor], make: Callable[[str, Tensor, list[str]], Work]
+) -> None:
+    """Give a model's tensors what works make of the candidates; MergeError where that is not finite."""
+    bad: list[str] = []
+    candidates.sweep([make(name, tensor.detach().view(-1), bad) for name, tensor in tensors.items()])
+    for tensor in tensors.values():
+        increment_version(tensor)
+    torch.clear_autocast_cache()  # of the weights before, where all of a run is within autocast
+    check_combined(bad)
 
 
 class _Nowhere:

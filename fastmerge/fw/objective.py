@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -100,6 +101,12 @@ class Objective:
         total = sum(weights.values())
         of = loss_fn if isinstance(loss_fn, Mapping) else dict.fromkeys(tasks, loss_fn)
         self.parts = [Part(name, weights[name] / total, of[name], own) for name, own in tasks.items()]
+
+    def on(self, batches: Mapping[str, Batches]) -> Objective:
+        """The same on other batches, by task."""
+        other = copy(self)
+        other.parts = [replace(part, batches=batches[part.name]) for part in self.parts]
+        return other
 
     def losses(self, model: nn.Module) -> dict[str, float]:
         """Each task's loss, without a gradient; not checked."""
