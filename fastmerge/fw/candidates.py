@@ -54,12 +54,13 @@ class Candidates:
 
     @classmethod
     def of(
-        cls, model: nn.Module, pool: Pool, init: str | Member, task_specific: Sequence[str], skip_misfits: bool
+        cls, model: nn.Module, pool: Pool, init: Member | None, task_specific: Sequence[str], skip_misfits: bool
     ) -> Candidates:
-        """The model as it is (`init` "base") or another initial solution, and a pool; InputError with all problems."""
+        """An initial solution ("base": the model as it is; None: there is none), and a pool; InputError with all
+        problems."""
         candidates, problems = cls(slots(model, task_specific)), list[str]()
         attempt(problems, lambda: candidates.add_pool(pool, task_specific, skip_misfits))
-        if init != "base":
+        if init is not None and init != "base":
             attempt(problems, lambda: candidates.add(INITIAL, init, task_specific, first=True))
         if problems:
             raise InputError(problems)

@@ -152,6 +152,17 @@ def check_finite(losses: Mapping[str, float], when: str) -> None:
         )
 
 
+def check_batches(tasks: Mapping[str, Batches]) -> list[str]:
+    """What is wrong with batches, by task."""
+    problems = []
+    for name, own in tasks.items():
+        if isinstance(own, Iterator):
+            problems.append(f"batches of {name}: are an iterator, which can be gone through once; pass a list")
+        elif isinstance(own, Sized) and not len(own):
+            problems.append(f"batches of {name}: are empty; pass one batch at least")
+    return problems
+
+
 def _problems(
     loss_fn: LossFn | Mapping[str, LossFn], tasks: Mapping[str, Batches], weights: Mapping[str, float]
 ) -> list[str]:
@@ -164,11 +175,7 @@ def _problems(
         problems.append(f"task_weights: must be finite, not negative and not all 0, they are {dict(weights)}")
     if not tasks:
         problems.append("batches: there is no task; pass batches, or a mapping of tasks to batches")
-    for name, own in tasks.items():
-        if isinstance(own, Iterator):
-            problems.append(f"batches of {name}: are an iterator, which can be gone through once; pass a list")
-        elif isinstance(own, Sized) and not len(own):
-            problems.append(f"batches of {name}: are empty; pass one batch at least")
+    problems += check_batches(tasks)
     if isinstance(loss_fn, Mapping):
         problems += [f"loss_fn: has none for the task {name!r}" for name in tasks if name not in loss_fn]
     return problems

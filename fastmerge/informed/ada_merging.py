@@ -67,8 +67,11 @@ class Settings:
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON."""
-        lists = {"layers": self.layers if isinstance(self.layers, str) else list(self.layers)}
-        return asdict(self) | lists | {"task_specific": list(self.task_specific)}
+        return asdict(self) | {
+            "bounds": None if self.bounds is None else list(self.bounds),
+            "layers": self.layers if isinstance(self.layers, str) else list(self.layers),
+            "task_specific": list(self.task_specific),
+        }
 
 
 def ada_merging(
@@ -112,9 +115,10 @@ def ada_merging(
 
     Adam (betas 0.9 and 0.999) with the learning rate `rate` takes `steps` from λ = `initial`. As in the released code,
     a λ beyond `bounds` counts as the bound, and has no gradient there; None: no bounds. `layers` are single tensors,
-    "block" (by the numbers in names), or patterns. The run ends earlier when `callback`, called with each step,
-    returns True. Raises InputError with every problem before any work, MergeError where a loss, a gradient or a
-    candidate is not finite; the model is then at the last whole step. Gradients that parameters hold are cleared.
+    "block" (by the numbers in names), or patterns; buffers are merged as their row is, and have no part in the
+    gradient. The run ends earlier when `callback`, called with each step, returns True. Raises InputError with every
+    problem before any work, MergeError where a loss, a gradient or a candidate is not finite; the model is then at the
+    last whole step. Gradients that parameters hold are cleared.
     """
     problems: list[str] = []
     settings = attempt(

@@ -138,7 +138,7 @@ class ElectedTaskVectors(TaskVectors):
         return {name: self._windows_of(name, local_ranks(name, densities, earlier)) for name in subjects}
 
     def _windows_of(self, name: str, ranks: list[int]) -> list[ops.Window]:
-        base, *models = (self.candidates.whole(name, k) for k in range(self.count + 1))
+        base, *models = (self.candidates.whole(name, k).cpu() for k in range(self.count + 1))
         if not base.numel():
             return [ops.Window() for _ in ranks]
         cuts = ops.kth_magnitude(base, models, [[rank] for rank in ranks])
@@ -149,6 +149,7 @@ class ElectedTaskVectors(TaskVectors):
 
 def _counting(one: Pass, subject: Subject, sums: Tensor, earlier: Sequence[Statistics]) -> Use:
     def count(start: int, chunks: list[Tensor], _: list[Tensor]) -> None:
-        one.run(Block(subject, chunks[1:], chunks[0], start, sums=sums), earlier)
+        base, *models = (chunk.cpu() for chunk in chunks)
+        one.run(Block(subject, models, base, start, sums=sums), earlier)
 
     return count
