@@ -61,11 +61,11 @@ class Process:
     output: str
 
 
-def run_process(command: list[str], env: Mapping[str, str] | None = None) -> Process:
+def run_process(command: list[str], env: Mapping[str, str] | None = None, cwd: str | Path | None = None) -> Process:
     """Run a command to its end, watching its memory; SystemExit with what it printed where it fails."""
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         begin = time.perf_counter()
-        process = subprocess.Popen(command, stdout=output, stderr=errors, env=env)
+        process = subprocess.Popen(command, stdout=output, stderr=errors, env=env, cwd=cwd)
         peak, pid = 0.0, 0
         while not pid:
             peak = max(peak, _anonymous_mib(process.pid))

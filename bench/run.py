@@ -2,6 +2,7 @@
 
     python bench/run.py [ops] [merges] [switching] [peers] [--layers N]
     python bench/run.py quality [--quick] [--fresh] [--domain NAME]… [--seed N]…
+    python bench/run.py pool [--quick] [--fresh] [--seed N]…
     python bench/run.py --markdown bench/results/….json
 
 Without a name ops, merges and switching run. peers merges by mergekit too, which it installs in bench/peers/.venv; that
@@ -10,6 +11,9 @@ takes twenty minutes. --layers tries switching and peers on models with fewer th
 quality trains small models in four domains (images, text, adapters, two_stream), merges them by every method and tests
 the results; that takes less than thirty minutes on two cores, --quick less than five. What is done is kept in .quality/
 and not done again but with --fresh; --domain and --seed do a part, and the report is written once all is there.
+
+pool merges four to twenty small models, trained likewise, as irrelevant and relevant ones join; it takes twenty minutes
+on two cores.
 
 --markdown prints a kept result of peers or quality as the README's table.
 """
@@ -89,6 +93,7 @@ def main() -> None:
     from harness import save
     from quality import report
     from quality import run as quality
+    from quality.pool import run as pool
 
     kinds = {
         "ops": (ops, show_ops),
@@ -97,7 +102,7 @@ def main() -> None:
     }
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kinds", nargs="*", default=list(kinds), metavar="ops|merges|switching|peers|quality")
+    parser.add_argument("kinds", nargs="*", default=list(kinds), metavar="ops|merges|switching|peers|quality|pool")
     parser.add_argument("--layers", type=int, default=22)
     parser.add_argument("--markdown", type=Path, metavar="FILE")
     parser.add_argument("--quick", action="store_true")
@@ -109,7 +114,7 @@ def main() -> None:
         content = json.loads(wanted.markdown.read_text())
         print({"peers": peers.markdown, "quality": report.summary}[content["kind"]](content))
         return
-    if unknown := set(wanted.kinds) - {*kinds, "peers", "quality"}:
+    if unknown := set(wanted.kinds) - {*kinds, "peers", "quality", "pool"}:
         parser.error(f"no such benchmark: {', '.join(sorted(unknown))}")
     for kind, (measure, show) in kinds.items():
         if kind in wanted.kinds:
@@ -121,6 +126,10 @@ def main() -> None:
         file = save("peers", rows, **about)
         print(peers.markdown(json.loads(file.read_text())))
         console.print(f"kept in {file.relative_to(Path.cwd())}")
+    if "pool" in wanted.kinds:
+        kept = pool.run(quick=wanted.quick, fresh=wanted.fresh, seeds=wanted.seed)
+        if kept:
+            console.print(f"kept in {kept.relative_to(Path.cwd())}, .md, .csv and .png")
     if "quality" in wanted.kinds:
         kept = quality.run(quick=wanted.quick, fresh=wanted.fresh, seeds=wanted.seed, domains=wanted.domain)
         if kept:
