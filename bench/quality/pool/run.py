@@ -28,12 +28,12 @@ SEEDS = range(3)
 GRADIENTS = {IRRELEVANT: 300, RELEVANT: 200, NOISY: 300}
 COUNTS = {IRRELEVANT: (4, 8, 12, 16, 20), RELEVANT: (4, 12, 20), NOISY: (5,)}
 HERE = Path(__file__).parent
-TELLS = ("run", "report", "paper", "costs")
-MADE_BY = [
-    *(file for file in HERE.glob("*.py") if file.stem not in TELLS),
+TRAINED_BY = [
+    HERE / "tasks.py",
     *(HERE.parent / f"{name}.py" for name in ("domain", "images", "training")),
     *(HERE.parents[1] / "demo" / f"{name}.py" for name in ("data", "model")),
 ]
+MADE_BY = [*TRAINED_BY, HERE / "methods.py"]
 console = Console()
 
 
@@ -69,7 +69,7 @@ def place(part: str, seed: int, size: Size) -> Path:
 
 def weights(seed: int, size: Size) -> Path:
     """The file of a seed's trained models."""
-    return FOLDER / f"pool-{seed}-{size.effort:g}-{size.tasks}-{made_by()}.pt"
+    return FOLDER / f"pool-{seed}-{size.effort:g}-{size.tasks}-{made_by(TRAINED_BY)}.pt"
 
 
 def done(file: Path) -> dict[str, Any] | None:
@@ -78,9 +78,9 @@ def done(file: Path) -> dict[str, Any] | None:
     return content if content.get("made_by") == made_by() else None
 
 
-def made_by() -> str:
+def made_by(files: Sequence[Path] = MADE_BY) -> str:
     """What tells results of this code from those of another."""
-    return hashlib.sha256(b"".join(file.read_bytes() for file in sorted(MADE_BY))).hexdigest()[:16]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in sorted(files))).hexdigest()[:16]
 
 
 def train(seed: int, size: Size) -> float:
