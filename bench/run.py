@@ -1,12 +1,13 @@
 """Run benchmarks, print their tables, keep the run in bench/results/.
 
-    python bench/run.py [ops] [merges] [switching] [peers] [--layers N]
+    python bench/run.py [ops] [merges] [scoring] [switching] [peers] [--layers N]
     python bench/run.py quality [--quick] [--fresh] [--domain NAME]… [--seed N]…
     python bench/run.py pool [--quick] [--fresh] [--seed N]…
     python bench/run.py --markdown bench/results/….json
 
-Without a name ops, merges and switching run. peers merges by mergekit too, which it installs in bench/peers/.venv; that
-takes twenty minutes. --layers tries switching and peers on models with fewer than the 22 layers of 1.1 B parameters.
+Without a name ops, merges, scoring and switching run. peers merges by mergekit too, which it installs in
+bench/peers/.venv; that takes twenty minutes. --layers tries switching and peers on models with fewer than the 22 layers
+of 1.1 B parameters.
 
 quality trains small models in four domains (images, text, adapters, two_stream), merges them by every method and tests
 the results; that takes less than thirty minutes on two cores, --quick less than five. What is done is kept in .quality/
@@ -75,6 +76,14 @@ def show_merges(rows: list[dict[str, Any]]) -> None:
             console.print(f"{row['sweep']} in one run: {times}")
 
 
+def show_scoring(rows: list[dict[str, Any]]) -> None:
+    for row in rows:
+        console.print(
+            f"scoring a pool of {row['pool']}, {row['gigabytes']:.1f} GB: {row['seconds']:.2f} s, {row['of_read']:.2f} "
+            f"of reading it ({row['read_seconds']:.2f} s), {row['memory_mib']:.0f} MiB beyond gradient and files"
+        )
+
+
 def show_switching(rows: list[dict[str, Any]]) -> None:
     table = Table(title="switching a live model's task, against a copy of its bytes", box=None)
     for heading in ("kind", "from", "to", "10⁶ parameters", "threads", "copy ms", "switch ms", "of copy"):
@@ -89,6 +98,7 @@ def show_switching(rows: list[dict[str, Any]]) -> None:
 def main() -> None:
     import merges
     import peers
+    import scoring
     import switching
     from harness import save
     from quality import report
@@ -98,11 +108,14 @@ def main() -> None:
     kinds = {
         "ops": (ops, show_ops),
         "merges": (merges.run, show_merges),
+        "scoring": (scoring.run, show_scoring),
         "switching": (lambda: switching.run(layers=wanted.layers), show_switching),
     }
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kinds", nargs="*", default=list(kinds), metavar="ops|merges|switching|peers|quality|pool")
+    parser.add_argument(
+        "kinds", nargs="*", default=list(kinds), metavar="ops|merges|scoring|switching|peers|quality|pool"
+    )
     parser.add_argument("--layers", type=int, default=22)
     parser.add_argument("--markdown", type=Path, metavar="FILE")
     parser.add_argument("--quick", action="store_true")
