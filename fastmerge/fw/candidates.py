@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 
 from .. import ops
 from ..engine.stream import Source, Target, Work, stream
@@ -19,7 +20,7 @@ from ..formats.layout import plan_layout
 from ..formats.mapping import Inputs
 from ..formats.safetensors import Header, TensorInfo
 from ..recipe.memory import MAX_CHUNK
-from .matching import Slot, Stored, find
+from .matching import Slot, Stored, find, slots
 
 INITIAL = "initial"
 PIECE = 1 << 24  # elements of all candidates together that are swept through at a time
@@ -50,6 +51,22 @@ class Candidates:
         self._stored: list[Mapping[str, Stored]] = []
         self._headers: dict[Path, Header] = {}
         self._files: Inputs | None = None
+
+    @classmethod
+    def of(
+        cls, model: nn.Module, pool: Pool, init: Member | None, task_specific: Sequence[str], skip_misfits: bool
+    ) -> Candidates:
+        """An initial solution ("base": the model as it is; None: there is none), and a pool; InputError with all
+        problems."""
+        candidates, problems = cls(slots(model, task_specific)), list[str]()
+        attempt(problems, lambda: candidates.add_pool(pool, task_specific, skip_misfits))
+        if init is not None and init != "base":
+            attempt(problems, lambda: candidates.add(INITIAL, init, task_specific, first=True))
+        if problems:
+            raise InputError(problems)
+        if init == "base":
+            candidates.keep(INITIAL, model.state_dict())
+        return candidates
 
     @property
     def lead(self) -> Checkpoint | None:
@@ -167,6 +184,17 @@ class Candidates:
             dots[row, group], norms[row, group], own[row] = found[:n], found[n : 2 * n], found[2 * n]
         return Scores(dots, norms, own)
 
+    def check(self, scores: Scores, when: str) -> None:
+        """MergeError that names a gradient, or a candidate's tensor, that is not finite."""
+        names = list(self.slots)
+        wild = [names[i] for i in (~scores.gradient_norms.isfinite()).nonzero().flatten().tolist()]
+        if wild:
+            raise MergeError(f"the gradient of {wild[0]!r} is not finite {when}{_more(wild)}")
+        bad = (~scores.norms.isfinite()).nonzero().tolist()
+        if bad:
+            where = [f"{self.names[k]}: tensor {names[i]!r}" for i, k in bad]
+            raise MergeError(f"{where[0]} holds NaN or infinity{_more(where)}; mend the checkpoint, or leave it out")
+
     def combining(
         self, slot: str, weights: Sequence[float], out: Tensor | None, bad: list[str], targets: tuple[Target, ...] = ()
     ) -> Work:
@@ -235,8 +263,19 @@ def weighted_sum(tensors: Sequence[Tensor], weights: Sequence[float], out: Tenso
 def check_combined(bad: Sequence[str]) -> None:
     """MergeError that names the tensors of `combining` that are not finite."""
     if bad:
-        more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
-        raise MergeError(f"tensor {bad[0]!r}: the combination is not finite{more}; mend the candidates")
+        raise MergeError(f"tensor {bad[0]!r}: the combination is not finite{_more(bad)}; mend the candidates")
+
+
+def rewrite(
+    candidates: Candidates, tensors: Mapping[str, Tensor], make: Callable[[str, Tensor, list[str]], Work]
+) -> None:
+    """Give a model's tensors what works make of the candidates; MergeError where that is not finite."""
+    bad: list[str] = []
+    candidates.sweep([make(name, tensor.detach().view(-1), bad) for name, tensor in tensors.items()])
+    for tensor in tensors.values():
+        increment_version(tensor)
+    torch.clear_autocast_cache()  # of the weights before, where all of a run is within autocast
+    check_combined(bad)
 
 
 class _Nowhere:
@@ -259,6 +298,10 @@ def _scoring(g: Tensor, sums: Tensor) -> _Chunks:
         ops.inner_products(part, [chunk.to(g.device) for chunk in chunks], sums=sums)
 
     return score
+
+
+def _more(items: Sequence[str]) -> str:
+    return f" (and {len(items) - 1} more)" if len(items) > 1 else ""
 
 
 def _groups(wanted: Sequence[int]) -> list[list[int]]:

@@ -149,6 +149,9 @@ template <class V> struct Sums {
     void add_product(const V &a, const V &b) {
         for (int i = 0; i < 16; ++i) s[i] += double(a.v[i]) * b.v[i];
     }
+    void add_product(const double *a, const V &b) {
+        for (int i = 0; i < 16; ++i) s[i] += a[i] * b.v[i];
+    }
     void store(double *p) const { memcpy(p, s, sizeof s); }
     void load(const double *p) { memcpy(s, p, sizeof s); }
 };
@@ -187,12 +190,26 @@ template <class T> static inline void load_pair(const T *p, VF &a, VF &b) { load
 template <class T> static inline void store_pair(T *p, const VF &a, const VF &b, bool) {
     store_pair_generic<T, VF, float>(p, a, b);
 }
+template <class T> static inline VF load_half(const T *p) {
+    VF x;
+    for (int i = 0; i < 16; ++i) {
+        T t;
+        memcpy(&t, reinterpret_cast<const char *>(p) + i * sizeof(T), sizeof(T));
+        x.v[i] = widen(t);
+    }
+    return x;
+}
 }  // namespace fm::FM_ISA
 #endif
 
 namespace fm::FM_ISA {
 using VD = Vec<double>;
 static inline void load_pair(const double *p, VD &a, VD &b) { load_pair_generic<double, VD, double>(p, a, b); }
+static inline VD load_half(const double *p) {
+    VD x;
+    memcpy(x.v, p, sizeof x.v);
+    return x;
+}
 static inline void store_pair(double *p, const VD &a, const VD &b, bool) { store_pair_generic<double, VD, double>(p, a, b); }
 
 template <class T> struct Working { using V = VF; using W = float; };

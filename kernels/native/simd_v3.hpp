@@ -82,6 +82,9 @@ template <> struct Sums<VF> {
     void add_product(const VF &a, const VF &b) {
         for (int i = 0; i < 4; ++i) s[i] = _mm256_fmadd_pd(part(a, i), part(b, i), s[i]);
     }
+    void add_product(const double *a, const VF &b) {
+        for (int i = 0; i < 4; ++i) s[i] = _mm256_fmadd_pd(_mm256_loadu_pd(a + 4 * i), part(b, i), s[i]);
+    }
     void store(double *p) const {
         for (int i = 0; i < 4; ++i) _mm256_storeu_pd(p + 4 * i, s[i]);
     }
@@ -111,6 +114,16 @@ static inline void load_pair(const fp16 *p, VF &a, VF &b) {
     b = {_mm256_cvtph_ps(_mm_loadu_si128(q + 2)), _mm256_cvtph_ps(_mm_loadu_si128(q + 3))};
 }
 static inline void load_pair(const float *p, VF &a, VF &b) { a = VF::load(p), b = VF::load(p + 16); }
+static inline __m256 upwards(__m128i x) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16)); }
+static inline VF load_half(const bf16 *p) {
+    const __m128i *q = reinterpret_cast<const __m128i *>(p);
+    return {upwards(_mm_loadu_si128(q)), upwards(_mm_loadu_si128(q + 1))};
+}
+static inline VF load_half(const fp16 *p) {
+    const __m128i *q = reinterpret_cast<const __m128i *>(p);
+    return {_mm256_cvtph_ps(_mm_loadu_si128(q)), _mm256_cvtph_ps(_mm_loadu_si128(q + 1))};
+}
+static inline VF load_half(const float *p) { return VF::load(p); }
 
 static inline __m256i rounded_bf16(__m256 x) {  // the result stands in the upper halves
     __m256i u = _mm256_castps_si256(x);
