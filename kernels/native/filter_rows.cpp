@@ -29,7 +29,7 @@ template <class T> struct Strips {
         each_tile(n, [&](int begin) {
             Vector<W> tile[rows];
             for (int r = 0; r < rows; ++r) tile[r] = load(at[r] + begin);
-            transpose<W>(tile);
+            transpose(tile);
             for (int i = 0; i < rows; ++i)
                 if (const int j = element_at<T>(begin + i); j < n) columns[place(x + j)] = tile[i];
         });
@@ -41,7 +41,7 @@ template <class T> struct Strips {
                 const int j = element_at<T>(begin + i);
                 tile[i] = j < n ? columns[place(x + j)] : Vector<W>{};
             }
-            transpose<W>(tile);
+            transpose(tile);
             for (int r = 0; r < rows; ++r) store(at[r] + begin, tile[r]);
         });
     }

@@ -14,7 +14,7 @@ template <class W> static Complex<W> *group_of(const Spectrum &s, int64_t group)
 template <class W> struct Tile {
     Vector<W> re[LANES<W>], im[LANES<W>];
 
-    void turn() { transpose<W>(re), transpose<W>(im); }
+    void turn() { transpose(re), transpose(im); }
     void put(const Spectrum &s, int64_t group, int64_t at) {
         turn();
         Complex<W> *to = group_of<W>(s, group) + at;
