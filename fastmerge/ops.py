@@ -635,6 +635,10 @@ class Filtered:
             )
         return self._filtered.write(start, float(scale), as_delta, out.detach())  # type: ignore[no-any-return]
 
+    def magnitude(self) -> float:
+        """Σ|G(Σ_k w_k · τ_k)| of all elements, in float64."""
+        return float(self._filtered.magnitude())
+
 
 @takes_arrays()
 def moments(

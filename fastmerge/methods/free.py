@@ -12,7 +12,6 @@ from pydantic import Field, PlainValidator, WithJsonSchema
 
 from . import _quantiles
 from ._declaration import Block, Pass, Statistics, Subject, exact
-from ._filter import SLAB
 from ._fourier import FourierMethod, Prepared, single
 from ._rows import largest_of_rows
 
@@ -98,7 +97,7 @@ class FREE(FourierMethod):
 
         merging = super().merging(models, subject, wide)
         elements = 0 if subject is None else len(models) * math.ceil(self.density * subject.numel)
-        held = merging.held + elements * (10 if wide else 6) + SLAB * (16 if wide else 8)
+        held = merging.held + elements * (10 if wide else 6)
         return replace(merging, rows=4, ranks=ranks, prepare=prepare, experts=sizes, held=held)
 
     def sizes(self, subject: Subject, models: Sequence[str], earlier: Sequence[Statistics], wide: bool) -> list[int]:

@@ -173,32 +173,6 @@ def delta_sum(base: Tensor | None, models: Sequence[Tensor], weights: Sequence[f
     )
 
 
-def add_filtered(
-    base: Tensor | None,
-    models: Sequence[Tensor],
-    weights: Sequence[float],
-    filtered: Tensor | None,
-    scale: float,
-    as_delta: bool,
-    out: Tensor,
-    whole: Tensor,
-) -> int:
-    """base + scale · (Σ_k w_k · τ_k + filtered), as combine is; `whole` is what out is a part of."""
-    return _native.add_filtered(
-        out.numel(),
-        *_base(base),
-        *_models(models),
-        list(weights),
-        0 if filtered is None else filtered.data_ptr(),
-        0 if filtered is None else DTYPES[filtered.dtype],
-        scale,
-        as_delta,
-        out.data_ptr(),
-        DTYPES[out.dtype],
-        whole.numel(),
-    )
-
-
 def moments(base: Tensor, models: Sequence[Tensor], sums: Tensor, nonfinite: Tensor) -> None:
     _native.moments(
         base.numel(), base.data_ptr(), DTYPES[base.dtype], *_models(models), sums.data_ptr(), nonfinite.data_ptr()

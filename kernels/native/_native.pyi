@@ -103,21 +103,6 @@ def delta_sum(
     out: int,
     out_dtype: int,
 ) -> None: ...
-def add_filtered(
-    n: int,
-    base: int,
-    base_dtype: int,
-    models: Sequence[int],
-    dtypes: Sequence[int],
-    weights: Sequence[float],
-    filtered: int,
-    filtered_dtype: int,
-    scale: float,
-    as_delta: bool,
-    out: int,
-    out_dtype: int,
-    whole: int,
-) -> int: ...
 def moments(
     n: int, base: int, base_dtype: int, models: Sequence[int], dtypes: Sequence[int], sums: int, nonfinite: int
 ) -> None: ...
@@ -183,4 +168,46 @@ def scatter(n: int, theta: int, theta_dtype: int, experts: Sequence[tuple[int, i
 def isa() -> str: ...
 def set_threads(threads: int) -> None: ...
 def threads() -> int: ...
-def work_alone() -> None: ...
+
+# n, radices, address of tables; and what it is convolved with, if it is
+_Transform = tuple[int, Sequence[int], int]
+_Transforms = tuple[int, Sequence[int], int, _Transform | None]
+
+class Filter:
+    def __init__(
+        self,
+        h: int,
+        w: int,
+        wide: bool,
+        first: int,
+        columns: int,
+        subtract: bool,
+        middle: int,
+        reaches: int,
+        mirrored: int,
+        units: int,
+        along: _Transforms,
+        across: _Transforms,
+        panel: int,
+    ) -> None: ...
+    def forward(
+        self, base: int, base_dtype: int, models: Sequence[int], dtypes: Sequence[int], weights: Sequence[float]
+    ) -> None: ...
+    def back(
+        self,
+        base: int,
+        base_dtype: int,
+        models: Sequence[int],
+        dtypes: Sequence[int],
+        weights: Sequence[float],
+        scale: float,
+        as_delta: bool,
+        start: int,
+        stop: int,
+        out: int,
+        out_dtype: int,
+        streaming: bool,
+    ) -> int: ...
+    def magnitude(
+        self, base: int, base_dtype: int, models: Sequence[int], dtypes: Sequence[int], weights: Sequence[float]
+    ) -> float: ...

@@ -1,58 +1,10 @@
 // The generalised task arithmetic, with a count of non-finite results.
 #include <array>
 
-#include "finish.hpp"
 #include "kept.hpp"
+#include "plain.hpp"
 
 namespace fm::FM_ISA {
-
-template <class V> static inline V larger(const V &d, const V &x) {
-    return V::select((x.abs() > d.abs()) | x.is_nan(), x, d);
-}
-
-// All elements take part and none votes.
-template <class T, int KN, bool BASE, bool TAKE_MAX>
-[[gnu::noinline]] static int64_t plain_strip(const T *const *in, const Args &a, const Wide<T> *addend, int n, int padded,
-                                          Sink<T> &sink) {
-    using V = typename Working<T>::V;
-    using W = Wide<T>;
-    const int K = KN ? KN : a.models_count;
-    const V zero = V::set(0);
-    const Finish<T> finish(a);
-    int64_t nonfinite = 0;
-    for (int i = 0; i < padded; i += PAIR) {
-        V b0 = zero, b1 = zero, d0 = zero, d1 = zero;
-        if (BASE) load_ahead(in[0] + i, b0, b1);
-        for (int k = 0; k < K; ++k) {
-            V x, y;
-            load_ahead(in[BASE + k] + i, x, y);
-            if (BASE) x = x - b0, y = y - b1;
-            const V w = V::set(W(a.weights[k]));
-            x = w * x, y = w * y;
-            if (TAKE_MAX) d0 = larger(d0, x), d1 = larger(d1, y);
-            else d0 = k ? d0 + x : x, d1 = k ? d1 + y : y;
-        }
-        if (addend) {
-            V x, y;
-            load_lanes<T>(addend + i, x, y);
-            d0 = K ? d0 + x : x, d1 = K ? d1 + y : y;
-        }
-        d0 = finish.complete(d0, b0), d1 = finish.complete(d1, b1);
-        nonfinite += finish.nonfinite(d0, d1, 0, n - i);
-        sink.put(i, d0, d1);
-    }
-    return nonfinite;
-}
-
-template <class T, bool BASE, bool TAKE_MAX>
-static int64_t plain_strip(const T *const *in, const Args &a, const Wide<T> *addend, int n, int padded, Sink<T> &sink) {
-    switch (in_registers<typename Working<T>::V> ? a.models_count : 0) {
-        case 2: return plain_strip<T, 2, BASE, TAKE_MAX>(in, a, addend, n, padded, sink);
-        case 3: return plain_strip<T, 3, BASE, TAKE_MAX>(in, a, addend, n, padded, sink);
-        case 4: return plain_strip<T, 4, BASE, TAKE_MAX>(in, a, addend, n, padded, sink);
-        default: return plain_strip<T, 0, BASE, TAKE_MAX>(in, a, addend, n, padded, sink);
-    }
-}
 
 // What each model contributes to a strip: w_k·τ_k (τ_k, where it is that which votes) of the elements that take part, else
 // +0; and marks of the elements that are not finite in some model, which a selection or a vote may hide.
@@ -190,7 +142,6 @@ int64_t combine(const Args &a, int64_t begin, int64_t n, double *, int64_t *) {
     const bool plain = !a.trim && !a.drop && !a.masks && a.consensus <= MAX, base = a.base.data, most = a.consensus == MAX;
     return by_type(inputs, a.wide, [&]<class T>(T, bool direct) -> int64_t {
         Reader<T> reader(inputs, direct);
-        Addend<T> addend(a);
         Sink<T> sink(a);
         Kept<T> kept(a);
         Terms<T> terms;
@@ -200,9 +151,9 @@ int64_t combine(const Args &a, int64_t begin, int64_t n, double *, int64_t *) {
             const int m = int(n - at < STRIP ? n - at : STRIP), padded = reader.at(begin + at, m, in);
             sink.at(begin + at, m);
             if (plain) {
-                const auto strip = base ? most ? plain_strip<T, true, true> : plain_strip<T, true, false>
-                                        : most ? plain_strip<T, false, true> : plain_strip<T, false, false>;
-                nonfinite += strip(in, a, addend.at(begin + at, m, padded), m, padded, sink);
+                const auto strip = base ? most ? plain_strip<T, true, true, Sink<T>> : plain_strip<T, true, false, Sink<T>>
+                                        : most ? plain_strip<T, false, true, Sink<T>> : plain_strip<T, false, false, Sink<T>>;
+                nonfinite += strip(in, a, nullptr, m, padded, sink);
             } else {
                 kept.at(begin + at, m);
                 const auto fused = in_registers<typename Working<T>::V> && !kept.mixed() ? a.models_count : 0;

@@ -9,15 +9,18 @@ Neither v nor a full spectrum is ever stored.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from . import add_filtered, delta_sum
-from .spectrum import Filter, plan
-from .workers import Workers
+from . import DTYPES, _base, _models, _native
+from .spectrum import Bins, plan
+from .transform import Transform, roots, transform
+
+INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
+LANES = {torch.float32: 8, torch.float64: 4}  # columns of the panel that lie side by side
+STREAMING = 1 << 20  # bytes of output from which on it is written past the cache
 
 
 def highpass_merge(
@@ -35,107 +38,79 @@ def highpass_merge(
 
 
 class Filtered:
-    """As the reference's: the back sweep goes over what is asked for, the others over its matrix when it is begun.
-
-    A sweep takes its blocks from an iterator that other threads take from too.
-    """
+    """As the reference's: the back sweep goes over what is asked for, the others over its matrix when it is begun."""
 
     def __init__(
         self, base: Tensor | None, models: Sequence[Tensor], weights: Sequence[float], convention: str, limit: int
     ) -> None:
-        self.base, self.models, self.weights = base, models, weights
+        self.base, self.models, self.weights = base, models, list(weights)
+        self.matrices, self.h, self.w = models[0].shape
         wide = any(t.dtype == torch.float64 for t in (*models, *([] if base is None else [base])))
-        self.real = torch.float64 if wide else torch.float32
-        _, h, w = models[0].shape
-        self.bins = Filter(h, w, convention, limit)
-        self.plan = plan(self.bins)
-        self.kept = slice(self.plan.first, self.plan.first + self.plan.columns)
-        self.block = self.plan.rows * self.bins.w  # elements
-        self.panel = torch.empty(0)
+        bins = Bins(self.h, self.w, convention, limit)
+        self.plan = plan(bins)
+        self._hold(bins, torch.float64 if wide else torch.float32)
         self.entered = -1  # the matrix that the panel is of
-        self.edge = -1, torch.empty(0)  # a block of rows that the last piece cut, transformed back
+
+    def _hold(self, bins: Bins, real: torch.dtype) -> None:
+        """The panel and the tables, and the native filter that works on them."""
+        first, columns, lanes = self.plan.first, self.plan.columns, LANES[real]
+        padded = -(-columns // lanes) * lanes
+        self.panel = torch.empty(padded * self.h, 2, dtype=real)
+        self.reaches = torch.full((2, padded), -1, dtype=INTEGERS[real])
+        found = [[bins.reach(sign * x) for x in range(first, first + columns)] for sign in (1, -1)]
+        self.reaches[:, :columns] = torch.tensor(found, dtype=INTEGERS[real])
+        self.units = roots(torch.arange(first, first + columns), self.w, real)
+        self.transforms = [transform(n, real) for n in (self.w if self.w % 2 else self.w // 2, self.h)]
+        self.filter = _native.Filter(
+            self.h,
+            self.w,
+            real == torch.float64,
+            first,
+            columns,
+            self.plan.subtract,
+            bins.middle,
+            *(row.data_ptr() for row in self.reaches),
+            self.units.data_ptr(),
+            *map(_described, self.transforms),
+            self.panel.data_ptr(),
+        )
 
     def write(self, start: int, scale: float, as_delta: bool, out: Tensor) -> int:
         """As the reference's."""
-        size, stop, nonfinite = self.bins.h * self.bins.w, start + out.numel(), 0
-        with Workers() as workers:
-            for i in range(start // size, -(-stop // size)):
-                begin, end = max(start, i * size), min(stop, (i + 1) * size)
-                piece = begin - i * size, end - i * size
-                merged = out[begin - start : end - start]
-                if not self.plan.columns:
-                    nonfinite += self._unfiltered(i, piece, scale, as_delta, merged)
-                    continue
-                self._enter(i, workers)
-                blocks = range(piece[0] // self.block * self.block, piece[1], self.block)
-                nonfinite += workers.share(blocks, partial(self._back, i, piece, scale, as_delta, merged))
+        size, stop, nonfinite = self.h * self.w, start + out.numel(), 0
+        streaming = out.numel() * out.element_size() >= STREAMING
+        for i in range(start // size, -(-stop // size)):
+            begin, end = max(start, i * size), min(stop, (i + 1) * size)
+            merged = out[begin - start : end - start]
+            nonfinite += self.filter.back(
+                *self._entered(i),
+                scale,
+                as_delta,
+                begin - i * size,
+                end - i * size,
+                merged.data_ptr(),
+                DTYPES[merged.dtype],
+                streaming,
+            )
         return nonfinite
 
-    def _unfiltered(self, i: int, piece: tuple[int, int], scale: float, as_delta: bool, out: Tensor) -> int:
-        """All is kept, or all is removed: times zero, so that what is not finite is seen."""
-        terms = list(self.weights) if self.plan.subtract else [0.0] * len(self.models)
-        base, models = self._elements(i, *piece)
-        return add_filtered(base, models, terms, None, scale, as_delta, out, out)
+    def magnitude(self) -> float:
+        """As the reference's."""
+        return sum(self.filter.magnitude(*self._entered(i)) for i in range(self.matrices))
 
-    def _enter(self, i: int, workers: Workers) -> None:
-        """The sweeps of matrix i that come before its rows can be asked for."""
-        if i == self.entered:
-            return
-        self.panel = torch.empty(self.plan.columns, self.bins.h, dtype=self.real.to_complex())
-        self.entered, self.edge = i, (-1, torch.empty(0))
-        workers.share(range(0, self.bins.h * self.bins.w, self.block), partial(self._forward, i))
-        workers.share(range(0, self.plan.columns, self.plan.chunk), self._across)
+    def _entered(self, i: int) -> tuple[int, int, list[int], list[int], list[float]]:
+        """What the back sweep of matrix i takes, once the panel is of it."""
+        base, weights = None if self.base is None else self.base[i], self.weights
+        models = [model[i] for model in self.models]
+        if self.plan.columns and i != self.entered:
+            self.filter.forward(*_base(base), *_models(models), weights)
+            self.entered = i
+        if not self.plan.subtract:  # all that is kept comes back; or nothing, and what is not finite must still be seen
+            models, weights = ([], []) if self.plan.columns else (models, [0.0] * len(models))
+        return *_base(base), *_models(models), weights
 
-    def _elements(self, i: int, start: int, stop: int) -> tuple[Tensor | None, list[Tensor]]:
-        """Base's and the models' elements of matrix i."""
-        base = None if self.base is None else self.base[i].view(-1)[start:stop]
-        return base, [model[i].view(-1)[start:stop] for model in self.models]
 
-    def _rows(self, start: int) -> slice:
-        """The rows of the block that begins at element `start`."""
-        first = start // self.bins.w
-        return slice(first, min(first + self.plan.rows, self.bins.h))
-
-    def _forward(self, i: int, starts: Iterator[int]) -> int:
-        v = torch.empty(self.block, dtype=self.real)
-        for start in starts:
-            rows = self._rows(start)
-            block = v[: (rows.stop - rows.start) * self.bins.w]
-            delta_sum(*self._elements(i, start, start + len(block)), self.weights, block)
-            self.panel[:, rows] = torch.fft.rfft(block.view(-1, self.bins.w))[:, self.kept].t()
-        return 0
-
-    def _across(self, starts: Iterator[int]) -> int:
-        for start in starts:
-            chunk = self.panel[start : start + self.plan.chunk]
-            first = self.plan.first + start
-            factors = self.bins.shares(range(first, first + len(chunk)), self.real) - float(self.plan.subtract)
-            factors /= self.bins.h * self.bins.w
-            spectrum = torch.fft.fft(chunk)
-            spectrum *= factors.to(spectrum.dtype)  # complex by complex is twice as fast as complex by real
-            chunk.copy_(torch.fft.ifft(spectrum, norm="forward"))
-        return 0
-
-    def _back(
-        self, i: int, piece: tuple[int, int], scale: float, as_delta: bool, out: Tensor, starts: Iterator[int]
-    ) -> int:
-        spectrum = torch.zeros(self.plan.rows, self.bins.w // 2 + 1, dtype=self.panel.dtype)
-        edge, nonfinite = self.edge, 0
-        for start in starts:
-            filtered = edge[1] if start == edge[0] else self._transformed(start, spectrum)
-            begin, end = max(start, piece[0]), min(start + len(filtered), piece[1])
-            if end < start + len(filtered):
-                self.edge = start, filtered
-            base, models = self._elements(i, begin, end)
-            terms = (models, self.weights) if self.plan.subtract else ([], [])
-            merged, part = out[begin - piece[0] : end - piece[0]], filtered[begin - start : end - start]
-            nonfinite += add_filtered(base, *terms, part, scale, as_delta, merged, out)
-        return nonfinite
-
-    def _transformed(self, start: int, spectrum: Tensor) -> Tensor:
-        """What comes back of the block at `start`, 1-D; `spectrum` is zero but for the plan's columns."""
-        rows = self._rows(start)
-        block = spectrum[: rows.stop - rows.start]
-        block[:, self.kept] = self.panel[:, rows].contiguous().t()
-        filtered: Tensor = torch.fft.irfft(block, n=self.bins.w, norm="forward")
-        return filtered.view(-1)
+def _described(
+    own: Transform,
+) -> tuple[int, tuple[int, ...], int, tuple[int, tuple[int, ...], int] | None]:
+    return *own.described, None if own.inner is None else own.inner.described

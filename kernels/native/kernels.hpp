@@ -41,7 +41,6 @@ struct Args {
     uint8_t *masks;       // rows of `mask_stride` bytes, written; combine, kept_sums, modulate: read, null where not used
     int64_t mask_stride;
     const double *weights;  // K of them; mask_against: tall, or null
-    const void *addend;   // combine, where all elements take part: of the working type, added to the sum; or null
     double divisor, scale;
     Consensus consensus;
     const double *shares; // K of them: those of the terms that agree are what is divided by; or null

@@ -201,17 +201,6 @@ void kept_sums(int64_t n, uintptr_t base, int base_dtype, const Addresses &model
     run(FM_KERNEL(kept_sums), call.args, n, width, 0, add_to(sums, width));
 }
 
-int64_t add_filtered(int64_t n, uintptr_t base, int base_dtype, const Addresses &models, const Dtypes &dtypes,
-                     const std::vector<double> &weights, uintptr_t filtered, int filtered_dtype, double scale,
-                     bool as_delta, uintptr_t out, int out_dtype, int64_t whole) {
-    Call call(base, base_dtype, models, dtypes);
-    call.args.wide |= filtered_dtype == F64;
-    call.args.weights = weights.data(), call.args.addend = reinterpret_cast<const void *>(filtered);
-    call.args.scale = scale, call.args.as_delta = as_delta;
-    call.write(out, out_dtype, whole);
-    return run(FM_KERNEL(combine), call.args, n, 0, 0, no_fold);
-}
-
 void delta_sum(int64_t n, uintptr_t base, int base_dtype, const Addresses &models, const Dtypes &dtypes,
                const std::vector<double> &weights, uintptr_t out, int out_dtype) {
     Call call(base, base_dtype, models, dtypes);
@@ -257,6 +246,7 @@ void unpack_bits(int64_t n, uintptr_t packed, uintptr_t out) {
 }  // namespace
 
 void bind_selection(nb::module_ &m);
+void bind_filter(nb::module_ &m);
 
 }  // namespace fm
 
@@ -270,14 +260,13 @@ NB_MODULE(_native, m) {
     m.def("blend", &fm::blend);
     m.def("kept_sums", &fm::kept_sums);
     m.def("delta_sum", &fm::delta_sum);
-    m.def("add_filtered", &fm::add_filtered);
     m.def("moments", &fm::moments);
     m.def("inner_products", &fm::inner_products);
     m.def("pack_bits", &fm::pack_bits);
     m.def("unpack_bits", &fm::unpack_bits);
     fm::bind_selection(m);
+    fm::bind_filter(m);
     m.def("isa", [] { return std::string(fm::ISA_NAMES[fm::isa]); });
     m.def("set_threads", &fm::set_threads);
     m.def("threads", &fm::threads);
-    m.def("work_alone", &fm::work_alone);
 }

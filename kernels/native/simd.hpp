@@ -25,6 +25,11 @@ constexpr int REGISTER = 32;
 template <class T> constexpr int lane(int i) {
     return dtype_of<T> == BF16 ? i / REGISTER * REGISTER + i % 2 * (REGISTER / 2) + i % REGISTER / 2 : i;
 }
+// The element in it.
+template <class T> constexpr int element(int lane) {
+    constexpr int half = REGISTER / 2;
+    return dtype_of<T> == BF16 ? lane / REGISTER * REGISTER + lane % half * 2 + lane % REGISTER / half : lane;
+}
 
 // f(k) for every model; KN of them are unrolled, so that what is indexed by k stays in registers.
 template <int KN, class F> static inline void each(int models, F f) {

@@ -1,8 +1,7 @@
-"""Which part of a matrix's spectrum a filter has to transform, and in what pieces: from the shape alone.
+"""Which part of a matrix's spectrum a filter has to transform: from the shape alone.
 
 G(v) is what is kept of v, or v less what is removed. Of the half-spectrum (frequencies 0 … W//2 along the rows) the
-first columns hold all that is removed, the last all that is kept; only the fewer of the two are transformed and stored,
-as a panel [columns, H].
+first columns hold all that is removed, the last all that is kept; only the fewer of the two are transformed and stored.
 
 Columns are what is pruned however tall a matrix is: for a disc about the origin, pruning the rows of a tall matrix
 instead would save less than a tenth of the arithmetic, and transposing all inputs costs as much as a transform.
@@ -10,17 +9,13 @@ instead would save less than a tenth of the arithmetic, and transposing all inpu
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
-BLOCK = 1 << 19  # elements worked on together
-
 
 @dataclass(frozen=True, slots=True)
-class Filter:
+class Bins:
     """Which bins of an h × w spectrum are kept, by convention and limit (kernels/README.md)."""
 
     h: int
@@ -40,19 +35,19 @@ class Filter:
             return x * x + (self.h // 2) ** 2 >= self.limit
         return min(self._from_middle(x)) ** 2 <= self.limit
 
-    def shares(self, columns: range, dtype: torch.dtype) -> Tensor:
-        """What is kept of the bins of these columns, [columns, h]: 0 or 1.
+    @property
+    def middle(self) -> int:
+        """Twice the row that `reach` goes out from."""
+        return self.h if self.convention == "paper" else 2 * (self.h // 2)
 
-        Where a bin and its mirror image (−y mod h, −x mod w) are not kept together, half of both is what is real.
-        """
-        y, x = torch.arange(self.h), torch.arange(columns.start, columns.stop)[:, None]
+    def reach(self, x: int) -> int:
+        """Bin (y, x) is kept where |2y − middle| is at most this."""
+        x %= self.w
         if self.convention == "paper":
-            return (torch.minimum(y, self.h - y) ** 2 >= self.limit - x**2).to(dtype)
-        kept, mirrored = (
-            (v - self.h // 2) ** 2 <= self.limit - (u - self.w // 2) ** 2
-            for v, u in ((y, x), (-y % self.h, -x % self.w))
-        )
-        return (kept.to(dtype) + mirrored) / 2
+            missing = self.limit - min(x, self.w - x) ** 2
+            return self.h - 2 * (math.isqrt(missing - 1) + 1 if missing > 0 else 0)
+        left = self.limit - (x - self.w // 2) ** 2
+        return 2 * math.isqrt(left) if left >= 0 else -1
 
     def _from_middle(self, x: int) -> tuple[int, int]:
         return abs(x - self.w // 2), abs(-x % self.w - self.w // 2)
@@ -65,17 +60,12 @@ class Plan:
     subtract: bool
     first: int
     columns: int
-    rows: int  # of the matrix, in a block
-    chunk: int  # columns of the panel, in a chunk
 
 
-def plan(bins: Filter) -> Plan:
+def plan(bins: Bins) -> Plan:
     half = bins.w // 2 + 1
     removing = bisect_left(range(half), True, key=lambda x: not bins.removes(x))
     first_kept = bisect_left(range(half), True, key=bins.keeps)
-    # Whole cache lines of the panel, and an odd number of them: columns of a block then do not share cache sets.
-    rows = min(bins.h, 8 * (BLOCK // bins.w // 8 | 1))
-    chunk = max(1, BLOCK // bins.h)
     if removing <= half - first_kept:
-        return Plan(True, 0, removing, rows, chunk)
-    return Plan(False, first_kept, half - first_kept, rows, chunk)
+        return Plan(True, 0, removing)
+    return Plan(False, first_kept, half - first_kept)

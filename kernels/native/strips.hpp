@@ -65,23 +65,7 @@ template <class T> class Reader {
 
 template <class T> using Wide = typename Working<T>::W;
 
-// Elements of the working type that join a strip of T: where they are, or a padded copy of the last ones.
-template <class T> class Addend {
-  public:
-    explicit Addend(const Args &a) : data_(static_cast<const Wide<T> *>(a.addend)) {}
-    const Wide<T> *at(int64_t begin, int n, int padded) {
-        if (!data_ || n == padded) return data_ ? data_ + begin : nullptr;
-        memcpy(copy_, data_ + begin, n * sizeof copy_[0]);
-        memset(copy_ + n, 0, (padded - n) * sizeof copy_[0]);
-        return copy_;
-    }
-
-  private:
-    const Wide<T> *data_;
-    alignas(64) Wide<T> copy_[STRIP];
-};
-
-// 32 of them, in the lanes that a pair of T has.
+// 32 elements of the working type, in the lanes that a pair of T has.
 template <class T> static inline void load_lanes(const Wide<T> *p, typename Working<T>::V &a, typename Working<T>::V &b) {
     if constexpr (dtype_of<T> == BF16) {
         float x[PAIR];

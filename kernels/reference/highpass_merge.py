@@ -48,3 +48,7 @@ class Filtered:
             delta = torch.tensor(scale, dtype=delta.dtype) * delta
         out.copy_(narrow(delta if as_delta else self.base[piece].to(delta.dtype) + delta, out.dtype))
         return int(out.numel() - out.isfinite().sum())
+
+    def magnitude(self) -> float:
+        """Σ|G(Σ_k w_k · τ_k)|, terms widened to float64."""
+        return float(self.delta.to(torch.float64).abs().sum())

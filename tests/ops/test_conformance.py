@@ -37,8 +37,10 @@ SHARED = {
     "experts",
     "ranks",
     "selection_module",
+    "filter_rows",
+    "filter_module",
     "spectrum",
-    "workers",
+    "transform",
 }  # sources that are no op of their own
 MIXTURES = ((BF16, F32), (F32, BF16), (F16, BF16, F32), (BF16, BF16, F64), (F64, F16))
 SIZES = (0, 1, 7, 8, 31, 32, 33, 63, 64, 65, 511, 512, 513, 1009)
