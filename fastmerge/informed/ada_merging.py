@@ -26,6 +26,7 @@ from .result import Result
 from .task_vectors import ElectedTaskVectors, TaskVectors
 
 Callback = Callable[[Step], bool | None]
+BETAS, EPSILON = (0.9, 0.999), 1e-8  # Adam's
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,19 +156,18 @@ class _Run:
         self.row_names, self.rows = rows_of(list(self.tensors), settings.layers if by_layer else None)
         self.gradient = Gradient({n: t for n, t in self.tensors.items() if isinstance(t, nn.Parameter)})
         shape = len(self.row_names), vectors.count
-        self.raw = nn.Parameter(torch.full(shape, settings.initial, dtype=torch.float64))
+        self.raw = torch.full(shape, settings.initial, dtype=torch.float64)
         self.written: Tensor | None = None
         self.feeds = {part.name: _Feed(part.batches, settings.batches_per_step) for part in objective.parts}
 
     def result(self, callback: Callback | None) -> Result:
-        optimizer = torch.optim.Adam([self.raw], lr=self.settings.rate, betas=(0.9, 0.999))
+        adam = _Adam(self.raw, self.settings.rate)
         record = self._record()
         with self._kept_whole(), self.gradient.watching():
             self._write(self._bounded())
             for number in range(self.settings.steps):
                 step, slopes = self._look(number)
-                self.raw.grad = slopes
-                optimizer.step()
+                adam.step(slopes)
                 self._write(self._bounded())
                 record.steps.append(step)
                 if callback is not None and callback(step):
@@ -188,12 +188,11 @@ class _Run:
         found = time.perf_counter()
         dots = by_row(self.vectors.dots(self.gradient.of, f"at step {number}"), self.rows)
         seconds = {"gradient": found - begin, "scores": time.perf_counter() - found}
-        slopes = torch.where(self.raw.detach() == self._bounded(), dots, 0.0)
+        slopes = torch.where(self.raw == self._bounded(), dots, 0.0)
         return Step(number=number, loss=own.value(losses), losses=losses, seconds=seconds), slopes
 
     def _bounded(self) -> Tensor:
-        raw = self.raw.detach()
-        return raw.clone() if self.settings.bounds is None else raw.clamp(*self.settings.bounds)
+        return self.raw.clone() if self.settings.bounds is None else self.raw.clamp(*self.settings.bounds)
 
     def _write(self, coefficients: Tensor) -> None:
         weights = dict(zip(self.tensors, (coefficients[row].tolist() for row in self.rows), strict=True))
@@ -226,6 +225,23 @@ class _Run:
             coefficients=self._bounded().tolist(),
             notes=candidates.notes,
         )
+
+
+class _Adam:
+    """Kingma & Ba 2015, Algorithm 1, in place. torch.optim's own takes seconds to be imported."""
+
+    def __init__(self, parameter: Tensor, rate: float) -> None:
+        self._parameter, self._rate, self._steps = parameter, rate, 0
+        self._mean, self._square = torch.zeros_like(parameter), torch.zeros_like(parameter)
+
+    def step(self, gradient: Tensor) -> None:
+        self._steps += 1
+        self._mean.lerp_(gradient, 1 - BETAS[0])
+        self._square.lerp_(gradient.square(), 1 - BETAS[1])
+        mean, square = (
+            own / (1 - beta**self._steps) for own, beta in zip((self._mean, self._square), BETAS, strict=True)
+        )
+        self._parameter -= self._rate * mean / (square.sqrt() + EPSILON)
 
 
 class _Feed:

@@ -2,9 +2,9 @@
 
 Coefficients are found by the entropy of predictions for unlabelled test samples, by AdaMerging and by FW-Merging alike.
 AdaMerging takes 300 steps where irrelevant models join and 200 where relevant ones do, of 16 samples of each task;
-FW-Merging as many gradients at most, of the same 32 samples of each task. All else has one setting, its default or its
-paper's: soft FW chooses three models at a time and gives coefficients to layers, hard FW chooses for each layer, and
-starts, as the paper's on images, from AdaMerging's result.
+FW-Merging as many gradients at most, of 32 (16 of twenty tasks) of each that stay the same. All else has one setting,
+its default or its paper's: soft FW chooses three models at a time and gives coefficients to layers, hard FW chooses for
+each layer, and starts, as the paper's on images, from AdaMerging's result.
 """
 
 from __future__ import annotations
@@ -28,20 +28,22 @@ PLAIN: dict[str, tuple[str, dict[str, Any]]] = {
 }
 SEARCHING = ("AdaMerging", "FW hard", "FW soft")
 METHODS = (*PLAIN, *SEARCHING)
-SAMPLES, FW_SAMPLES = 16, 32  # of each task: in a step of AdaMerging; of FW
+SAMPLES = 16  # of each task, in a step of AdaMerging
 INNER, HARD_STEPS = 20, 3
 HEADS = ["classifier.*"]
 
 
 @dataclass
 class Case:
-    """A pool of models without heads, and the tasks that the merged model is for; `gradients`: how many are found."""
+    """A pool of models without heads, and the tasks that the merged model is for; `gradients`: how many are found, FW's
+    of so many `samples` of each task."""
 
     family: Family
     pool: dict[str, State]
     evaluated: list[str]
     seed: int
     gradients: int
+    samples: int
 
     def merged(self, method: str) -> State:
         """The merged weights of all but heads."""
@@ -70,7 +72,7 @@ class Case:
 
     def _frank_wolfe(self, init: State | str = "base", **options: Any) -> State:
         model = self._model()
-        batches = self._batches(FW_SAMPLES)[:1]
+        batches = self._batches(self.samples)[:1]
         fm.frank_wolfe(model, self.pool, self._entropy, batches, init=init, task_specific=HEADS, **options)
         return self._weights(model)
 
@@ -83,7 +85,7 @@ class Case:
         return {name: t.detach().clone() for name, t in model.state_dict().items() if name in self.family.base}
 
     def _batches(self, samples: int) -> Sequence[Tensor]:
-        """Test inputs in an order of their own, so many of each task, task after task: [tasks · samples, …]."""
+        """Test inputs in an order of their own, so many of each task, task after task."""
         generator = torch.Generator().manual_seed(self.seed)
         inputs = [self.family.domain.tasks[task].test[0] for task in self.evaluated]
         mixed = torch.stack([own[torch.randperm(len(own), generator=generator)] for own in inputs])

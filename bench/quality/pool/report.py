@@ -27,10 +27,11 @@ tasks, stand below ours in brackets. Nothing was tuned to come near them.
 
 AdaMerging and FW-Merging minimise the entropy of predictions for unlabelled test samples of the tested tasks, as in the
 paper's Appendix B.4, AdaMerging by 300 steps (200 where relevant models join) of 16 samples of each, FW-Merging by as
-many gradients at most, of 32 samples of each that stay the same. Soft FW starts from the base model, chooses three
-models a step, and gives each layer its coefficients; hard FW chooses for each layer, and starts from AdaMerging's
-result, as the paper's on images (whose Table 3 has soft FW alone). Task arithmetic and DARE have λ = 0.3, TIES its
-paper's preset. The paper's FW chooses by a cosine and throws θ_t away in soft steps; ours are the library's defaults.
+many gradients at most, of 32 samples of each (16 of twenty tasks) that stay the same. Soft FW starts from the base
+model, chooses three models a step, and gives each layer its coefficients; hard FW chooses for each layer, and starts
+from AdaMerging's result, as the paper's on images (whose Table 3 has soft FW alone). Task arithmetic and DARE have
+λ = 0.3, TIES its paper's preset. The paper's FW chooses by a cosine and throws θ_t away in soft steps; ours are the
+library's defaults.
 """
 
 

@@ -26,7 +26,8 @@ FOLDER, WORKERS = Path(".quality"), 2
 FULL, QUICK = Size(tasks=20, test=500), Size(effort=0.3, tasks=8, test=200)
 SEEDS = range(3)
 GRADIENTS = {IRRELEVANT: 300, RELEVANT: 200, NOISY: 300}
-COUNTS = {IRRELEVANT: (4, 8, 12, 16, 20), RELEVANT: (4, 12, 20), NOISY: (5,)}
+SAMPLES = {IRRELEVANT: 32, RELEVANT: 16, NOISY: 32}
+COUNTS = {IRRELEVANT: (4, 8, 12, 20), RELEVANT: (4, 12, 20), NOISY: (5,)}
 HERE = Path(__file__).parent
 TRAINED_BY = [
     HERE / "tasks.py",
@@ -102,7 +103,7 @@ def cases(part: str, seed: int, size: Size, noisy: int) -> Iterator[tuple[int, C
         if part == NOISY:
             strange = family(size, noisy, weights(noisy, size))
             members["noisy"] = trunk(strange, tasks[0])
-        yield len(members), Case(own, members, evaluated, seed, gradients)
+        yield len(members), Case(own, members, evaluated, seed, gradients, SAMPLES[part])
 
 
 def job(part: str, seed: int, size: Size, noisy: int) -> float:
