@@ -217,7 +217,7 @@ def launch_combine(jobs: Sequence[tuple[Any, ...]], counted: bool) -> Tensor | N
         if counts is None and counted:
             counts = torch.zeros(len(jobs), dtype=torch.int64, device=out.device)
         consensus, division, as_delta, *_ = options(*jobs[group[0]])
-        rows = [_row(*jobs[i], counts=None if counts is None else counts[i]) for i in group]
+        rows = [_row(None if counts is None else counts[i], *jobs[i]) for i in group]
         tensors = [t for t in (base, *models, out) if t is not None]
         Launch("combine", rows, tensors, models)(
             combine_tile, len(models), BASE=None if base is None else TYPES[base.dtype], OUT=TYPES[out.dtype],
@@ -228,8 +228,9 @@ def launch_combine(jobs: Sequence[tuple[Any, ...]], counted: bool) -> Tensor | N
 
 
 def _row(
-    base: Tensor | None, models: Sequence[Tensor], weights: Sequence[float], divisor: float | Sequence[float],
-    scale: float, consensus: str, as_delta: bool, kept: Kept, offset: int, out: Tensor, counts: Tensor | None,
+    counts: Tensor | None, base: Tensor | None, models: Sequence[Tensor], weights: Sequence[float],
+    divisor: float | Sequence[float], scale: float, consensus: str, as_delta: bool, kept: Kept, offset: int,
+    out: Tensor,
 ) -> Row:  # fmt: skip
     shares = [divisor] * len(models) if isinstance(divisor, float) else divisor
     head = (base, out, kept[2], offset, scale)

@@ -22,12 +22,18 @@ Kept = tuple[Sequence[Window] | None, Sequence[Drop] | None, Tensor | None]  # t
 
 @triton.jit
 def philox(start, key, TILE: tl.constexpr):
-    """The words of elements start … start + TILE, start a multiple of 4: int64 [TILE]. A counter gives four words."""
+    """The words of elements start … start + TILE, start a multiple of 4: uint32 [TILE]. A counter gives four words."""
     counter = start // 4 + tl.arange(0, TILE // 4)
     zero = tl.zeros([TILE // 4], tl.uint32)
     low, high = (counter & 0xFFFFFFFF).to(tl.uint32), (counter >> 32).to(tl.uint32)
     a, b, c, d = tl.philox(key, low, high, zero, zero)
-    return tl.interleave(tl.interleave(a, c), tl.interleave(b, d)).to(tl.int64)
+    return tl.interleave(tl.interleave(a, c), tl.interleave(b, d))
+
+
+@triton.jit
+def _before(slot, first, TILE: tl.constexpr):
+    """Which of the elements first … first + TILE are before the index in the slot; counted in 32 bits."""
+    return tl.arange(0, TILE) < tl.minimum(tl.maximum(tl.load(slot) - first, 0), TILE).to(tl.int32)
 
 
 @triton.jit
@@ -40,13 +46,14 @@ def kept_elements(
     first = tl.load(row + 6) + start
     on = tl.full([TILE], True, tl.int1)
     if TRIM:
-        size, index = tl.abs(tau), first + tl.arange(0, TILE)
-        top, bottom = number(fields, WORKING), number(fields + 2 * models, WORKING)
-        above = (size > top) | ((size == top) & (index < tl.load(fields + models)))
-        below = (size < bottom) | ((size == bottom) & (index >= tl.load(fields + 3 * models)))
+        size, top, bottom = tl.abs(tau), number(fields, WORKING), number(fields + 2 * models, WORKING)
+        above = (size > top) | ((size == top) & _before(fields + models, first, TILE))
+        below = (size < bottom) | ((size == bottom) & (_before(fields + 3 * models, first, TILE) == 0))
         on = (above | below) == 0
     if DROP:
-        on = on & (philox(first, tl.load(fields + 4 * models), TILE) >= tl.load(fields + 5 * models))
+        threshold = tl.load(fields + 5 * models)
+        words = philox(first, tl.load(fields + 4 * models), TILE)
+        on = on & (words >= (threshold & 0xFFFFFFFF).to(tl.uint32)) & (threshold <= 0xFFFFFFFF)
     if KEEP:
         keep = pointer(row + 5, tl.uint8, False) + k * ((n + 7) // 8)
         on = on & (load_bits(keep, start, n, FULL, TILE) != 0)

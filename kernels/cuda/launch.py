@@ -1,8 +1,8 @@
 """How kernels are launched: over one tensor or many, by a table of addresses and numbers with a row a tensor.
 
 A row is int64: elements, first block of 65 536 (counted over all tensors), address of the sums, then an op's own slots,
-up to HEAD in all, then fields of K numbers each, the models' addresses first. Floats are there as the bits of float64: as
-arguments Triton would narrow them to float32. After the rows comes, where there are several, each block's row.
+up to HEAD in all, then fields of K numbers each, the models' addresses first. Floats are the bits of float64, since of
+arguments Triton makes float32. After the rows comes, where there are several, each block's row.
 """
 
 from __future__ import annotations
@@ -100,7 +100,11 @@ class Launch:
             table = torch.cat([table, torch.repeat_interleave(torch.arange(self.rows), torch.tensor(blocks))])
             self.programs = self.blocks * self.tiles
         self.table = upload(table, self.device)
-        self.constants = {"SINGLE": self.rows == 1, "TILE": self.settings.tile, "num_warps": self.settings.warps}
+        self.constants: dict[str, Any] = {
+            "SINGLE": self.rows == 1,
+            "TILE": self.settings.tile,
+            "num_warps": self.settings.warps,
+        }
         if models:
             # Models of several dtypes are always unrolled: what is loaded in a loop has one type.
             kinds = tuple(TYPES[m.dtype] for m in models)
