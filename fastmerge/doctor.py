@@ -60,7 +60,8 @@ def describe(path: str) -> dict[str, Any]:
             "method": folder.record.method,
             "base": folder.record.base.source,
             "scales": {task: folder.record.experts[task].scale for task in folder.tasks},
-            "densities": {task: folder.record.experts[task].density for task in folder.tasks},
+            "densities": {task: own.density for task, own in folder.record.experts.items() if own.density is not None},
+            "ranks": {task: own.rank for task, own in folder.record.experts.items() if own.rank is not None},
             "parameters": sum(info.numel for info in folder.backbone.tensors.values()),
             "bytes": {
                 "backbone": sum(info.nbytes for info in folder.backbone.tensors.values()),

@@ -218,12 +218,24 @@ class Expert(NamedTuple):
     values: Tensor
 
 
+class LowRank(NamedTuple):
+    """A matrix [R, C] of rank r at most, as a product: up [R, r] and down [r, C]."""
+
+    up: Tensor
+    down: Tensor
+
+
 class InnerProducts(NamedTuple):
     """All float64: ⟨g, θ_k⟩ [K], ‖θ_k‖² [K] and ‖g‖² (0-d)."""
 
     dots: Tensor
     norms: Tensor
     gradient_norm: Tensor
+
+
+def expert_of(parts: Sequence[Tensor]) -> Expert | LowRank:
+    """An expert of its parts: sparse of three, a product of two."""
+    return LowRank(*parts) if len(parts) == 2 else Expert(*parts)
 
 
 def working_dtype(tensors: Sequence[Tensor]) -> torch.dtype:

@@ -134,7 +134,7 @@ def _write_emr_record(
 
 def _write_experts_record(plan: MergePlan, output: Output, folder: Path, results: Mapping[str, list[float]]) -> None:
     params = output.parameters.record()["params"]
-    kept = {"density": params["expert_density"], "scope": params["scope"]}
+    kept = {"density": params.get("expert_density"), "scope": params.get("scope"), "rank": params.get("rank")}
     written = experts.ExpertsRecord(
         **_tasks_record(plan, output),
         experts={
@@ -143,7 +143,7 @@ def _write_experts_record(plan: MergePlan, output: Output, folder: Path, results
         },
         backbone=open_checkpoint(folder, "backbone").identity(),
     )
-    write_json(folder / experts.RECORD, written.model_dump(mode="json"))
+    write_json(folder / experts.RECORD, written.model_dump(mode="json", exclude_none=True))
 
 
 def _tasks_record(plan: MergePlan, output: Output) -> dict[str, Any]:

@@ -32,7 +32,7 @@ class Merged:
     """`state_dict` is the merged model (of an EMR merge, base + unified task vector); `stats` the method's numbers.
 
     unified: by tensor the unified task vector and the packed masks, a row a task. experts: by task and tensor what a
-    FREE merge has extracted. own: by task what is merged with no other, such as heads.
+    FREE or Twin merge has extracted. own: by task what is merged with no other, such as heads.
     """
 
     state_dict: dict[str, Tensor]
@@ -40,7 +40,7 @@ class Merged:
     own: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     _base: StateDict = field(default_factory=dict)
     unified: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    experts: dict[str, dict[str, ops.Expert]] = field(default_factory=dict)
+    experts: dict[str, dict[str, ops.Expert | ops.LowRank]] = field(default_factory=dict)
 
     def task(self, name: str) -> dict[str, Tensor]:
         """One task's model: by its mask and its rescaler, or with its expert. InputError for other methods."""
@@ -51,8 +51,12 @@ class Merged:
         model = dict(self.state_dict)
         if self.experts:
             for tensor, expert in self.experts[name].items():
+                scale = self.stats["scales"][name]
+                if isinstance(expert, ops.LowRank):
+                    model[tensor] = ops.low_rank(model[tensor], *expert, scale)
+                    continue
                 model[tensor] = model[tensor].clone()
-                ops.scatter_add(model[tensor], expert, self.stats["scales"][name])
+                ops.scatter_add(model[tensor], expert, scale)
             return model | self.own[name]
         row, scale = list(self.own).index(name), self.stats["rescalers"][name]
         for tensor, (unified, masks) in self.unified.items():
@@ -96,7 +100,7 @@ def merge_state_dicts(
 
     merged: dict[str, Tensor] = {info.name: (base or {})[info.name] for info in alignment.base_specific}
     unified: dict[str, tuple[Tensor, Tensor]] = {}
-    experts: dict[str, dict[str, ops.Expert]] = {name: {} for name in names}
+    experts: dict[str, dict[str, ops.Expert | ops.LowRank]] = {name: {} for name in names}
     statistics: list[Statistics] = []
     for number in range(len(declared.passes(names, alignment.wide))):
         gathered = Statistics(len(names))
@@ -159,9 +163,11 @@ def _run(work: TensorPass, base: Tensor | None, models: Sequence[Tensor], like: 
     return written
 
 
-def _stored(expert: ops.Expert, like: Tensor) -> ops.Expert:
+def _stored(expert: ops.Expert | ops.LowRank, like: Tensor) -> ops.Expert | ops.LowRank:
     """An expert with values as they are stored."""
     dtype = TORCH_DTYPES[delta_dtype(CODES[like.dtype])]
+    if isinstance(expert, ops.LowRank):
+        return ops.LowRank(*(ops.combine(None, [part], dtype=dtype).merged for part in expert))
     return expert._replace(values=ops.combine(None, [expert.values], dtype=dtype).merged)
 
 
@@ -184,7 +190,7 @@ def _restore_aliases(
     alignment: Alignment,
     merged: dict[str, Tensor],
     unified: dict[str, tuple[Tensor, Tensor]],
-    experts: dict[str, dict[str, ops.Expert]],
+    experts: dict[str, dict[str, ops.Expert | ops.LowRank]],
 ) -> None:
     for tensor in alignment.tensors:
         for alias in tensor.aliases:

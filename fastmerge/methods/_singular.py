@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
+HELD = 10  # copies of a matrix that its decompositions take, about
+
 
 def leading(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     """U [H, r], σ [r] and Vᵀ [r, W] of the `rank` largest singular values, as far as they are not zero.

@@ -119,8 +119,9 @@ class FREE(FourierMethod):
 
         assert block.base is not None
         assert block.sums is not None
-        block.experts = [self._expert(block, k) for k in range(len(models))]
-        for k, expert in enumerate(block.experts):
+        experts = [self._expert(block, k) for k in range(len(models))]
+        block.experts = [*experts]
+        for k, expert in enumerate(experts):
             values = expert.values
             block.sums[KEPT, k] = ops.moments(values.new_zeros(values.shape), [values]).magnitude[0]
             block.sums[COUNT, k] = values.numel()

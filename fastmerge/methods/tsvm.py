@@ -11,12 +11,10 @@ from pydantic import Field
 from ..targets import STACKS, excluded, matrices
 from ._declaration import Block, Finite, Method, Pass, Statistics, Subject
 from ._filter import Patterns
-from ._singular import merge_matrices
+from ._singular import HELD, merge_matrices
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-HELD = 10  # copies of a matrix that its decompositions take, about
 
 
 class TSVM(Method):

@@ -43,9 +43,10 @@ def _held(outputs: Sequence[Output], tensor: TensorPlan, names: Sequence[str], a
     passes = [passes_on(output.parameters, tensor, names, alignment) for output in outputs]
     held = max(sum(own[i].held for own in passes) for i in range(len(passes[0])))
     places = [
-        layout.places[f"{tensor.name}/{part}"]
+        place
         for output in outputs
         for layout in output.experts.values()
         for part in PARTS
+        if (place := layout.places.get(f"{tensor.name}/{part}"))
     ]
     return held + SLOTS * sum(p.stop - p.start for p in places)

@@ -9,7 +9,7 @@ from ..formats.checkpoint import Checkpoint
 from ..formats.experts import expert_layout
 from ..formats.layout import Layout, plan_layout
 from ..formats.safetensors import DTYPES
-from ..methods._declaration import Method, Pass, Statistics, Written
+from ..methods._declaration import ExpertSize, Method, Pass, Statistics, Written
 from .parameters import Parameters
 from .preflight import Alignment, TensorPlan
 
@@ -91,7 +91,7 @@ def plan_experts(
     output: Output, alignment: Alignment, names: Sequence[str], dtype: str | None, statistics: Sequence[Statistics]
 ) -> dict[str, Layout]:
     """The files of an output's experts by model, as the statistics of the passes before decide them."""
-    entries: dict[str, list[tuple[str, int, int, str]]] = {}
+    entries: dict[str, list[tuple[str, int, ExpertSize, str]]] = {}
     for tensor in alignment.tensors:
         count = None if tensor.copy else passes_on(output.parameters, tensor, names, alignment)[-1].experts
         for name, size in zip(names, count(tensor.subject, statistics) if count else (), strict=False):
