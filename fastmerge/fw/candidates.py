@@ -160,8 +160,13 @@ class Candidates:
 
     def sweep(self, works: Sequence[Work]) -> None:
         """Carry out works that write no file."""
-        stream([piece for work in works for piece in work.pieces(self.chunk)], self.files, _Nowhere())
-        self.files.check_unchanged()
+        pieces = [piece for work in works for piece in work.pieces(self.chunk)]
+        if any(work.sources for work in works):
+            stream(pieces, self.files, _Nowhere())
+            self.files.check_unchanged()
+        else:  # nothing to be read ahead
+            for piece in pieces:
+                piece.work.run(piece.start, [], [])
 
     def scores(self, gradient: Mapping[str, Tensor], wanted: Mapping[str, Sequence[int]]) -> Scores:
         """Inner products of a flat gradient with the candidates wanted of each tensor, each block read once.
