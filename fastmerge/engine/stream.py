@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..formats.layout import Place
-from ..formats.mapping import TORCH_DTYPES, Inputs, ReadAhead, Span
+from ..formats.mapping import LITTLE, TORCH_DTYPES, Inputs, Little, ReadAhead, Span
 from ..formats.safetensors import DTYPES, TensorInfo
 from .writer import PAGE, Segment, Slot
 
@@ -154,7 +154,7 @@ def stream(
 ) -> None:
     """Run the pieces in order. `finished` is told each work and its sums once all of it has been put into the sink,
     `progress` the bytes read."""
-    with ReadAhead(inputs, [(piece.spans, not piece.whole) for piece in pieces]) as ahead:
+    with _reading(pieces, inputs) as ahead:
         for piece in pieces:
             if piece.whole:
                 _prepare(piece, inputs, sink, ahead)
@@ -166,7 +166,13 @@ def stream(
                 progress(sum(stop - start for _, start, stop in piece.spans))
 
 
-def _prepare(piece: Piece, inputs: Inputs, sink: Sink, ahead: ReadAhead) -> None:
+def _reading(pieces: Sequence[Piece], inputs: Inputs) -> ReadAhead | Little:
+    chunks = [(piece.spans, not piece.whole) for piece in pieces]
+    much = sum(stop - start for spans, _ in chunks for _, start, stop in spans) > LITTLE
+    return ReadAhead(inputs, chunks) if much else Little()
+
+
+def _prepare(piece: Piece, inputs: Inputs, sink: Sink, ahead: ReadAhead | Little) -> None:
     work = piece.work
     assert work.prepare is not None
     slot = sink.slot() if work.whole_targets else None
@@ -178,7 +184,7 @@ def _prepare(piece: Piece, inputs: Inputs, sink: Sink, ahead: ReadAhead) -> None
         sink.put(slot)
 
 
-def _run(piece: Piece, inputs: Inputs, sink: Sink, ahead: ReadAhead) -> None:
+def _run(piece: Piece, inputs: Inputs, sink: Sink, ahead: ReadAhead | Little) -> None:
     work = piece.work
     slot = sink.slot()
     ahead.wait()

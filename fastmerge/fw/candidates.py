@@ -81,7 +81,7 @@ class Candidates:
     def add(self, name: str, member: Member, others: Sequence[str], *, first: bool = False) -> None:
         """Take a checkpoint or a state dict; InputError where it is none that fits the slots."""
         if isinstance(member, Mapping):
-            stored: Mapping[str, Stored] = {n: t for n, t in member.items() if isinstance(t, Tensor)}
+            stored: Mapping[str, Stored] = {n: t.detach() for n, t in member.items() if isinstance(t, Tensor)}
             found = find(name, stored, self.slots, others)
             self._take(name, found, None, (), first)
         else:
@@ -144,7 +144,7 @@ class Candidates:
     def whole(self, slot: str, k: int) -> Tensor:
         """A candidate's tensor, not copied."""
         stored = self._stored[k][slot]
-        return self.files.whole(stored) if isinstance(stored, TensorInfo) else stored.detach()
+        return self.files.whole(stored) if isinstance(stored, TensorInfo) else stored
 
     def work(self, slot: str, wanted: Sequence[int], use: Use, targets: tuple[Target, ...] = ()) -> Work:
         """Sweep through one tensor of some candidates."""
@@ -153,7 +153,7 @@ class Candidates:
 
         def run(start: int, read: list[Tensor], made: list[Tensor]) -> None:
             chunks, stop = iter(read), min(start + self.chunk, numel)
-            own = [next(chunks) if isinstance(t, TensorInfo) else t.detach().reshape(-1)[start:stop] for t in stored]
+            own = [next(chunks) if isinstance(t, TensorInfo) else t.reshape(-1)[start:stop] for t in stored]
             use(start, own, made)
 
         return Work(numel, tuple(Source(t) for t in stored if isinstance(t, TensorInfo)), targets, run)
