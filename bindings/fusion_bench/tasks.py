@@ -109,19 +109,21 @@ class ExpertModulator(Modulator):
             _stored({name: expert[part] for name, expert in experts.items()}) for part in range(3)
         )
         self.scale = nn.Parameter(torch.tensor(scale, dtype=torch.float64), requires_grad=False)
-        self.replaced: dict[str, ops.Expert] = {}
+        self.replaced: dict[str, Tensor] = {}
 
     def change(self, model: Modulated, tensors: Mapping[str, Tensor]) -> None:
-        self.replaced = {}
+        self.replaced = {name: ops.gather(tensors[name], self.expert(name)) for name in self.values}
         for name in self.values:
-            expert = ops.Expert(self.counts[name], self.offsets[name], self.values[name])
-            self.replaced[name] = expert._replace(values=ops.gather(tensors[name], expert))
-            ops.scatter_add(tensors[name], expert, float(self.scale))
+            ops.scatter_add(tensors[name], self.expert(name), float(self.scale))
 
     def restore(self, model: Modulated, tensors: Mapping[str, Tensor]) -> None:
-        for name, expert in self.replaced.items():
-            ops.scatter(tensors[name], [expert])
+        for name, values in self.replaced.items():
+            theta = tensors[name]  # the model may have been moved since
+            ops.scatter(theta, [self.expert(name)._replace(values=values.to(theta))])
         self.replaced = {}
+
+    def expert(self, name: str) -> ops.Expert:
+        return ops.Expert(self.counts[name], self.offsets[name], self.values[name])
 
 
 def _stored(tensors: Mapping[str, Tensor]) -> ParameterDictModel:

@@ -127,27 +127,28 @@ def test_task_arithmetic_is_fusion_benchs() -> None:
 
 
 @pytest.mark.parametrize("merge_func", ["sum", "mean"])
-@pytest.mark.parametrize("remove_keys", [[], ["body.weight"]], ids=["all", "removed"])
-def test_ties_is_fusion_benchs_but_for_one_element_a_model(merge_func: str, remove_keys: list[str]) -> None:
-    """FusionBench keeps one more than threshold · n; with one more, the rest is the same."""
-    base = {n: t for n, t in Small(0).state_dict().items() if n not in remove_keys}
-    del base["out.weight"], base["positions"]  # tied, and not of the vector that is trimmed
-    own_pool, its_pool = untied(pool()), untied(pool())
-    n = sum(t.numel() for t in base.values())
-    its = TiesMergingAlgorithm(scaling_factor=0.3, threshold=20, remove_keys=remove_keys, merge_func=merge_func).run(
-        its_pool
-    )
-    kept = dict(its.state_dict())
-    args = {"remove_keys": remove_keys, "merge_func": merge_func, "inplace": False}
-    same = configured("ties", threshold=(int(n * 0.2) + 1.5) / n, **args).run(own_pool)
-    merged = [name for name in kept if name not in remove_keys]
-    for name in merged:
-        torch.testing.assert_close(same.state_dict()[name], kept[name], rtol=1e-6, atol=1e-7)
-    ours = configured("ties", **args).run(own_pool)
-    differing = sum(int((~ours.state_dict()[n].isclose(kept[n], rtol=1e-6, atol=1e-7)).sum()) for n in merged)
+def test_ties_is_fusion_benchs_but_for_one_element_a_model(merge_func: str) -> None:
+    """FusionBench keeps one more than threshold · n; with one more, all is the same."""
+    models = untied(pool())
+    n = sum(p.numel() for p in models.load_model("_pretrained_").parameters())
+    more = configured("ties", threshold=(int(n * 0.2) + 1.5) / n, merge_func=merge_func, inplace=False).run(models)
+    ours = configured("ties", merge_func=merge_func, inplace=False).run(models)
+    its = TiesMergingAlgorithm(scaling_factor=0.3, threshold=20, remove_keys=[], merge_func=merge_func).run(models)
+    differing = 0
+    for name, tensor in its.state_dict().items():
+        torch.testing.assert_close(more.state_dict()[name], tensor, rtol=1e-6, atol=1e-7)
+        differing += int((~ours.state_dict()[name].isclose(tensor, rtol=1e-6, atol=1e-7)).sum())
     assert 0 < differing <= len(TASKS)
-    for name in remove_keys:
-        assert_same_bits(ours.state_dict()[name], Small(0).state_dict()[name], name)
+
+
+def test_ties_leaves_keys_out() -> None:
+    """They stay the pre-trained model's, and do not count among the elements that are trimmed; unknown ones are none."""
+    base, models = states(pool())
+    without = [{name: t for name, t in state.items() if name != "body.weight"} for state in (base, *models.values())]
+    expected = fm.merge_state_dicts("ties", without[0], dict(zip(TASKS, without[1:], strict=True)), **MERGES["ties"][1])
+    merged = tensors(configured("ties", remove_keys=["body.weight", "none"]).run(pool()))
+    assert_same_bits(merged.pop("body.weight"), base["body.weight"], "body.weight")
+    assert_equal(merged, expected.state_dict)
 
 
 def untied(models: BaseModelPool) -> BaseModelPool:
