@@ -81,6 +81,10 @@ class FREE(FourierMethod):
     def passes_on(self, subject: Subject, models: Sequence[str], wide: bool = False) -> tuple[Pass, ...]:
         return (*self._histograms(models, wide), *super().passes_on(subject, models, wide))
 
+    @property
+    def filters_each(self) -> bool:
+        return super().filters_each or self.rescale == "released"
+
     def _histograms(self, models: Sequence[str], wide: bool) -> tuple[Pass, ...]:
         """The readings after which the whole task vector's largest elements are known."""
         return _quantiles.passes([self.density] * len(models), wide, math.ceil) if self.scope == "global" else ()
