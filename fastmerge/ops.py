@@ -16,7 +16,7 @@ import ctypes
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from . import dispatch
 from .cutoff import Convention, Cutoff
@@ -555,7 +555,7 @@ class Filtered:
         """Σ|G(τ_k)| of every model, in float64. It holds the transforms of a matrix of each of them."""
         _check("Filtered", {"base": base, **_numbered(models)})
         h, w = _matrix("Filtered", "base", base)
-        kernel = dispatch.choose("Filtered", base.device.type, backend)
+        kernel: Any = dispatch.choose("Filtered", base.device.type, backend)
         first, *others = (_flat(t).view(-1, h, w) for t in (base, *models))
         return list(kernel.magnitudes(first, others, limits.convention, limits.limit(h, w)))
 

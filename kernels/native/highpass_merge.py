@@ -45,7 +45,8 @@ class Filtered:
         self, base: Tensor | None, models: Sequence[Tensor], weights: Sequence[float], convention: str, limit: int
     ) -> None:
         self.base, self.models, self.weights = base, models, list(weights)
-        self.held = _Held(Bins(*models[0].shape[1:], convention, limit), _real(base, models))
+        _, h, w = models[0].shape
+        self.held = _Held(Bins(h, w, convention, limit), _real(base, models))
         self.entered = -1  # the matrix that the panel is of
 
     def write(self, start: int, scale: float, as_delta: bool, out: Tensor) -> int:
@@ -67,7 +68,8 @@ class Filtered:
     @staticmethod
     def magnitudes(base: Tensor, models: Sequence[Tensor], convention: str, limit: int) -> list[float]:
         """As the reference's."""
-        bins = Bins(*base.shape[1:], convention, limit)
+        _, h, w = base.shape
+        bins = Bins(h, w, convention, limit)
         held = [_Held(bins, _real(base, models)) for _ in models]
         filters, found = [own.filter for own in held], [0.0] * len(models)
         for i in range(len(base)):
