@@ -17,7 +17,7 @@ import ctypes
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from . import dispatch
 from .arrays import takes_arrays
@@ -647,9 +647,16 @@ class Filtered:
             )
         return self._filtered.write(start, float(scale), as_delta, out.detach())  # type: ignore[no-any-return]
 
-    def magnitude(self) -> float:
-        """Σ|G(Σ_k w_k · τ_k)| of all elements, in float64."""
-        return float(self._filtered.magnitude())
+    @staticmethod
+    def magnitudes(
+        base: Tensor, models: Sequence[Tensor], limits: Cutoff, *, backend: str | None = None
+    ) -> list[float]:
+        """Σ|G(τ_k)| of every model, in float64. It holds the transforms of a matrix of each of them."""
+        _check("Filtered", {"base": base, **_numbered(models)})
+        h, w = _matrix("Filtered", "base", base)
+        kernel: Any = dispatch.choose("Filtered", base.device.type, backend)
+        first, *others = (_flat(t).view(-1, h, w) for t in (base, *models))
+        return list(kernel.magnitudes(first, others, limits.convention, limits.limit(h, w)))
 
 
 @takes_arrays()

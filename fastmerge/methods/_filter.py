@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..ops import Filtered
 
 IDENTITY = 0.995  # of the bins kept: a filter that hardly filters
-ROWS = 1 << 19  # elements of the rows that a filter works on together, about
+ROWS = 1 << 19  # elements of the rows that all threads work on together, about
 
 
 def _patterns(value: object) -> object:
@@ -88,12 +88,17 @@ class Filter(BaseModel):
 
     def magnitudes(self, block: Block) -> list[float]:
         """Per model Σ|G(τ_k)| of a whole tensor; one filter a model."""
-        return [self.filtered(block, [model], [1.0]).magnitude() for model in block.models]
+        from .. import ops
 
-    def panel_bytes(self, subject: Subject, wide: bool) -> int:
-        """What a filter of the tensor holds of its spectrum, and of rows between two pieces."""
+        shape = self.matrices(block.subject)
+        assert block.base is not None
+        assert shape is not None
+        return ops.Filtered.magnitudes(block.base.view(shape), [m.view(shape) for m in block.models], self.limits)
+
+    def panel_bytes(self, subject: Subject, wide: bool, filters: int = 1) -> int:
+        """What filters of the tensor hold of its spectrum, and of rows that are worked on."""
         _, h, w = self.matrices(subject) or (0, 0, 0)
-        elements = 2 * self.limits.columns(h, w) * h + min(h * w, ROWS) if h * w else 0
+        elements = 2 * filters * self.limits.columns(h, w) * h + min(h * w, ROWS) if h * w else 0
         return elements * (8 if wide else 4)
 
 

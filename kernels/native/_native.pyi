@@ -208,6 +208,7 @@ class Filter:
         out_dtype: int,
         streaming: bool,
     ) -> int: ...
-    def magnitude(
-        self, base: int, base_dtype: int, models: Sequence[int], dtypes: Sequence[int], weights: Sequence[float]
-    ) -> float: ...
+    @staticmethod
+    def magnitudes(
+        filters: Sequence[Filter], base: int, base_dtype: int, models: Sequence[int], dtypes: Sequence[int]
+    ) -> list[float]: ...

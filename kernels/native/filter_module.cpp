@@ -68,14 +68,13 @@ class Filter {
     }
 
     void forward(uintptr_t base, int base_dtype, const Addresses &models, const Dtypes &dtypes, const std::vector<double> &weights) {
-        Call call(*this, base, base_dtype, models, dtypes, weights);
-        call.args.as_delta = true;
-        each(s_.blocks(), [&](int64_t block, void *work) { FM_KERNEL(filter_forward)(call.args, s_, block, work); });
-        each(s_.groups(), [&](int64_t group, void *work) { FM_KERNEL(filter_across)(s_, group, work); });
+        const Call call(*this, base, base_dtype, models, dtypes, weights);
+        forward({this}, {&call.args});
     }
     int64_t back(uintptr_t base, int base_dtype, const Addresses &models, const Dtypes &dtypes, const std::vector<double> &weights,
                  double scale, bool as_delta, int64_t start, int64_t stop, uintptr_t out, int out_dtype, bool streaming) {
         Call call(*this, base, base_dtype, models, dtypes, weights);
+        call.come_back(*this);
         call.args.scale = scale, call.args.as_delta = as_delta;
         call.args.out = {pointer<void>(out), out_dtype}, call.args.streaming = streaming;
         const int64_t size = s_.lanes() * s_.w, first = start / size;
@@ -87,15 +86,26 @@ class Filter {
         for (int64_t own : nonfinite) all += own;
         return all;
     }
-    double magnitude(uintptr_t base, int base_dtype, const Addresses &models, const Dtypes &dtypes, const std::vector<double> &weights) {
-        Call call(*this, base, base_dtype, models, dtypes, weights);
-        call.args.as_delta = true;
-        std::vector<double> sums(s_.blocks());
-        each(s_.blocks(), [&](int64_t block, void *work) {
-            FM_KERNEL(filter_back)(call.args, s_, block, 0, s_.h * s_.w, work, &sums[block]);
+    // Σ|G(τ_k)| of each model, given as many filters. They take a block by turns, while it is in the cache.
+    static std::vector<double> magnitudes(const std::vector<Filter *> &filters, uintptr_t base, int base_dtype,
+                                          const Addresses &models, const Dtypes &dtypes) {
+        const size_t count = filters.size();
+        const Spectrum &s = filters[0]->s_;
+        std::vector<Call> calls;
+        std::vector<const Args *> args;
+        calls.reserve(count);
+        for (size_t k = 0; k < count; ++k) {
+            calls.emplace_back(*filters[k], base, base_dtype, Addresses{models[k]}, Dtypes{dtypes[k]}, std::vector{1.0});
+            args.push_back(&calls[k].args);
+        }
+        forward(filters, args);
+        for (size_t k = 0; k < count; ++k) calls[k].come_back(*filters[k]);
+        std::vector<double> sums(s.blocks() * count), all(count);
+        filters[0]->each(s.blocks(), [&](int64_t block, void *work) {
+            for (size_t k = 0; k < count; ++k)
+                FM_KERNEL(filter_back)(*args[k], filters[k]->s_, block, 0, s.h * s.w, work, &sums[block * count + k]);
         });
-        double all = 0;
-        for (double own : sums) all += own;
+        for (size_t i = 0; i < sums.size(); ++i) all[i % count] += sums[i];
         return all;
     }
 
@@ -103,19 +113,38 @@ class Filter {
     struct Call {
         Args args{};
         std::vector<In> models;
+        std::vector<double> weights;
 
         Call(const Filter &filter, uintptr_t base, int base_dtype, const Addresses &addresses, const Dtypes &dtypes,
-             const std::vector<double> &weights) {
+             std::vector<double> given)
+            : weights(std::move(given)) {
             args.base = {pointer<const void>(base), base_dtype};
             for (size_t k = 0; k < addresses.size(); ++k) models.push_back({pointer<const void>(addresses[k]), dtypes[k]});
             args.models = models.data(), args.models_count = int(models.size());
             args.weights = weights.data();
-            args.divisor = args.scale = 1;
+            args.divisor = args.scale = 1, args.as_delta = true;
             args.wide = filter.s_.wide;
             args.out.dtype = args.wide ? F64 : F32;
         }
+        // Where all that is kept comes back, v takes no part; where nothing is kept, times zero, so that what is not finite is seen.
+        void come_back(const Filter &filter) {
+            if (filter.s_.subtract) return;
+            if (filter.s_.columns) args.models_count = 0;
+            else weights.assign(weights.size(), 0), args.weights = weights.data();
+        }
     };
 
+    static void forward(const std::vector<Filter *> &filters, const std::vector<const Args *> &args) {
+        const Spectrum &s = filters[0]->s_;
+        const int64_t count = int64_t(filters.size());
+        if (!s.columns) return;
+        filters[0]->each(s.blocks(), [&](int64_t block, void *work) {
+            for (int64_t k = 0; k < count; ++k) FM_KERNEL(filter_forward)(*args[k], filters[k]->s_, block, work);
+        });
+        filters[0]->each(s.groups() * count, [&](int64_t i, void *work) {
+            FM_KERNEL(filter_across)(filters[i % count]->s_, i / count, work);
+        });
+    }
     static Transform described(const Described &given, std::unique_ptr<Transform> &inner) {
         const auto &[n, radices, tables, convolution] = given;
         Transform t = transform(n, radices, tables);
@@ -145,9 +174,9 @@ void bind_filter(nb::module_ &m) {
     nb::class_<Filter>(m, "Filter")
         .def(nb::init<int64_t, int64_t, bool, int64_t, int64_t, bool, int64_t, uintptr_t, uintptr_t, uintptr_t, const Described &,
                       const Described &, uintptr_t>())
-        .def("forward", &Filter::forward)
+        .def("forward", nb::overload_cast<uintptr_t, int, const Addresses &, const Dtypes &, const std::vector<double> &>(&Filter::forward))
         .def("back", &Filter::back)
-        .def("magnitude", &Filter::magnitude);
+        .def_static("magnitudes", &Filter::magnitudes);
 }
 
 }  // namespace fm

@@ -9,6 +9,7 @@ Neither v nor a full spectrum is ever stored.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -44,73 +45,84 @@ class Filtered:
         self, base: Tensor | None, models: Sequence[Tensor], weights: Sequence[float], convention: str, limit: int
     ) -> None:
         self.base, self.models, self.weights = base, models, list(weights)
-        self.matrices, self.h, self.w = models[0].shape
-        wide = any(t.dtype == torch.float64 for t in (*models, *([] if base is None else [base])))
-        bins = Bins(self.h, self.w, convention, limit)
-        self.plan = plan(bins)
-        self._hold(bins, torch.float64 if wide else torch.float32)
+        _, h, w = models[0].shape
+        self.held = _Held(Bins(h, w, convention, limit), _real(base, models))
         self.entered = -1  # the matrix that the panel is of
-
-    def _hold(self, bins: Bins, real: torch.dtype) -> None:
-        """The panel and the tables, and the native filter that works on them."""
-        first, columns, lanes = self.plan.first, self.plan.columns, LANES[real]
-        padded = -(-columns // lanes) * lanes
-        self.panel = torch.empty(padded * self.h, 2, dtype=real)
-        self.reaches = torch.full((2, padded), -1, dtype=INTEGERS[real])
-        found = [[bins.reach(sign * x) for x in range(first, first + columns)] for sign in (1, -1)]
-        self.reaches[:, :columns] = torch.tensor(found, dtype=INTEGERS[real])
-        self.units = roots(torch.arange(first, first + columns), self.w, real)
-        self.transforms = [transform(n, real) for n in (self.w if self.w % 2 else self.w // 2, self.h)]
-        self.filter = _native.Filter(
-            self.h,
-            self.w,
-            real == torch.float64,
-            first,
-            columns,
-            self.plan.subtract,
-            bins.middle,
-            *(row.data_ptr() for row in self.reaches),
-            self.units.data_ptr(),
-            *map(_described, self.transforms),
-            self.panel.data_ptr(),
-        )
 
     def write(self, start: int, scale: float, as_delta: bool, out: Tensor) -> int:
         """As the reference's."""
-        size, stop, nonfinite = self.h * self.w, start + out.numel(), 0
+        size, stop, nonfinite = self.models[0][0].numel(), start + out.numel(), 0
         streaming = out.numel() * out.element_size() >= STREAMING
         for i in range(start // size, -(-stop // size)):
             begin, end = max(start, i * size), min(stop, (i + 1) * size)
-            merged = out[begin - start : end - start]
-            nonfinite += self.filter.back(
-                *self._entered(i),
-                scale,
-                as_delta,
-                begin - i * size,
-                end - i * size,
-                merged.data_ptr(),
-                DTYPES[merged.dtype],
-                streaming,
+            merged, inputs = out[begin - start : end - start], (*_matrix(self.base, self.models, i), self.weights)
+            if i != self.entered:
+                self.held.filter.forward(*inputs)
+                self.entered = i
+            piece = begin - i * size, end - i * size
+            nonfinite += self.held.filter.back(
+                *inputs, scale, as_delta, *piece, merged.data_ptr(), DTYPES[merged.dtype], streaming
             )
         return nonfinite
 
-    def magnitude(self) -> float:
+    @staticmethod
+    def magnitudes(base: Tensor, models: Sequence[Tensor], convention: str, limit: int) -> list[float]:
         """As the reference's."""
-        return sum(self.filter.magnitude(*self._entered(i)) for i in range(self.matrices))
-
-    def _entered(self, i: int) -> tuple[int, int, list[int], list[int], list[float]]:
-        """What the back sweep of matrix i takes, once the panel is of it."""
-        base, weights = None if self.base is None else self.base[i], self.weights
-        models = [model[i] for model in self.models]
-        if self.plan.columns and i != self.entered:
-            self.filter.forward(*_base(base), *_models(models), weights)
-            self.entered = i
-        if not self.plan.subtract:  # all that is kept comes back; or nothing, and what is not finite must still be seen
-            models, weights = ([], []) if self.plan.columns else (models, [0.0] * len(models))
-        return *_base(base), *_models(models), weights
+        _, h, w = base.shape
+        bins = Bins(h, w, convention, limit)
+        held = [_Held(bins, _real(base, models)) for _ in models]
+        filters, found = [own.filter for own in held], [0.0] * len(models)
+        for i in range(len(base)):
+            more = _native.Filter.magnitudes(filters, *_matrix(base, models, i))
+            found = [own + other for own, other in zip(found, more, strict=True)]
+        return found
 
 
-def _described(
-    own: Transform,
-) -> tuple[int, tuple[int, ...], int, tuple[int, tuple[int, ...], int] | None]:
+class _Held:
+    """A panel, and the native filter that works on it and on tables."""
+
+    def __init__(self, bins: Bins, real: torch.dtype) -> None:
+        planned, lanes = plan(bins), LANES[real]
+        self.panel = torch.empty(-(-planned.columns // lanes) * lanes * bins.h, 2, dtype=real)
+        self.tables = _columns(bins, planned.first, planned.columns, real)
+        self.transforms = [transform(n, real) for n in (bins.w if bins.w % 2 else bins.w // 2, bins.h)]
+        along, across = self.transforms
+        reaches, mirrored, units = self.tables
+        self.filter = _native.Filter(
+            bins.h,
+            bins.w,
+            real == torch.float64,
+            planned.first,
+            planned.columns,
+            planned.subtract,
+            bins.middle,
+            reaches.data_ptr(),
+            mirrored.data_ptr(),
+            units.data_ptr(),
+            _described(along),
+            _described(across),
+            self.panel.data_ptr(),
+        )
+
+
+@functools.lru_cache(maxsize=32)
+def _columns(bins: Bins, first: int, count: int, real: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the panel's columns: how far bins and their mirror images are kept, and exp(−2πi·x / w)."""
+    columns, filled = range(first, first + count), [-1] * (-count % LANES[real])
+    own, mirrored = (
+        torch.tensor([bins.reach(sign * x) for x in columns] + filled, dtype=INTEGERS[real]) for sign in (1, -1)
+    )
+    return own, mirrored, roots(torch.arange(first, first + count), bins.w, real)
+
+
+def _real(base: Tensor | None, models: Sequence[Tensor]) -> torch.dtype:
+    tensors = models if base is None else (base, *models)
+    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+def _matrix(base: Tensor | None, models: Sequence[Tensor], i: int) -> tuple[int, int, list[int], list[int]]:
+    return *_base(None if base is None else base[i]), *_models([model[i] for model in models])
+
+
+def _described(own: Transform) -> tuple[int, tuple[int, ...], int, tuple[int, tuple[int, ...], int] | None]:
     return *own.described, None if own.inner is None else own.inner.described

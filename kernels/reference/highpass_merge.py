@@ -49,6 +49,8 @@ class Filtered:
         out.copy_(narrow(delta if as_delta else self.base[piece].to(delta.dtype) + delta, out.dtype))
         return int(out.numel() - out.isfinite().sum())
 
-    def magnitude(self) -> float:
-        """Σ|G(Σ_k w_k · τ_k)|, terms widened to float64."""
-        return float(self.delta.to(torch.float64).abs().sum())
+    @staticmethod
+    def magnitudes(base: Tensor, models: Sequence[Tensor], convention: str, limit: int) -> list[float]:
+        """Per model Σ|G(τ_k)|, terms widened to float64. All [B, H, W]."""
+        deltas = [Filtered(base, [model], [1.0], convention, limit).delta for model in models]
+        return [float(delta.to(torch.float64).abs().sum()) for delta in deltas]

@@ -180,22 +180,21 @@ def test_radices_make_up_a_length(n: int) -> None:
 @pytest.mark.parametrize("backend", CPU)
 @pytest.mark.parametrize("options", [{}, {"cutoff": 1.3}, {"cutoff": 0}, {"cutoff": 9}], ids=name)
 @pytest.mark.parametrize("dtypes", [(BF16,), (F32, F16), (F64,)], ids=name)
-def test_pieces_and_magnitude_are_of_the_whole(
+def test_pieces_and_magnitudes_are_of_the_whole(
     dtypes: tuple[torch.dtype, ...], options: dict[str, Any], backend: str
 ) -> None:
-    """However it is cut, a merge has the same bits; the magnitude is the filtered sum's."""
+    """However it is cut, a merge has the same bits; magnitudes are each model's."""
     base, *models = (noise((2, 37, 70), dtypes[i % len(dtypes)], i) for i in range(3))
-    limits, whole = (
-        Cutoff(**options),
-        partial(ops.highpass_merge, base, models, [0.5, 0.25], backend=backend, **options),
-    )
-    filtered = ops.Filtered(base, models, [0.5, 0.25], limits, backend=backend)
-    expected, found = whole().merged.view(-1), torch.empty_like(base).view(-1)
+    whole = partial(ops.highpass_merge, base, backend=backend, **options)
+    filtered = ops.Filtered(base, models, [0.5, 0.25], Cutoff(**options), backend=backend)
+    expected, found = whole(models, [0.5, 0.25]).merged.view(-1), torch.empty_like(base).view(-1)
     for start, stop in ((0, 1), (1, 70), (70, 1000), (1000, 1064), (1064, 4000), (4000, len(found))):
         filtered.write(start, found[start:stop])
     assert_same_bits(found, expected, "pieces")
-    delta = whole(as_delta=True, dtype=ops.working_dtype([base, *models])).merged
-    assert filtered.magnitude() == pytest.approx(float(delta.to(F64).abs().sum()), rel=1e-6, abs=0)
+    wide = ops.working_dtype([base, *models])
+    deltas = [whole([model], as_delta=True, dtype=wide).merged.to(F64) for model in models]
+    magnitudes = ops.Filtered.magnitudes(base, models, Cutoff(**options), backend=backend)
+    assert magnitudes == pytest.approx([float(delta.abs().sum()) for delta in deltas], rel=1e-6, abs=0)
 
 
 @pytest.mark.parametrize("backend", CPU)
