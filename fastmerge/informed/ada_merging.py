@@ -98,10 +98,10 @@ def ada_merging(
 ) -> Result:
     """Learn the coefficients of task arithmetic by gradient descent on unlabelled batches, in place.
 
-    The merged model is θ_0 + Σ_k λ_k · τ_k with τ_k = θ_k − θ_0, one λ_k a task vector (`coefficients` "task", Eq. 3 of
-    the paper) or one for each of its layers ("layer", λ_k^l, Eq. 4). They minimise the entropy of predictions (Eq. 5),
-    or any other loss. `plus_plus`: AdaMerging++, whose τ_k are what TIES-Merging leaves of them: of each the fraction
-    `density` of largest magnitudes over the whole model, and of these what has the sign of their sum.
+    The merged model is θ_0 + Σ_k λ_k · τ_k with τ_k = θ_k − θ_0, one λ_k a task vector (`coefficients` "task") or one
+    for each of its layers ("layer", λ_k^l). They minimise the entropy of predictions, or any other loss (Yang et al.
+    2024, arXiv 2310.02575). `plus_plus`: AdaMerging++, whose τ_k are what TIES-Merging leaves of them: of each the
+    fraction `density` of largest magnitudes over the whole model, and of these what has the sign of their sum.
 
     ∂ℓ/∂λ_k is ⟨∇ℓ, τ_k⟩, found with all others in one sweep through the pool, which may be larger than memory: beside
     the model there are its gradient (float32) and one block of the pool, whatever its size. The merged model is, to the

@@ -26,7 +26,7 @@ def fisher_information(
     seed: int = 0,
     task_specific: Sequence[str] = (),
 ) -> dict[str, Tensor]:
-    """F_i = E_x E_y (∂ log p(y | x) / ∂θ_i)² of every parameter (Matena & Raffel 2022, arXiv 2111.09832, Section 3).
+    """F_i = E_x E_y (∂ log p(y | x) / ∂θ_i)² of every parameter (Matena & Raffel 2022, arXiv 2111.09832).
 
     Gradients are of single samples: a batch is taken apart along the first dimension of its tensors. labels
     "expectation", the paper's: y is the model's own prediction, the mean over all classes by their probabilities; it

@@ -15,7 +15,7 @@ from ..fw.objectives import unlabelled
 
 
 def gram_matrices(model: nn.Module, batches: Batches, *, task_specific: Sequence[str] = ()) -> dict[str, Tensor]:
-    """XᵀX / N of the N rows X that go into each linear layer (Jin et al. 2023, arXiv 2212.09849, Section 3).
+    """XᵀX / N of the N rows X that go into each linear layer (Jin et al. 2023, arXiv 2212.09849).
 
     They are divided by the number of rows, so that models count equally however many samples each is shown. Every row
     counts, those of padding too. By the name of the layer's weight, [in, in], float32 (float64 of float64 inputs), for

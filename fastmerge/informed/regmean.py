@@ -33,7 +33,7 @@ def regmean(
     alpha: float = 0.9,
     task_specific: Sequence[str] = (),
 ) -> Result:
-    """RegMean: W = (Σ_k w_k W_k G̃_k) (Σ_k w_k G̃_k)⁻¹ of each linear layer (Jin et al. 2023, arXiv 2212.09849, Eq. 2).
+    """RegMean: W = (Σ_k w_k W_k G̃_k) (Σ_k w_k G̃_k)⁻¹ of each linear layer (Jin et al. 2023, arXiv 2212.09849).
 
     The model becomes the merged one; its own weights have no part in it. W, W_k: [out, in] as torch has them; G_k =
     XᵀX / N of what goes into the layer of model k, and G̃_k = α G_k + (1 − α) diag(G_k), its off-diagonal elements
