@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from pydantic import Field
@@ -36,7 +37,8 @@ class NearSwap(Method):
         for own in _select.slabs(block.base.numel()):
             base, model = block.base[own], block.models[0][own]
             tau = ops.delta_sum(base, [model])
-            moved = base.to(tau.dtype) + tau.clamp(-self.t, self.t)
-            swapped = torch.where(tau.abs() <= self.t, model.to(tau.dtype), moved)
-            block.nonfinite += int(tau.numel() - tau.isfinite().sum())
+            size = tau.abs()
+            moved = tau.clamp_(-self.t, self.t).add_(base)
+            swapped = torch.where(size <= self.t, model.to(tau.dtype), moved)
+            block.nonfinite += size.numel() - int((size < math.inf).count_nonzero())
             block.nonfinite += ops.combine(None, [swapped], out=block.merged[own]).nonfinite
