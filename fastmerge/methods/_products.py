@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 STRIP = 1 << 18  # elements of each model that are compared while in cache; a multiple of ops.BLOCK
-SLAB = 1 << 20  # elements of rows that are compared together, about
+SLAB = 1 << 17  # elements of rows that are compared together, about
 
 
 class Groups(NamedTuple):
@@ -41,22 +41,18 @@ def grouped_gram(base: Tensor | None, models: Sequence[Tensor], groups: Groups) 
     """The same of every group of the tensor, float64 [K, K, groups]."""
     import torch
 
-    count = len(models)
-    found = torch.zeros(count, count, groups.number, dtype=torch.float64, device=models[0].device)
+    found = torch.zeros(len(models), len(models), groups.number, dtype=torch.float64, device=models[0].device)
     columns = groups.number if groups.inner == 1 else groups.inner
     rows = max(1, SLAB // columns)
     for start in range(0, models[0].numel(), rows * columns):
         own = slice(start, start + rows * columns)
-        vectors = [_vector(base, model, own).double().view(-1, columns) for model in models]
-        for j in range(count):
-            for k in range(j, count):
-                products = vectors[j] * vectors[k]
-                if groups.inner == 1:
-                    found[j, k] += products.sum(0)
-                else:
-                    first = start // columns
-                    found[j, k, first : first + len(products)] = products.sum(1)
-                found[k, j] = found[j, k]
+        vectors = torch.stack([_vector(base, model, own).double().view(-1, columns) for model in models], 1)
+        if groups.inner == 1:
+            for j, vector in enumerate(vectors.unbind(1)):
+                found[j] += (vector[:, None] * vectors).sum(0)
+        else:
+            first = start // columns
+            found[:, :, first : first + len(vectors)] = (vectors @ vectors.mT).permute(1, 2, 0)
     return found
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from pydantic import Field
 
+from . import _select
 from ._declaration import Block, Method, Pass, Statistics
 
 
@@ -23,16 +25,20 @@ class NearSwap(Method):
     t: float = Field(1e-4, ge=0, allow_inf_nan=False, description="how far a weight may move")
 
     def passes(self, models: Sequence[str], wide: bool = False) -> tuple[Pass, ...]:
-        def swap(block: Block, _: Sequence[Statistics]) -> None:
-            import torch
+        return (Pass(self.merge, writes=("merged",), held=4 * _select.SLAB * (8 if wide else 4)),)
 
-            from .. import ops
+    def merge(self, block: Block, _: Sequence[Statistics]) -> None:
+        import torch
 
-            assert block.base is not None
-            tau = ops.delta_sum(block.base, block.models)
-            block.nonfinite += int(tau.numel() - tau.isfinite().sum())
-            moved = block.base.to(tau.dtype) + tau.clamp(-self.t, self.t)
-            swapped = torch.where(tau.abs() <= self.t, block.models[0].to(tau.dtype), moved)
-            block.nonfinite += ops.combine(None, [swapped], out=block.merged).nonfinite
+        from .. import ops
 
-        return (Pass(swap, writes=("merged",)),)
+        assert block.base is not None
+        assert block.merged is not None
+        for own in _select.slabs(block.base.numel()):
+            base, model = block.base[own], block.models[0][own]
+            tau = ops.delta_sum(base, [model])
+            size = tau.abs()
+            moved = tau.clamp_(-self.t, self.t).add_(base)
+            swapped = torch.where(size <= self.t, model.to(tau.dtype), moved)
+            block.nonfinite += size.numel() - int((size < math.inf).count_nonzero())
+            block.nonfinite += ops.combine(None, [swapped], out=block.merged[own]).nonfinite

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from pydantic import Field
 
 from . import _select
-from ._declaration import Block, Finite, Method, Pass, Statistics, exact
+from ._declaration import Block, Finite, Method, Pass, Statistics, Subject, exact
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +42,10 @@ class PCB(Method):
     scale: Finite = Field(1.0, description="λ, the factor of the merged task vector")
 
     def passes(self, models: Sequence[str], wide: bool = False) -> tuple[Pass, ...]:
-        held = 6 * _select.SLAB * (8 if wide else 4)
+        return (Pass(self.merge, writes=("merged",), prepare=self.prepare),)
+
+    def passes_on(self, subject: Subject, models: Sequence[str], wide: bool = False) -> tuple[Pass, ...]:
+        held = (subject.numel + 6 * _select.SLAB) * (8 if wide else 4)
         return (Pass(self.merge, writes=("merged",), prepare=self.prepare, held=held),)
 
     def prepare(self, block: Block, _: Sequence[Statistics]) -> list[Bounds]:
@@ -56,18 +59,13 @@ class PCB(Method):
         ends = ops.kth_magnitude(base, models, [[numel - outliers, outliers + 1]] * len(models))
         found = [Bounds(least.magnitude, most.magnitude) for least, most in ends]
         part = numel - int((1 - exact(self.density)) * numel)
-        wide = ops.working_dtype([base, *models]) == torch.float64
-        for k, bounds in enumerate(found):
-
-            def make(own: slice, k: int = k, bounds: Bounds = bounds) -> Tensor:
-                piece = [model[own] for model in models]
-                return score(
-                    _clamped(base[own], piece[k], bounds), ops.delta_sum(base[own], piece), len(models), bounds
-                )
-
-            low, high = _select.cuts(make, numel, [part, 1], wide) if part else (None, None)
-            if low is not None and high is not None:
-                found[k] = bounds._replace(low=low.magnitude, high=high.magnitude)
+        scores = torch.empty_like(base, dtype=ops.working_dtype([base, *models]))
+        for k, bounds in enumerate(found if part else ()):
+            for own in _select.slabs(numel):
+                total = ops.delta_sum(base[own], [model[own] for model in models])
+                scores[own] = score(_clamped(base[own], models[k][own], bounds), total, len(models), bounds)
+            low, high = _select.cuts(scores, [part, 1])
+            found[k] = bounds._replace(low=low.magnitude, high=high.magnitude)
         return found
 
     def merge(self, block: Block, _: Sequence[Statistics]) -> None:
@@ -75,19 +73,21 @@ class PCB(Method):
 
         from .. import ops
 
-        base, models = block.base, block.models
-        assert base is not None
-        total = ops.delta_sum(base, models)
-        delta, weight = torch.zeros_like(total), torch.zeros_like(total)
-        for model, bounds in zip(models, block.prepared, strict=True):
-            tau = _clamped(base, model, bounds)
-            share = (score(tau, total, len(models), bounds) - bounds.low).clamp_(min=0)
-            share = share.div_(bounds.high - bounds.low) if bounds.high > bounds.low else share.zero_()
-            delta += tau.mul_(share)
-            weight += share
-        delta = torch.where(weight > 0, delta / weight, 0)
-        block.nonfinite += int(total.numel() - total.isfinite().sum())
-        block.nonfinite += ops.combine(None, [base, delta], [1.0, self.scale], out=block.merged).nonfinite
+        assert block.base is not None
+        assert block.merged is not None
+        for own in _select.slabs(block.base.numel()):
+            base, models = block.base[own], [model[own] for model in block.models]
+            total = ops.delta_sum(base, models)
+            delta, weight = torch.zeros_like(total), torch.zeros_like(total)
+            for model, bounds in zip(models, block.prepared, strict=True):
+                tau = _clamped(base, model, bounds)
+                share = (score(tau, total, len(models), bounds) - bounds.low).clamp_(min=0)
+                share = share.div_(bounds.high - bounds.low) if bounds.high > bounds.low else share.zero_()
+                delta += tau.mul_(share)
+                weight += share
+            delta = torch.where(weight > 0, delta / weight, 0)
+            block.nonfinite += int(total.numel() - total.isfinite().sum())
+            block.nonfinite += ops.combine(None, [base, delta], [1.0, self.scale], out=block.merged[own]).nonfinite
 
 
 def _clamped(base: Tensor, model: Tensor, bounds: Bounds) -> Tensor:

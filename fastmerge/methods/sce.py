@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from pydantic import Field
 
 from . import _select
-from ._declaration import Block, Method, Pass, Statistics, exact
+from ._declaration import Block, Method, Pass, Statistics, Subject, exact
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,10 +17,17 @@ if TYPE_CHECKING:
 
 
 class Prepared(NamedTuple):
-    """The models' weights, and the cut of what is selected, if not all is."""
+    """The models' weights; and where not all is selected, every element's variance and the cut."""
 
     weights: list[float]
-    cut: Cut | None
+    variance: Tensor | None = None
+    cut: Cut | None = None
+
+    def selected(self, own: slice) -> Tensor | None:
+        """bool: the elements of a slice that are selected; None: all."""
+        if self.variance is None or self.cut is None:
+            return None
+        return _select.above(self.variance[own], self.cut, own.start)
 
 
 class SCE(Method):
@@ -39,7 +46,10 @@ class SCE(Method):
     select_topk: float = Field(1.0, ge=0, le=1, description="fraction of elements that is selected by variance")
 
     def passes(self, models: Sequence[str], wide: bool = False) -> tuple[Pass, ...]:
-        held = (len(models) + 3) * _select.SLAB * (8 if wide else 4)
+        return (Pass(self.merge, writes=("merged",), prepare=self.prepare),)
+
+    def passes_on(self, subject: Subject, models: Sequence[str], wide: bool = False) -> tuple[Pass, ...]:
+        held = (3 * _select.SLAB + (subject.numel if self.select_topk < 1 else 0)) * (8 if wide else 4)
         return (Pass(self.merge, writes=("merged",), prepare=self.prepare, held=held),)
 
     def prepare(self, block: Block, _: Sequence[Statistics]) -> Prepared:
@@ -49,39 +59,33 @@ class SCE(Method):
 
         base, models = block.base, block.models
         assert base is not None
-        numel = block.subject.numel
-
-        def make(own: slice) -> Tensor:
-            return variance(base[own], [model[own] for model in models])
-
-        cut = None
+        found = Prepared([])
         if self.select_topk < 1:
-            wide = ops.working_dtype([base, *models]) == torch.float64
-            varying = sum(int((make(own) > 0).sum()) for own in _select.slabs(numel))
-            (cut,) = _select.cuts(make, numel, [int(exact(self.select_topk) * varying)], wide)
+            spread = variance(base, models)
+            rank = int(exact(self.select_topk) * int((spread > 0).sum()))
+            found = Prepared([], spread, _select.cuts(spread, [rank])[0])
         energy = torch.zeros(len(models), dtype=torch.float64, device=base.device)
-        for own in _select.slabs(numel):
-            mask = None if cut is None else _select.above(make(own), cut, own.start)
+        for own in _select.slabs(base.numel()):
+            selected = found.selected(own)
             for k, model in enumerate(models):
                 tau = ops.delta_sum(base[own], [model[own]])
-                tau = tau if mask is None else torch.where(mask, tau, 0)
-                energy[k] += ops.moments(torch.zeros_like(tau), [tau]).energy[0]
+                tau = tau if selected is None else torch.where(selected, tau, 0)
+                energy[k] += ops.inner_products(tau, [tau]).gradient_norm
         shares = (energy / energy.sum() if energy.sum() > 0 else torch.full_like(energy, 1 / len(models))).float()
-        return Prepared(shares.tolist(), cut)
+        return found._replace(weights=shares.tolist())
 
     def merge(self, block: Block, _: Sequence[Statistics]) -> None:
         from .. import ops
 
         assert block.base is not None
-        weights, cut = block.prepared
+        selected = block.prepared.selected(slice(block.start, block.start + block.base.numel()))
         kept = None
-        if cut is not None:
-            mask = ops.pack_bits(_select.above(variance(block.base, block.models), cut, block.start))
-            kept = ops.Kept(keep=mask.expand(len(block.models), -1))
+        if selected is not None:
+            kept = ops.Kept(keep=ops.pack_bits(selected).expand(len(block.models), -1))
         merged = ops.combine(
             block.base,
             block.models,
-            weights,
+            block.prepared.weights,
             consensus="unweighted",
             merge="weighted_mean",
             kept=kept,
@@ -97,8 +101,12 @@ def variance(base: Tensor, models: Sequence[Tensor]) -> Tensor:
 
     from .. import ops
 
-    mean = ops.delta_sum(base, models).div_(len(models))
-    total = torch.zeros_like(mean)
-    for model in models:
-        total += ops.delta_sum(base, [model]).sub_(mean).square_()
-    return total.div_(len(models)).nan_to_num_(0, 0)
+    found = torch.empty_like(base, dtype=ops.working_dtype([base, *models]))
+    for own in _select.slabs(base.numel()):
+        pieces = [model[own] for model in models]
+        mean = ops.delta_sum(base[own], pieces).div_(len(models))
+        total = torch.zeros_like(mean)
+        for piece in pieces:
+            total += ops.delta_sum(base[own], [piece]).sub_(mean).square_()
+        found[own] = total.div_(len(models)).nan_to_num_(0, 0)
+    return found
