@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -54,7 +54,7 @@ class MergekitRecipe:
         if problems or method is None:
             raise InputError(problems)
         self.method: MergekitMethod = method
-        self.labels = _labels(self.config.references())
+        self.labels = labels_of(self.config.references())
 
     @classmethod
     def of(cls, content: Mapping[str, Any], file: Path) -> MergekitRecipe:
@@ -151,7 +151,7 @@ class MergekitRecipe:
         return replace(prepared, checkpoints=checkpoints, sources=sources, beside=beside, mergekit=self.content)
 
 
-def _labels(references: list[str]) -> dict[str, str]:
+def labels_of(references: Sequence[str]) -> dict[str, str]:
     """A short name for every model, of the end of its path."""
     found: dict[str, str] = {}
     for reference in references:
