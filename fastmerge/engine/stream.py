@@ -12,6 +12,7 @@ from torch import Tensor
 from ..formats.layout import Place
 from ..formats.mapping import TORCH_DTYPES, Inputs, ReadAhead, Span
 from ..formats.safetensors import DTYPES, TensorInfo
+from .reading import read, spans
 from .writer import PAGE, Segment, Slot
 
 
@@ -22,17 +23,18 @@ class Source:
     info: TensorInfo
     row: int | None = None
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return TORCH_DTYPES.get(self.info.dtype, torch.uint8)
-
-    def span(self, a: int, b: int) -> Span:
-        """The bytes of elements a to b."""
+    def spans(self, a: int, b: int) -> list[Span]:
+        """The bytes that elements a to b are read from."""
         if self.row is None:
-            size = DTYPES[self.info.dtype]
-            return self.info.file, self.info.start + a * size, self.info.start + b * size
+            return spans(self.info, a, b)
         start = self.info.start + self.row * self.info.shape[1]
-        return self.info.file, start + a // 8, start + -(-b // 8)
+        return [(self.info.file, start + a // 8, start + -(-b // 8))]
+
+    def read(self, inputs: Inputs, a: int, b: int) -> Tensor:
+        """Elements a to b, 1-D."""
+        if self.row is None:
+            return read(inputs, self.info, a, b)
+        return inputs.tensor(*self.spans(a, b), torch.uint8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +89,7 @@ class Work:
 
     @property
     def bytes_read(self) -> int:
-        return sum(stop - start for _, start, stop in (source.span(0, self.numel) for source in self.sources))
+        return sum(stop - start for _, start, stop in _spans(self, 0, self.numel))
 
     @property
     def bytes_written(self) -> int:
@@ -114,7 +116,7 @@ class Piece:
 
     @property
     def spans(self) -> list[Span]:
-        return [source.span(self.start, self.stop) for source in self.work.sources]
+        return _spans(self.work, self.start, self.stop)
 
 
 class Sink(Protocol):
@@ -182,4 +184,9 @@ def _run(piece: Piece, inputs: Inputs, sink: Sink, ahead: ReadAhead) -> None:
 
 
 def _sources(piece: Piece, inputs: Inputs) -> list[Tensor]:
-    return [inputs.tensor(span, source.dtype) for span, source in zip(piece.spans, piece.work.sources, strict=True)]
+    return [source.read(inputs, piece.start, piece.stop) for source in piece.work.sources]
+
+
+def _spans(work: Work, start: int, stop: int) -> list[Span]:
+    """The bytes that elements of a work are read from, each once."""
+    return list(dict.fromkeys(span for source in work.sources for span in source.spans(start, stop)))

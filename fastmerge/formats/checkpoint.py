@@ -7,13 +7,15 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, attempt
 from .safetensors import Header, TensorInfo, limited, read_header
 
 STEMS = ("model", "diffusion_pytorch_model", "adapter_model")  # names that Hugging Face libraries write
+ADAPTER_CONFIG = "adapter_config.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 JSON_LIMIT = 50_000_000  # bytes
 PIECES, PIECE = 256, 4096  # of a file that its sample consists of, and bytes of each
@@ -23,7 +25,10 @@ HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tiktok
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The tensors of a checkpoint, in the order of its files, its config.json ({} without) and notes for the user."""
+    """The tensors of a checkpoint, in the order of its files, its config.json ({} without) and notes for the user.
+
+    `adapter` is the adapter_config.json of one that is an adapter, `place` where the user said that it is.
+    """
 
     path: Path
     label: str
@@ -31,6 +36,13 @@ class Checkpoint:
     config: dict[str, Any]
     headers: tuple[Header, ...]
     notes: tuple[str, ...]
+    adapter: dict[str, Any] | None = None
+    place: str = ""
+
+    @property
+    def folders(self) -> list[Path]:
+        """Where its files lie."""
+        return [self.path] if self.path.exists() else list(dict.fromkeys(header.file.parent for header in self.headers))
 
     def identity(self) -> list[dict[str, Any]]:
         """What tells this checkpoint from another without reading all of its weights.
@@ -74,17 +86,25 @@ def open_checkpoint(path: str | Path, label: str) -> Checkpoint:
         if unlisted:
             notes.append(f"{len(unlisted)} tensors that the index does not list are ignored ({unlisted[0]}, …)")
             tensors = {name: tensor for name, tensor in tensors.items() if name in index}
-    config: dict[str, Any] = {}
-    if root.is_dir() and (root / "config.json").is_file():
-        try:
-            config = read_json(root / "config.json")
-        except InputError as error:
-            problems += error.problems
+    kept: dict[str, Any] = {}
+    for name in ("config.json", ADAPTER_CONFIG):
+        if root.is_dir() and (root / name).is_file():
+            kept[name] = attempt(problems, partial(read_json, root / name))
+    is_adapter = any(file.name.startswith("adapter_model") for file in files)
     if not problems and not tensors:
         problems.append(f"{root}: holds no tensors; give the folder that save_pretrained() wrote")
     if problems:
         raise InputError(f"{label}: {problem}" for problem in problems)
-    return Checkpoint(root, label, tensors, config, tuple(headers), tuple(f"{label}: {note}" for note in notes))
+    return Checkpoint(
+        root,
+        label,
+        tensors,
+        kept.get("config.json") or {},
+        tuple(headers),
+        tuple(f"{label}: {note}" for note in notes),
+        kept.get(ADAPTER_CONFIG) if is_adapter else None,
+        str(path),
+    )
 
 
 def same_files(recorded: Sequence[Mapping[str, Any]], checkpoint: Checkpoint) -> bool:

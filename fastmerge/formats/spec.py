@@ -62,7 +62,5 @@ def _exists(place: str, folder: Path | None = None) -> bool:
 
 
 def _from(folder: Path, place: str) -> str:
-    local = folder / place
-    if place.startswith("~") or (hub_id(place) and not (_exists(place, folder) or local.parent.is_dir())):
-        return place
-    return str(local)
+    local = folder / Path(place).expanduser()
+    return place if hub_id(place) and not (local.exists() or local.parent.is_dir()) else str(local)

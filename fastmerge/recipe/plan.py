@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import InputError, attempt, nearest
-from ..formats.checkpoint import Checkpoint, open_checkpoint
+from ..formats.checkpoint import Checkpoint
+from ..formats.expanded import stored_bytes
 from ..formats.layout import FilePlan
+from ..formats.models import open_models
 from ..formats.safetensors import TensorInfo
 from ..methods._declaration import Method, Pass, Statistics
 from .destination import output_problems
@@ -94,12 +96,10 @@ class MergePlan:
     def bytes_read(self) -> int:
         """Bytes that all passes read."""
         merged = sum(
-            info.nbytes * self._readings(tensor)
-            for tensor in self.alignment.tensors
-            for info in inputs(tensor, self.method)
+            stored_bytes(inputs(tensor, self.method)) * self._readings(tensor) for tensor in self.alignment.tensors
         )
-        own = sum(info.nbytes for infos in self.alignment.task_specific.values() for info in infos)
-        bases = sum(info.nbytes for info in self.alignment.base_specific)
+        own = sum(stored_bytes([info]) for infos in self.alignment.task_specific.values() for info in infos)
+        bases = sum(stored_bytes([info]) for info in self.alignment.base_specific)
         return (
             merged
             + own * sum(1 for output in self.outputs if output.heads)
@@ -211,8 +211,7 @@ def plan(
     budget = attempt(problems, lambda: parse_bytes(memory))
     if device not in ("auto", "cpu"):
         problems.append(f"device {device!r}: checkpoints on disk are merged on the CPU; use auto or cpu")
-    opened = [attempt(problems, partial(open_checkpoint, path, name)) for name, path in pairs]
-    lead = attempt(problems, lambda: open_checkpoint(base, "base")) if base is not None else None
+    lead, opened = open_models(base, pairs, problems)
     alignment = None
     complete = [checkpoint for checkpoint in opened if checkpoint is not None]
     if complete and len(complete) == len(opened) and (base is None or lead is not None):
@@ -239,7 +238,7 @@ def plan(
     destination = None if out is None else Path(out).expanduser()
     if destination is not None:
         total = sum(layout.total_bytes for output in planned for layout in output.all_layouts)
-        given = [c.path for c in (lead, *complete) if c]
+        given = [path for c in (lead, *complete) if c for path in c.folders]
         problems += output_problems(destination, total, given, overwrite=overwrite, resume=resume)
     if problems:
         raise InputError(problems)
