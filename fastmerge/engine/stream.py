@@ -34,7 +34,8 @@ class Source:
         """Elements a to b, 1-D."""
         if self.row is None:
             return read(inputs, self.info, a, b)
-        return inputs.tensor(*self.spans(a, b), torch.uint8)
+        (span,) = self.spans(a, b)
+        return inputs.tensor(span, torch.uint8)
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,9 +71,9 @@ def expand(base: Checkpoint, adapter: Checkpoint) -> Checkpoint:
     if problems:
         raise InputError(f"{adapter.label}: {problem}" for problem in limited(problems))
     given = config.get("base_model_name_or_path")
-    if given and str(given) not in (str(base.path), base.place):
+    if given and str(given) not in (str(base.path), base.place, base.place.partition("@")[0]):
         notes.append(f"{adapter.label}: was trained on {given}, and is expanded against {base.place}")
-    return Checkpoint(adapter.path, adapter.label, tensors | changed, base.config, adapter.headers, tuple(notes))
+    return replace(adapter, tensors=tensors | changed, config=base.config, notes=tuple(notes), adapter=None)
 
 
 def refusals(config: Mapping[str, Any]) -> list[str]:

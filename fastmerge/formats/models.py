@@ -10,19 +10,19 @@ from pathlib import Path
 from ..errors import InputError, attempt
 from .adapter import expand, structure_problems
 from .checkpoint import ADAPTER_CONFIG, Checkpoint, open_checkpoint
-from .spec import parse_spec
+from .spec import ModelSpec, parse_spec
 
 Model = tuple[str, str | Path]  # label, and MODEL or MODEL+ADAPTER
 
 
-def open_model(text: str | Path, label: str) -> Checkpoint:
+def open_model(text: str | Path, label: str, *, fetch: bool = True) -> Checkpoint:
     """Open MODEL, or MODEL+ADAPTER as the model that the adapter makes of it; an ADAPTER alone stays one."""
     spec = parse_spec(text)
     if spec.adapter is None:
-        return open_checkpoint(spec.model, label)
+        return open_checkpoint(spec.model, label, fetch=fetch)
     problems: list[str] = []
-    base = attempt(problems, lambda: open_checkpoint(spec.model, label))
-    adapter = attempt(problems, lambda: open_checkpoint(str(spec.adapter), label))
+    base = attempt(problems, lambda: open_checkpoint(spec.model, label, fetch=fetch))
+    adapter = attempt(problems, lambda: open_checkpoint(str(spec.adapter), label, fetch=fetch))
     if base is not None and base.adapter is not None:
         problems.append(f"{label}: {spec.model} is an adapter itself; expected MODEL+ADAPTER")
     if adapter is not None and adapter.adapter is None:
@@ -33,22 +33,23 @@ def open_model(text: str | Path, label: str) -> Checkpoint:
     return replace(
         expanded,
         path=Path(f"{base.path}+{adapter.path}"),
-        place=str(spec),
+        place=str(ModelSpec(base.place, adapter.place)),
         headers=(*base.headers, *adapter.headers),
         notes=(*base.notes, *expanded.notes),
+        missing=(*base.missing, *adapter.missing),
     )
 
 
 def open_models(
-    base: str | Path | None, models: Sequence[Model], problems: list[str]
+    base: str | Path | None, models: Sequence[Model], problems: list[str], *, fetch: bool = True
 ) -> tuple[Checkpoint | None, list[Checkpoint | None]]:
     """Open base and models; what is wrong joins `problems`, and is None.
 
     Adapters are expanded against base. Where base is an adapter too, or where there is none and all are adapters, they
     stay what they are, to be merged tensor by tensor.
     """
-    lead = None if base is None else attempt(problems, partial(open_model, base, "base"))
-    opened = [attempt(problems, partial(open_model, path, label)) for label, path in models]
+    lead = None if base is None else attempt(problems, partial(open_model, base, "base", fetch=fetch))
+    opened = [attempt(problems, partial(open_model, path, label, fetch=fetch)) for label, path in models]
     found = [model for model in opened if model is not None]
     adapters = [model for model in found if model.adapter is not None]
     if base is not None and (lead is None or lead.adapter is None):

@@ -45,8 +45,8 @@ def _held(outputs: Sequence[Output], tensor: TensorPlan, names: Sequence[str], a
     """Bytes that a pass holds of a tensor, and those of its experts on their way to the disk."""
     passes = [passes_on(output.parameters, tensor, names, alignment) for output in outputs]
     computed = _computed(tensor)
-    held = max(
-        sum(one.held for one in own) + computed * any(one.needs_whole for one in own)
+    held: int = max(
+        sum(one.held for one in own) + (computed if any(one.needs_whole for one in own) else 0)
         for own in zip(*passes, strict=True)
     )
     places = [

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from ..errors import InputError, attempt, nearest
 from ..formats.checkpoint import Checkpoint
 from ..formats.expanded import stored_bytes
+from ..formats.hub import Missing
 from ..formats.layout import FilePlan
 from ..formats.models import open_models
 from ..formats.safetensors import TensorInfo
@@ -67,6 +68,16 @@ class MergePlan:
     def checkpoints(self) -> list[Checkpoint]:
         """All inputs, base first."""
         return [*([self.base] if self.base else []), *self.models]
+
+    @property
+    def missing(self) -> list[Missing]:
+        """What is yet to be fetched from the Hub."""
+        return list(dict.fromkeys(missing for checkpoint in self.checkpoints for missing in checkpoint.missing))
+
+    def fetched(self) -> MergePlan:
+        """The plan with all of its inputs on this disk."""
+        base = None if self.base is None else self.base.fetched()
+        return replace(self, base=base, models=tuple(model.fetched() for model in self.models))
 
     @property
     def pass_count(self) -> int:
@@ -150,6 +161,7 @@ class MergePlan:
             "passes": self.pass_count,
             "bytes_read": self.bytes_read,
             "bytes_written": self.bytes_written,
+            "fetches": {missing.repo: missing.nbytes for missing in self.missing},
             "memory": self.memory,
             "files": [file.name for file in self.files],
             "task_specific": {k: [t.name for t in v] for k, v in self.alignment.task_specific.items() if v},
@@ -211,7 +223,7 @@ def plan(
     budget = attempt(problems, lambda: parse_bytes(memory))
     if device not in ("auto", "cpu"):
         problems.append(f"device {device!r}: checkpoints on disk are merged on the CPU; use auto or cpu")
-    lead, opened = open_models(base, pairs, problems)
+    lead, opened = open_models(base, pairs, problems, fetch=False)
     alignment = None
     complete = [checkpoint for checkpoint in opened if checkpoint is not None]
     if complete and len(complete) == len(opened) and (base is None or lead is not None):
@@ -242,7 +254,7 @@ def plan(
         problems += output_problems(destination, total, given, overwrite=overwrite, resume=resume)
     if problems:
         raise InputError(problems)
-    sources = {name: str(path) for name, path in pairs} | ({} if base is None else {"base": str(base)})
+    sources = {checkpoint.label: checkpoint.place for checkpoint in (lead, *complete) if checkpoint}
     return MergePlan(
         planned,
         lead,
