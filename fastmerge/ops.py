@@ -71,6 +71,7 @@ OPS: dict[str, Op] = {
             {"base": "weight", "unified": "delta", "mask": "mask", "out": "weight"},
             lambda n, _, size: n * size * 3 + packed_bytes(n),
         ),
+        Op("low_rank", {"base": "weight", "out": "weight"}, lambda n, _, size: n * size * 2),
         Op(
             "mask_against",
             {"base": "weight", "models": "weight", "merged": "delta", "masks": "mask"},
@@ -280,6 +281,42 @@ def modulate(
     kernel = dispatch.choose("modulate", base.device.type, backend)
     with _Flat(out) as flat:
         kernel(_flat(base), _flat(unified), _flat(mask), float(scale), flat)
+    return out
+
+
+def low_rank(
+    base: Tensor,
+    up: Tensor,
+    down: Tensor,
+    scale: float = 1.0,
+    *,
+    first: int = 0,
+    out: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """LoRA merged into its base: base + scale · up · down, rounded once to base's dtype, or that of `out`.
+
+    up: [R, r], r of 1 at least; down: [r, C]; base: the elements of the [R, C] matrix from `first` on, all by default
+    (Hu et al. 2021, arXiv 2106.09685, §4.1). The sum over r runs in order, multiply and add rounding apart.
+    """
+    import torch
+
+    out = _empty(base, None) if out is None else out
+    _check("low_rank", {"base": base, "out": out})
+    _check("low_rank", {"base": base.new_empty(0), "up": up.reshape(-1)[:0], "down": down.reshape(-1)[:0]})
+    if up.ndim != 2 or down.ndim != 2 or up.shape[1] != down.shape[0] or not up.shape[1]:
+        raise InputError(f"low_rank: up {list(up.shape)} and down {list(down.shape)} must be [R, r] and [r, C], r ≥ 1")
+    elements = up.shape[0] * down.shape[1]
+    if first < 0 or first + base.numel() > elements:
+        raise InputError(f"low_rank: base has {base.numel()} elements from {first} on, the product {elements}")
+    if not base.numel():
+        return out
+    wide, columns = working_dtype([base, up, down]), down.shape[1]
+    rows = slice(first // columns, -(-(first + base.numel()) // columns))
+    own, shared = (t.detach().to(wide).contiguous() for t in (up[rows], down))
+    kernel = dispatch.choose("low_rank", base.device.type, backend)
+    with _Flat(out) as flat:
+        kernel(_flat(base), own, shared, float(torch.tensor(scale, dtype=wide)), first % columns, flat)
     return out
 
 

@@ -19,10 +19,10 @@ PEER_ELEMENTS = 1 << 22  # PyTorch works on a part, or it would take an hour; pe
 CASES = [(torch.bfloat16, 3), (torch.bfloat16, 8), (torch.float16, 3), (torch.float32, 3)]
 OPS = ["elect", "modulate", "mask_against", "combine", "delta_sum", "moments", "inner_products"]
 OPS += ["kept_sums", "magnitude_histogram", "kth_magnitude", "rank_drop", "extract_topk", "scatter_add"]
-OPS += ["gather", "scatter"]
+OPS += ["gather", "scatter", "low_rank"]
 OPS += ["combine, trim and vote", "combine, drop"]  # what TIES-Merging and DARE make of it
 OF_AN_EXPERT = ("scatter_add", "gather", "scatter")
-OF_ONE_MODEL = ("extract_topk", *OF_AN_EXPERT)
+OF_ONE_MODEL = ("low_rank", "extract_topk", *OF_AN_EXPERT)
 
 
 def ours(op: str, base: Tensor, models: list[Tensor]) -> Callable[[], object]:
@@ -36,7 +36,9 @@ def ours(op: str, base: Tensor, models: list[Tensor]) -> Callable[[], object]:
     trim = ops.Kept(trim=[ops.Window(bottom=cut) for _ in models])
     drop = ops.Kept(drop=[ops.Drop(k, 1 << 31) for k in range(len(models))])
     thresholds = [torch.linspace(3e9, 1e9, 2048).to(torch.int64)] * len(models)
+    up, down = torch.randn(base.numel() // 4096, 16), torch.randn(16, 4096)  # a LoRA of rank 16
     return {
+        "low_rank": lambda: ops.low_rank(base, up, down, 0.5, out=out),
         "elect": lambda: ops.elect(base, models, out=(out, masks)),
         "modulate": lambda: ops.modulate(base, models[0], masks[0], 1.3, out=out),
         "mask_against": lambda: ops.mask_against(base, models, models[0], out=masks),

@@ -70,6 +70,23 @@ def modulate(base: Tensor, unified: Tensor, mask: Tensor, scale: float, out: Ten
     )
 
 
+def low_rank(base: Tensor, up: Tensor, down: Tensor, scale: float, column: int, out: Tensor) -> None:
+    _native.low_rank(
+        base.numel(),
+        base.data_ptr(),
+        DTYPES[base.dtype],
+        up.data_ptr(),
+        down.data_ptr(),
+        up.dtype == torch.float64,
+        down.shape[0],
+        down.shape[1],
+        scale,
+        column,
+        out.data_ptr(),
+        DTYPES[out.dtype],
+    )
+
+
 def mask_against(
     base: Tensor,
     models: Sequence[Tensor],

@@ -39,6 +39,20 @@ def modulate(
     out: int,
     out_dtype: int,
 ) -> None: ...
+def low_rank(
+    n: int,
+    base: int,
+    base_dtype: int,
+    up: int,
+    down: int,
+    wide: bool,  # up and down are float64
+    rank: int,
+    columns: int,
+    scale: float,
+    column: int,
+    out: int,
+    out_dtype: int,
+) -> None: ...
 def combine(
     n: int,
     base: int,

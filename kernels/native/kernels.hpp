@@ -53,6 +53,8 @@ struct Args {
     int64_t offset;       // index in its tensor of the first element
     const float *group_weights;  // blend: [K, groups]; element i of the tensor is in group (i / inner) mod groups
     int64_t groups, inner;
+    const void *up, *down;  // low_rank: matrices [rows, rank] and [rank, columns] of the working type
+    int64_t rank, columns;
 };
 
 // `begin` is a multiple of BLOCK. `sums` is the block's own result: elect, mask_against and kept_sums 2K, moments 4K,
@@ -61,6 +63,7 @@ struct Args {
     namespace isa {                                                                                       \
     int64_t elect(const Args &, int64_t begin, int64_t n, double *sums, int64_t *counts);                 \
     int64_t modulate(const Args &, int64_t begin, int64_t n, double *sums, int64_t *counts);              \
+    int64_t low_rank(const Args &, int64_t begin, int64_t n, double *sums, int64_t *counts);              \
     int64_t mask_against(const Args &, int64_t begin, int64_t n, double *sums, int64_t *counts);          \
     int64_t combine(const Args &, int64_t begin, int64_t n, double *sums, int64_t *counts);               \
     int64_t blend(const Args &, int64_t begin, int64_t n, double *sums, int64_t *counts);                 \

@@ -156,6 +156,20 @@ void modulate(int64_t n, uintptr_t base, int base_dtype, uintptr_t unified, int 
     run(FM_KERNEL(modulate), call.args, n, 0, 0, no_fold);
 }
 
+void low_rank(int64_t n, uintptr_t base, int base_dtype, uintptr_t up, uintptr_t down, bool wide, int64_t rank,
+              int64_t columns, double scale, int64_t column, uintptr_t out, int out_dtype) {
+    Call call(base, base_dtype, {}, {});
+    call.args.wide |= wide;
+    call.args.up = reinterpret_cast<const void *>(up);
+    call.args.down = reinterpret_cast<const void *>(down);
+    call.args.rank = rank;
+    call.args.columns = columns;
+    call.args.scale = scale;
+    call.args.offset = column;
+    call.write(out, out_dtype, n);
+    run(FM_KERNEL(low_rank), call.args, n, 0, 0, no_fold);
+}
+
 int64_t combine(int64_t n, uintptr_t base, int base_dtype, const Addresses &models, const Dtypes &dtypes,
                 const std::vector<double> &weights, const std::vector<double> &shares, double divisor, double scale, int consensus,
                 bool as_delta, const Kept &kept, int64_t offset, uintptr_t out, int out_dtype) {
@@ -251,6 +265,7 @@ NB_MODULE(_native, m) {
     m.def("elect", &fm::elect);
     m.def("mask_against", &fm::mask_against);
     m.def("modulate", &fm::modulate);
+    m.def("low_rank", &fm::low_rank);
     m.def("combine", &fm::combine);
     m.def("blend", &fm::blend);
     m.def("kept_sums", &fm::kept_sums);

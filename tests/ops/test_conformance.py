@@ -88,6 +88,11 @@ def call(op: str, backend: str, inputs: list[Tensor], out: torch.dtype) -> tuple
     if op == "modulate":
         bits = ops.pack_bits(models[-1].double() > 0, backend="reference")
         return [ops.modulate(base, models[0], bits, 1.37, out=result, backend=backend)], []
+    if op == "low_rank":
+        rank, columns = 1 + k % 7, 1 + n // (1 + k % 3)
+        up, down = (make(size * rank, F32, n + k + size, special=False) for size in (2 + k % 3, columns))
+        wide = base[n // 3 :], up.view(-1, rank), down.view(rank, -1)
+        return [ops.low_rank(*wide, 0.37, first=n // 3, out=result[n // 3 :], backend=backend)], []
     if op == "combine":
         variants = [
             combine(base),

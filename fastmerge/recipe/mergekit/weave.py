@@ -133,10 +133,10 @@ def _stretch(
             problems.append(f"{where}: base_model {base} is none of its sources; add it, with its layers")
     least, most = method.count
     if not least <= len(strands) <= most:
-        wanted = f"{least}" if least == most else f"{least} to {most}"
+        wanted = f"{least} to {most} models" if least < most else f"{least} model{'s' if least > 1 else ''}"
         beside = " beside base_model" if method.base != "ignored" else ""
         there = ", ".join(strand.model for strand in strands) or "none"
-        problems.append(f"{where}: {method.name} merges {wanted} models{beside}, these are {len(strands)} ({there})")
+        problems.append(f"{where}: {method.name} merges {wanted}{beside}, these are {len(strands)} ({there})")
     return Stretch(where, depth, apart, tuple(strands), settings)
 
 
