@@ -111,7 +111,8 @@ class Ours(GroupMergeMethod):  # type: ignore[misc,unused-ignore]
 
     def merge_group(self, group: TensorGroup, /, task: str | None = None, **parameters: Any) -> Tensor:
         tensor = _Tensor.of(group)
-        own = {name: [parameters.pop(name)[entry.id] for entry in group.non_base] for name in self.singular}
+        per_model = {name: parameters.pop(name) for name in self.singular}
+        own = {name: [values[entry.id] for entry in group.non_base] for name, values in per_model.items()}
         said = {name: value for name, value in parameters.items() if value != self.declared.model_fields[name].default}
         for name, values in own.items():
             if any(value is not None for value in values):
