@@ -13,6 +13,7 @@ import mergekit_golden
 import pytest
 import torch
 import yaml
+from adapters import added, lora, write_adapter
 from folders import content, read, state, write
 from hypothesis import given
 from hypothesis import strategies as st
@@ -204,6 +205,28 @@ def test_resumed_slices_are_not_those_of_other_layers(folders: dict[str, Path], 
             content(tmp_path / which)["model.safetensors"]
             == (content(tmp_path / f"{which} alone" / "out")["model.safetensors"])
         )
+
+
+# Adapters
+
+
+def test_model_and_adapter(folders: dict[str, Path], tmp_path: Path) -> None:
+    """MODEL+ADAPTER is the model that the adapter makes, whole or in slices, with the model's configuration."""
+    module = "model.layers.1.mlp.up_proj"
+    parts = lora({module: (llama.MLP, llama.HIDDEN)}, 4, 1)
+    adapter = write_adapter(tmp_path / "lora", parts)
+    both = folders | {"a+lora": Path(f"{folders['a']}+{adapter}")}
+    a, name = read(folders["a"]), f"{module}.weight"
+    expected = added(a[name], parts[f"{module}.lora_B.weight"], parts[f"{module}.lora_A.weight"], 6 / 4)
+    fm.run(located({"merge_method": "passthrough", "models": [model("a+lora")]}, both), tmp_path / "whole")
+    slices = [{"sources": [source("a", 0, 1)]}, {"sources": [source("a+lora", 1, 3)]}]
+    fm.run(located({"merge_method": "passthrough", "slices": slices}, both), tmp_path / "slices")
+    for out in (tmp_path / "whole", tmp_path / "slices"):
+        merged = read(out)
+        assert torch.equal(merged[name], expected)
+        assert all(torch.equal(merged[other], a[other]) for other in a if other != name)
+        assert json.loads((out / "config.json").read_text()) == llama.config(3)
+        fm.verify(out, samples=None)
 
 
 # Tokens

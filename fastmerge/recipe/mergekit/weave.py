@@ -270,9 +270,9 @@ class _Weaver:
             used = list(dict.fromkeys(stretch.strands[k].model for stretch in stretches))
             one = self._opened[used[0]]
             label, config = (one.label, one.config) if len(used) == 1 else (f"source{k + 1}", lead.config)
-            models.append(Checkpoint(lead.path, label, tensors, config, (), ()))
+            models.append(Checkpoint(lead.folders[0], label, tensors, config, (), ()))
         based = any(stretch.base for stretch in stretches)
-        base = Checkpoint(lead.path, "base", self._base, lead.config, (), ()) if based else None
+        base = Checkpoint(lead.folders[0], "base", self._base, lead.config, (), ()) if based else None
         first = base or models[0]
         notes = tuple(note for checkpoint in self._opened.values() for note in checkpoint.notes)
         leading = replace(first, config=lead.config, notes=notes)
