@@ -116,12 +116,12 @@ def merge_state_dicts(
             if one.idle:
                 continue
             work = TensorPass.of(tensor.subject, len(names), [one], [statistics], kept, like.device)
-            written = _run(work, like if declared.uses_base else None, stored, like)
+            written = run_tensor(work, like if declared.uses_base else None, stored, like)
             if not work.acceptable([declared.nonfinite == "allow"]):
                 _blame(tensor, every, labels)
             share = work.shares[0]
             for name, expert in zip(names, share.experts, strict=bool(share.experts)):
-                experts[name][tensor.name] = _stored(expert, like)
+                experts[name][tensor.name] = stored_expert(expert, like)
             work.gather([gathered])
             if "merged" in written:
                 merged[tensor.name] = written["merged"].view(like.shape)
@@ -146,8 +146,8 @@ def _described(state: StateDict, label: str) -> Checkpoint:
     return Checkpoint(file, label, infos, {}, (), ())
 
 
-def _run(work: TensorPass, base: Tensor | None, models: Sequence[Tensor], like: Tensor) -> dict[Written, Tensor]:
-    """The pass on one whole tensor, and what it wrote."""
+def run_tensor(work: TensorPass, base: Tensor | None, models: Sequence[Tensor], like: Tensor) -> dict[Written, Tensor]:
+    """The pass on one whole tensor, and what it wrote, 1-D; merged has the dtype of `like`."""
     own = None if base is None else base.detach().reshape(-1)
     flat = [t.detach().reshape(-1) for t in models]
     if work.needs_whole:
@@ -163,7 +163,7 @@ def _run(work: TensorPass, base: Tensor | None, models: Sequence[Tensor], like: 
     return written
 
 
-def _stored(expert: ops.Expert | ops.LowRank, like: Tensor) -> ops.Expert | ops.LowRank:
+def stored_expert(expert: ops.Expert | ops.LowRank, like: Tensor) -> ops.Expert | ops.LowRank:
     """An expert with values as they are stored."""
     dtype = TORCH_DTYPES[delta_dtype(CODES[like.dtype])]
     if isinstance(expert, ops.LowRank):

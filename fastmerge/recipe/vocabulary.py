@@ -13,7 +13,8 @@ from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 from ..formats.checkpoint import Checkpoint
-from ..formats.rows import Rows
+from ..formats.expanded import is_computed
+from ..formats.gathered import Gathered, Rows
 from ..formats.safetensors import FLOATS, TensorInfo
 
 Vocab = Literal["error", "base", "pad"]
@@ -126,11 +127,18 @@ def _resized(
         if not ours or info.shape[:1] != (count,) or count == target:
             tensors[name] = info
         elif count > target:
-            size = info.nbytes // count
-            tensors[name] = replace(info, shape=(target, *info.shape[1:]), stop=info.start + target * size)
+            tensors[name] = _cut(info, target)
         else:
             tensors[name] = _filled(info, target, _rows(first, info), _rows(lenders, info))
     return replace(own, tensors=tensors)
+
+
+def _cut(info: TensorInfo, target: int) -> TensorInfo:
+    """A tensor's first rows."""
+    if is_computed(info):
+        return Gathered.of(Rows((info,), tuple(range(target)), {}), info.dtype)
+    shape = (target, *info.shape[1:])
+    return replace(info, shape=shape, stop=info.start + target * (info.nbytes // info.shape[0]))
 
 
 def _rows(lenders: Sequence[Lender], info: TensorInfo) -> list[TensorInfo]:
@@ -157,5 +165,4 @@ def _filled(info: TensorInfo, target: int, first: Sequence[TensorInfo], lenders:
     picks = (*range(count), *[-1] * (target - count))
     dtypes = {source.dtype for source in sources}
     dtype = next(iter(dtypes)) if len(dtypes) == 1 else "F64" if "F64" in dtypes else "F32"
-    rows = Rows(tuple(sources), picks, means)
-    return replace(info, dtype=dtype, shape=(target, *info.shape[1:]), rows=rows)
+    return Gathered.of(Rows(tuple(sources), picks, means), dtype)

@@ -5,19 +5,18 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import llama
 import mergekit_runner
 import pytest
 import torch
 from folders import read
 from mergekit_configs import ALIKE, RANDOM, based, located, model
+from mergekit_golden import models
 from torch import Tensor
 
 import fastmerge as fm
 
 pytestmark = pytest.mark.skipif(not mergekit_runner.available(), reason="there is no mergekit here")
 
-FAMILY = {"a": 1, "b": 2, "c": 3}
 ULPS = 6
 SEEDS = 12
 BF16 = based("ties", model("a", weight=1.0, density=0.5), model("b", weight=0.7, density=0.5)) | {"dtype": "bfloat16"}
@@ -25,10 +24,7 @@ BF16 = based("ties", model("a", weight=1.0, density=0.5), model("b", weight=0.7,
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("models")
-    made = llama.family(root, FAMILY)
-    tied = llama.family(root / "tied", {"d": 4}, tied=True)
-    return made | {"tied": tied["base"], "d": tied["d"]}
+    return models(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")
