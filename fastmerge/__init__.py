@@ -23,6 +23,7 @@ _HOMES = {
     "verify": "fastmerge.engine.verify:verify",
     "diff": "fastmerge.engine.diff:diff",
     "spectrum": "fastmerge.engine.spectrum:spectrum",
+    "extract_lora": "fastmerge.engine.extract:extract_lora",
     "frank_wolfe": "fastmerge.fw.loop:frank_wolfe",
     "fw": "fastmerge.fw",
     "merge_state_dicts": "fastmerge.engine.state_dicts:merge_state_dicts",
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from . import ops as ops
     from . import runtime as runtime
     from .engine.diff import diff as diff
+    from .engine.extract import extract_lora as extract_lora
     from .engine.merge import merge as merge
     from .engine.run import run as run
     from .engine.spectrum import spectrum as spectrum

@@ -104,6 +104,29 @@ def structure_problems(adapters: Sequence[Checkpoint]) -> list[str]:
     ]
 
 
+def is_conv1d(base: Checkpoint, module: str) -> bool:
+    """Whether base is of a kind that stores this module's weight as [in, out]."""
+    return base.config.get("model_type") in TRANSPOSED and CONV1D.fullmatch(module) is not None
+
+
+def adapter_config(base: str, ranks: Mapping[str, int], rank: int, transposed: bool = False) -> dict[str, Any]:
+    """The configuration of a plain LoRA whose products count as they are; `ranks` by module, where not `rank`."""
+    other = {module: own for module, own in ranks.items() if own != rank}
+    return {
+        "peft_type": "LORA",
+        "base_model_name_or_path": base,
+        "target_modules": list(ranks),
+        "r": rank,
+        "lora_alpha": rank,
+        "rank_pattern": other,
+        "alpha_pattern": other,
+        "fan_in_fan_out": transposed,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "inference_mode": True,
+    }
+
+
 def _sorted(tensors: Tensors) -> tuple[dict[str, dict[str, TensorInfo]], dict[str, TensorInfo]]:
     """An adapter's tensors: by module and part, and those that stand in the place of base's."""
     parts: dict[str, dict[str, TensorInfo]] = {}
@@ -225,8 +248,7 @@ class _Module:
         return embedding or product[0] != product[1] or self._is_conv1d()
 
     def _is_conv1d(self) -> bool:
-        kind = self._base.config.get("model_type")
-        return bool(self._config.get("fan_in_fan_out")) or (kind in TRANSPOSED and bool(CONV1D.fullmatch(self._module)))
+        return bool(self._config.get("fan_in_fan_out")) or is_conv1d(self._base, self._module)
 
 
 def _matrix(info: TensorInfo) -> tuple[int, int]:

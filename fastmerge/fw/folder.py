@@ -14,6 +14,7 @@ from torch import Tensor
 from .. import __version__
 from ..engine.identity import backend, digest, layout_files
 from ..engine.publish import Publication
+from ..engine.reading import whole
 from ..engine.report import Report
 from ..engine.run_pass import run_pass
 from ..engine.state_dicts import CODES
@@ -139,7 +140,7 @@ def _not_merged(candidates: Candidates, slots: Mapping[str, Slot]) -> dict[str, 
     merged = {name for slot in slots.values() for name in slot.names}
     lead, files = candidates.lead, candidates.files
     tensors = {} if lead is None else lead.tensors
-    return {name: files.whole(info) for name, info in tensors.items() if name not in merged}
+    return {name: whole(files, info) for name, info in tensors.items() if name not in merged}
 
 
 def _copying(tensor: Tensor, place: Place, chunk: int) -> Work:
