@@ -20,6 +20,7 @@ from ..formats.expanded import stored, stored_bytes
 from ..formats.folder import model_card, write_json
 from ..formats.mapping import TORCH_DTYPES, Inputs
 from ..formats.models import open_models
+from ..formats.safetensors import DTYPES
 from ..recipe.destination import output_problems
 from ..recipe.plan import DTYPE_NAMES
 from ..recipe.preflight import TensorPlan, align
@@ -66,8 +67,9 @@ def extract_lora(
     """Write the adapter of this rank whose product comes nearest to the model's task vector, matrix by matrix.
 
     tensors: patterns of the matrices to take, by default all but embeddings and output heads. task_specific: patterns
-    of tensors that are not compared, such as heads that base has not. dtype: of the factors. Memory is that of the adapter and a few times the largest matrix in float32. Raises InputError with every problem
-    found, MergeError where there is NaN or infinity.
+    of tensors that are not compared, such as heads that base has not. dtype: of the factors. Memory is that of the
+    adapter and a few times the largest matrix in float32. Raises InputError with every problem found, MergeError where
+    there is NaN or infinity.
     """
     problems: list[str] = []
     out = Path(out).expanduser()
@@ -77,11 +79,11 @@ def extract_lora(
         problems.append(f"unknown dtype {dtype!r}{nearest(dtype, DTYPE_NAMES)}; there are {', '.join(DTYPE_NAMES)}")
     origin, opened = open_models(base, [("model", model)], problems)
     checkpoints = [checkpoint for checkpoint in (origin, *opened) if checkpoint is not None]
-    alignment = (
-        attempt(problems, lambda: align(origin, checkpoints[1:], task_specific=task_specific))
-        if len(checkpoints) == 2
-        else None
-    )
+    if origin is not None and origin.adapter is not None:
+        problems.append(f"base: {origin.path} is an adapter; give the model that it is for")
+    alignment = None
+    if not problems:
+        alignment = attempt(problems, lambda: align(origin, checkpoints[1:], task_specific=task_specific))
     chosen: list[TensorPlan] = []
     if alignment is not None:
         chosen = [t for t in alignment.tensors if _wanted(t, tensors)]
@@ -89,7 +91,7 @@ def extract_lora(
             problems.append(
                 "there is no matrix to extract: embeddings and output heads are left out; name some by --tensors"
             )
-        total = sum(rank * sum(t.shape) for t in chosen) * DTYPE_SIZES.get(dtype, 4)
+        total = sum(rank * sum(t.shape) for t in chosen) * DTYPES[DTYPE_NAMES[dtype]]
         problems += output_problems(out, total, [f for c in checkpoints for f in c.folders], overwrite=overwrite)
     if problems or alignment is None or origin is None:
         raise InputError(problems)
@@ -106,9 +108,6 @@ def extract_lora(
         found = extracted.report(out, [*alignment.notes])
         _write(extracted, found, origin, publication.folder, out.name)
     return found
-
-
-DTYPE_SIZES = {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8}
 
 
 def _wanted(tensor: TensorPlan, patterns: Sequence[str]) -> bool:

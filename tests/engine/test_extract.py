@@ -79,8 +79,14 @@ def test_what_cannot_be_extracted(tmp_path: Path) -> None:
     write(tmp_path / "same", base)
     write(tmp_path / "bad", base | {"a.weight": base["a.weight"] * torch.nan})
     with pytest.raises(InputError) as caught:
-        fm.extract_lora(tmp_path / "base", tmp_path / "same", tmp_path / "base", rank=0, tensors=["x"], dtype="int8")
-    assert len(caught.value.problems) == 5
+        fm.extract_lora(tmp_path / "base", tmp_path / "none", tmp_path / "out", rank=0, dtype="int8")
+    assert len(caught.value.problems) == 3
+    with pytest.raises(InputError) as caught:
+        fm.extract_lora(tmp_path / "base", tmp_path / "same", tmp_path / "base", tensors=["x"])
+    assert len(caught.value.problems) == 3
+    adapter = write_adapter(tmp_path / "a", lora(MODULES, 4, 1))
+    with pytest.raises(InputError, match="is an adapter; give the model that it is for"):
+        fm.extract_lora(adapter, adapter, tmp_path / "out")
     for model, says in (("same", "nothing to extract"), ("bad", "NaN or infinity")):
         with pytest.raises(MergeError, match=says):
             fm.extract_lora(tmp_path / "base", tmp_path / model, tmp_path / "out")
