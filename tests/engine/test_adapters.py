@@ -287,6 +287,15 @@ def test_another_scale_is_another_merge(tmp_path: Path) -> None:
     assert weights_of(tmp_path / "alone" / "two") == weights_of(tmp_path / "two")
 
 
+def test_spectra_of_adapters(tmp_path: Path) -> None:
+    base, own = base_state(), lora(MODULES, 4, 1)
+    write(tmp_path / "base", base)
+    folder = write_adapter(tmp_path / "a", own)
+    write(tmp_path / "m", expanded(base, own, 1.5))
+    one, two = (fm.spectrum(tmp_path / "base", {"a": model}) for model in (folder, tmp_path / "m"))
+    assert one.power_left == two.power_left
+
+
 def test_differences_of_adapters(tmp_path: Path) -> None:
     base, own = base_state(), lora(MODULES, 4, 1)
     write(tmp_path / "base", base)
