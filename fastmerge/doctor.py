@@ -70,7 +70,7 @@ def describe(path: str) -> dict[str, Any]:
                 },
             },
         }
-    checkpoint = open_model(path, "checkpoint")
+    checkpoint = open_model(path, "checkpoint", fetch=False)
     tensors = checkpoint.tensors.values()
     return {
         "kind": "checkpoint" if checkpoint.adapter is None else f"{checkpoint.adapter.get('peft_type')} adapter",

@@ -230,6 +230,29 @@ def test_an_adapter_needs_something_to_stand_on(tmp_path: Path) -> None:
         fm.plan("linear", None, {"m": f"{tmp_path / 'base'}+{tmp_path / 'base'}"})
 
 
+def test_matrices_without_their_scale_are_no_model(tmp_path: Path) -> None:
+    write(tmp_path / "base", base_state())
+    folder = write_adapter(tmp_path / "a", lora(MODULES, 4, 1))
+    (folder / "adapter_config.json").unlink()
+    with pytest.raises(InputError, match=r"without an adapter_config\.json") as caught:
+        fm.plan("linear", tmp_path / "base", {"a": folder})
+    assert len(caught.value.problems) == 1
+
+
+def test_tasks_need_a_base_that_lies_on_disk(tmp_path: Path) -> None:
+    """An artefact goes back to its base; a base that is computed serves for methods that give one model."""
+    base, own = base_state(), lora(MODULES, 4, 1)
+    write(tmp_path / "base", base)
+    spec = f"{tmp_path / 'base'}+{write_adapter(tmp_path / 'a', own)}"
+    write(tmp_path / "whole", expanded(base, own, 1.5))
+    models = {"b": write_adapter(tmp_path / "b", lora(MODULES, 4, 2))}
+    with pytest.raises(InputError, match="merge it into a folder first"):
+        fm.plan("emr", spec, models)
+    for name, start in (("one", spec), ("two", tmp_path / "whole")):
+        fm.merge("task_arithmetic", start, models, tmp_path / name, {"scale": 0.3})
+    assert weights_of(tmp_path / "one") == weights_of(tmp_path / "two")
+
+
 def test_the_name_of_another_base_is_a_note(tmp_path: Path) -> None:
     write(tmp_path / "base", base_state())
     write_adapter(tmp_path / "a", lora(MODULES, 4, 1), base_model_name_or_path="org/other")
