@@ -117,6 +117,19 @@ def test_what_only_the_cache_lacks_says_so(hub: Hub, tmp_path: Path) -> None:
     assert "the Hub could not be asked" in done.stderr
 
 
+def test_the_cache_of_another_program_serves(hub: Hub, tmp_path: Path) -> None:
+    """One that fetched the weights and the configuration, and no tokenizer."""
+    home = tmp_path / "home"
+    (hub.root / "org" / "math" / "tokenizer.json").write_text("{}")
+    code = "import huggingface_hub as h; [h.hf_hub_download('org/math', f) for f in {files!r}]"
+    files = [file.name for file in (hub.root / "org" / "math").glob("[cm]*")]
+    home.mkdir()
+    env = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
+    subprocess.run([sys.executable, "-c", code.format(files=files)], env=env, cwd=home, check=True, capture_output=True)
+    done = fastmerge(hub, home, "plan", "linear", "--model", "a=org/math", HF_HUB_OFFLINE="1")
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_local_path_wins_over_an_id(hub: Hub, tmp_path: Path) -> None:
     home = tmp_path / "home"
     shutil.copytree(hub.root / "org" / "base", home / "org" / "base")
