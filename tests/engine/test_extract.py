@@ -9,8 +9,10 @@ import pytest
 import torch
 from adapters import lora, write_adapter
 from folders import content, near, read, state, write
+from typer.testing import CliRunner
 
 import fastmerge as fm
+from fastmerge.cli import app
 from fastmerge.engine.factor import factor
 from fastmerge.errors import InputError, MergeError
 
@@ -91,3 +93,26 @@ def test_what_cannot_be_extracted(tmp_path: Path) -> None:
         with pytest.raises(MergeError, match=says):
             fm.extract_lora(tmp_path / "base", tmp_path / model, tmp_path / "out")
         assert not (tmp_path / "out").exists()
+
+
+def test_on_the_command_line(tmp_path: Path) -> None:
+    """extract-lora tells what is kept; a recipe takes the adapter, beside itself, with its model."""
+    base = state(0, torch.float32, SHAPES)
+    write(tmp_path / "base", base)
+    write(tmp_path / "m", near(base, 1))
+    arguments = ["extract-lora", "base", "m", "--rank", "4", "--tensors", "[ab].weight", "--out", "lora"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        done = CliRunner().invoke(app, [*arguments, "--json"])
+        again = CliRunner().invoke(app, arguments)
+        shown = CliRunner().invoke(app, [*arguments, "--overwrite"])
+    assert done.exit_code == 0, done.stderr
+    assert sorted(json.loads(done.stdout)["kept"]) == ["a.weight", "b.weight"]
+    assert (again.exit_code, shown.exit_code) == (2, 0)
+    assert "exists already" in again.stderr
+    assert "energy kept" in shown.stdout
+    (tmp_path / "recipe.yaml").write_text("method: linear\nmodels: {one: base+lora, two: {path: m, weight: 0.5}}\n")
+    fm.run(tmp_path / "recipe.yaml", tmp_path / "out")
+    fm.merge("linear", None, {"one": f"{tmp_path / 'base'}+{tmp_path / 'lora'}"}, tmp_path / "one")
+    one, two, merged = read(tmp_path / "one"), near(base, 1), read(tmp_path / "out")
+    assert all(torch.allclose(merged[n], (one[n] + 0.5 * two[n]) / 1.5, atol=1e-6) for n in merged)
