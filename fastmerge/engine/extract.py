@@ -177,7 +177,7 @@ class _Extracted:
 
 def _write(extracted: _Extracted, found: Extraction, base: Checkpoint, folder: Path, title: str) -> None:
     save_file(extracted.tensors, folder / "adapter_model.safetensors", {"format": "pt"})
-    config = adapter_config(base.place, extracted.ranks, extracted.rank, extracted.transposed)
+    config = adapter_config(base, extracted.ranks, extracted.rank, extracted.transposed)
     write_json(folder / ADAPTER_CONFIG, config)
     content = found.to_dict()
     del content["out"]

@@ -192,14 +192,32 @@ def test_modules_under_another_prefix_are_found(tmp_path: Path) -> None:
         ({"init_lora_weights": "pissa_niter_4"}, "path_initial_model_for_weight_conversion"),
         ({"trainable_token_indices": [1]}, "single tokens"),
         ({"r": 8}, "its rank is 4, the configuration says 8"),
-        ({"r": "x"}, "are no rank and number"),
+        ({"r": "x"}, "no rank and no alpha"),
+        ({"r": 0}, "no rank and no alpha"),
+        ({"lora_alpha": None}, "no rank and no alpha"),
+        ({"rank_pattern": {"(": 4}}, "no rank and no alpha"),
+        ({"alpha_pattern": [4]}, "no rank and no alpha"),
     ],
-    ids=["dora", "loha", "pissa", "tokens", "rank", "garbage"],
+    ids=["dora", "loha", "pissa", "tokens", "rank", "text", "zero", "none", "regex", "list"],
 )
 def test_what_cannot_be_expanded_is_refused_with_a_reason(tmp_path: Path, config: dict[str, object], says: str) -> None:
     write(tmp_path / "base", base_state())
     write_adapter(tmp_path / "a", lora(MODULES, 4, 1), **config)
     with pytest.raises(InputError, match=says):
+        fm.plan("linear", tmp_path / "base", {"a": tmp_path / "a"})
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (40,), (1, 40), (24, 1), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize("part", ["lora_A.weight", "lora_B.weight", "lora_embedding_B", "ia3_l"])
+def test_shapes_of_every_kind_are_problems(tmp_path: Path, part: str, shape: tuple[int, ...]) -> None:
+    """Files come from anywhere: what does not fit is a problem with the module's name, whatever it is."""
+    write(tmp_path / "base", base_state())
+    own = {f"layers.0.q.{part}": torch.ones(shape)}
+    if part != "ia3_l":
+        other = part.replace("_A", "_C").replace("_B", "_A").replace("_C", "_B")
+        own[f"layers.0.q.{other}"] = torch.ones(4, 25)
+    write_adapter(tmp_path / "a", own, peft_type="IA3" if part == "ia3_l" else "LORA")
+    with pytest.raises(InputError, match=r"layers\.0\.q"):
         fm.plan("linear", tmp_path / "base", {"a": tmp_path / "a"})
 
 

@@ -90,6 +90,13 @@ def test_headers_are_read_before_weights_are_fetched_and_the_cache_serves_after(
     assert checked.returncode == 0, checked.stderr
 
 
+def test_an_extracted_adapter_names_its_base_as_peft_asks_for_it(hub: Hub, tmp_path: Path) -> None:
+    done = fastmerge(hub, tmp_path / "home", "extract-lora", "org/base", "org/math", "--rank", "2", "--out", "out")
+    assert done.returncode == 0, done.stderr
+    config = json.loads((tmp_path / "home" / "out" / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == ("org/base", hub.commit("org/base"))
+
+
 def test_all_that_cannot_be_had_is_told_at_once(hub: Hub, tmp_path: Path) -> None:
     models = {
         "none": "org/none",
