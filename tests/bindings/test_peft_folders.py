@@ -39,7 +39,7 @@ def model_of(kind: str) -> Any:
             if name.endswith("bias"):
                 torch.nn.init.normal_(parameter)
         return model
-    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**TINY))
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**TINY | {"tie_word_embeddings": kind == "tied"}))
 
 
 def shaken(model: Any, seed: int) -> Any:
@@ -68,6 +68,7 @@ CASES: dict[str, tuple[str, Any]] = {
         lambda: peft.LoraConfig(r=4, target_modules=BOTH, modules_to_save=["lm_head", "norm"]),
     ),
     "embeddings": ("llama", lambda: peft.LoraConfig(r=4, target_modules=["embed_tokens", "lm_head", "k_proj"])),
+    "tied embeddings": ("tied", lambda: peft.LoraConfig(r=4, target_modules=["embed_tokens", "k_proj"])),
     "biases": ("biases", lambda: peft.LoraConfig(r=4, target_modules=BOTH, bias="all")),
     "own biases": ("biases", lambda: peft.LoraConfig(r=4, target_modules=BOTH, bias="lora_only")),
     "added biases": ("biases", lambda: peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], lora_bias=True)),
