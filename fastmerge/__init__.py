@@ -23,6 +23,7 @@ _HOMES = {
     "verify": "fastmerge.engine.verify:verify",
     "diff": "fastmerge.engine.diff:diff",
     "spectrum": "fastmerge.engine.spectrum:spectrum",
+    "extract_lora": "fastmerge.engine.extract:extract_lora",
     "frank_wolfe": "fastmerge.fw.loop:frank_wolfe",
     "fw": "fastmerge.fw",
     "torch_ops": "fastmerge.bindings.torch_ops",
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from . import runtime as runtime
     from .bindings import torch_ops as torch_ops
     from .engine.diff import diff as diff
+    from .engine.extract import extract_lora as extract_lora
     from .engine.merge import merge as merge
     from .engine.run import run as run
     from .engine.spectrum import spectrum as spectrum

@@ -71,10 +71,10 @@ def describe(path: str) -> dict[str, Any]:
                 },
             },
         }
-    checkpoint = open_model(path, "checkpoint")
+    checkpoint = open_model(path, "checkpoint", fetch=False)
     tensors = checkpoint.tensors.values()
     return {
-        "kind": "checkpoint",
+        "kind": "checkpoint" if checkpoint.adapter is None else f"{checkpoint.adapter.get('peft_type')} adapter",
         "architecture": ", ".join(checkpoint.config.get("architectures") or ["unknown"]),
         "files": len(checkpoint.headers),
         "tensors": len(tensors),

@@ -331,6 +331,8 @@ def low_rank(
     wide, columns = working_dtype([base, up, down]), down.shape[1]
     rows = slice(first // columns, -(-(first + base.numel()) // columns))
     own, shared = (t.detach().to(wide).contiguous() for t in (up[rows], down))
+    if shared.data_ptr() % wide.itemsize or own.data_ptr() % wide.itemsize:  # in a file they may lie anywhere
+        own, shared = own.clone(), shared.clone()
     kernel = dispatch.choose("low_rank", base.device.type, backend)
     with _Flat(out) as flat:
         kernel(_flat(base), own, shared, float(torch.tensor(scale, dtype=wide)), first % columns, flat)

@@ -145,10 +145,16 @@ def rank_drop(base: Tensor, models: Sequence[Tensor]) -> tuple[Tensor, ...]:
     return tuple(torch.rand_like(wide) < chances[rank] for rank in ranks)
 
 
+def low_rank(base: Tensor, _: Sequence[Tensor]) -> Tensor:
+    up, down = torch.randn(base.numel() // 4096, 16), torch.randn(16, 4096)  # their making is a thousandth of the work
+    return (base.view(-1, 4096).float() + 0.5 * (up @ down)).to(base.dtype)
+
+
 NAMED = {"combine, trim and vote": trim_and_vote, "combine, drop": drop}
 OF_WHOLE_TENSORS: dict[str, dict[str, Peer]] = {
     "kth_magnitude": {"kthvalue": kthvalue, "sort": sort},
     "extract_topk": {"topk": topk},
+    "low_rank": {"matmul": low_rank},
     "rank_drop": {"two argsorts": rank_drop},
     "scatter_add": {"index_add_": index_add},
     "gather": {"index_select": index_select},

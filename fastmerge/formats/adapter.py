@@ -15,12 +15,14 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, nearest
 from .checkpoint import Checkpoint
 from .expanded import Expanded, LowRank, Rescaled
 from .safetensors import FLOATS, TensorInfo, limited
+from .spec import hub_id
 
 PART = re.compile(r"(.+)\.(lora_A\.weight|lora_B\.weight|lora_B\.bias|lora_embedding_A|lora_embedding_B|ia3_l)")
 # What a LoRA configuration may ask for that no product of two matrices gives.
@@ -71,7 +73,7 @@ def expand(base: Checkpoint, adapter: Checkpoint) -> Checkpoint:
     if problems:
         raise InputError(f"{adapter.label}: {problem}" for problem in limited(problems))
     given = config.get("base_model_name_or_path")
-    if given and str(given) not in (str(base.path), base.place, base.place.partition("@")[0]):
+    if given and str(given) not in (str(base.path), base.place, (hub_id(base.place) or ("",))[0]):
         notes.append(f"{adapter.label}: was trained on {given}, and is expanded against {base.place}")
     return replace(adapter, tensors=tensors | changed, config=base.config, notes=tuple(notes), adapter=None)
 
@@ -102,6 +104,31 @@ def structure_problems(adapters: Sequence[Checkpoint]) -> list[str]:
         for key in SAME
         if config.get(key) != first[1].get(key)
     ]
+
+
+def is_conv1d(base: Checkpoint, module: str) -> bool:
+    """Whether base is of a kind that stores this module's weight as [in, out]."""
+    return base.config.get("model_type") in TRANSPOSED and CONV1D.fullmatch(module) is not None
+
+
+def adapter_config(base: Checkpoint, ranks: Mapping[str, int], rank: int, transposed: bool = False) -> dict[str, Any]:
+    """The configuration of a plain LoRA of base whose products count as they are; `ranks` are those of its modules."""
+    other = {module: own for module, own in ranks.items() if own != rank}
+    place, revision = (None if Path(base.place).exists() else hub_id(base.place)) or (base.place, None)
+    return {
+        "peft_type": "LORA",
+        "base_model_name_or_path": place,
+        "revision": revision,
+        "target_modules": list(ranks),
+        "r": rank,
+        "lora_alpha": rank,
+        "rank_pattern": other,
+        "alpha_pattern": other,
+        "fan_in_fan_out": transposed,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "inference_mode": True,
+    }
 
 
 def _sorted(tensors: Tensors) -> tuple[dict[str, dict[str, TensorInfo]], dict[str, TensorInfo]]:
@@ -194,7 +221,7 @@ class _Module:
     def _rescale(self, weight: TensorInfo, factor: TensorInfo) -> None:
         """The weight, and the bias, as (IA)³ rescales them."""
         shape = weight.shape[::-1] if self._is_conv1d() else weight.shape
-        by_output = factor.shape == (shape[0], 1) and len(shape) == 2
+        by_output = len(shape) == 2 and factor.shape == (shape[0], 1)
         if not by_output and (len(shape) != 2 or factor.shape != (1, shape[1])):
             self.problems.append(
                 f"{self._module!r}: its factors are {list(factor.shape)}, {weight.name!r} of {self._base.label} is "
@@ -210,12 +237,12 @@ class _Module:
     def _scale(self) -> tuple[int, float]:
         """The module's rank, by the configuration, and what its product is multiplied by."""
         config = self._config
-        rank = _by_pattern(config.get("rank_pattern"), self._module, config.get("r", 8))
-        alpha = _by_pattern(config.get("alpha_pattern"), self._module, config.get("lora_alpha", 8))
         try:
+            rank = _by_pattern(config.get("rank_pattern"), self._module, config.get("r", 8))
+            alpha = _by_pattern(config.get("alpha_pattern"), self._module, config.get("lora_alpha", 8))
             return int(rank), float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
-        except (TypeError, ValueError, ZeroDivisionError):
-            self.problems.append(f"{self._module!r}: r {rank!r} and lora_alpha {alpha!r} are no rank and number")
+        except (TypeError, ValueError, ArithmeticError, AttributeError, re.error) as error:
+            self.problems.append(f"{self._module!r}: the configuration gives it no rank and no alpha ({error})")
             return -1, 1.0
 
     def _transposed(self, product: tuple[int, int], weight: tuple[int, int], embedding: bool) -> bool:
@@ -225,8 +252,7 @@ class _Module:
         return embedding or product[0] != product[1] or self._is_conv1d()
 
     def _is_conv1d(self) -> bool:
-        kind = self._base.config.get("model_type")
-        return bool(self._config.get("fan_in_fan_out")) or (kind in TRANSPOSED and bool(CONV1D.fullmatch(self._module)))
+        return bool(self._config.get("fan_in_fan_out")) or is_conv1d(self._base, self._module)
 
 
 def _matrix(info: TensorInfo) -> tuple[int, int]:

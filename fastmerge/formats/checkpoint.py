@@ -85,21 +85,7 @@ def open_checkpoint(path: str | Path, label: str, *, fetch: bool = True) -> Chec
             headers.append(read_header(file) if snapshot is None else snapshot.header(file))
         except InputError as error:  # noqa: PERF203 - the problems of all files are wanted
             problems += error.problems
-    tensors: dict[str, TensorInfo] = {}
-    twice = []
-    for header in headers:
-        twice += [(info, tensors[name]) for name, info in header.tensors.items() if name in tensors]
-        tensors |= header.tensors
-    problems += limited(
-        twice,
-        lambda t: f"{root}: tensor {t[0].name!r} is both in {t[1].file.name} and in {t[0].file.name}; save it again",
-    )
-    if index is not None and not problems:
-        problems += _index_problems(root, index, tensors)
-        unlisted = [name for name in tensors if name not in index]
-        if unlisted:
-            notes.append(f"{len(unlisted)} tensors that the index does not list are ignored ({unlisted[0]}, …)")
-            tensors = {name: tensor for name, tensor in tensors.items() if name in index}
+    tensors = _tensors(root, headers, index, notes, problems)
     kept: dict[str, Any] = {}
     for name in ("config.json", ADAPTER_CONFIG):
         if root.is_dir() and (root / name).is_file():
@@ -124,6 +110,28 @@ def open_checkpoint(path: str | Path, label: str, *, fetch: bool = True) -> Chec
         () if missing is None else (missing,),
     )
     return opened.fetched() if fetch else opened
+
+
+def _tensors(
+    root: Path, headers: Sequence[Header], index: dict[str, str] | None, notes: list[str], problems: list[str]
+) -> dict[str, TensorInfo]:
+    """The tensors of all files, those that an index lists; what is strange joins the notes or the problems."""
+    tensors: dict[str, TensorInfo] = {}
+    twice = []
+    for header in headers:
+        twice += [(info, tensors[name]) for name, info in header.tensors.items() if name in tensors]
+        tensors |= header.tensors
+    problems += limited(
+        twice,
+        lambda t: f"{root}: tensor {t[0].name!r} is both in {t[1].file.name} and in {t[0].file.name}; save it again",
+    )
+    if index is None or problems:
+        return tensors
+    problems += _index_problems(root, index, tensors)
+    unlisted = [name for name in tensors if name not in index]
+    if unlisted:
+        notes.append(f"{len(unlisted)} tensors that the index does not list are ignored ({unlisted[0]}, …)")
+    return {name: tensor for name, tensor in tensors.items() if name in index}
 
 
 def same_files(recorded: Sequence[Mapping[str, Any]], checkpoint: Checkpoint) -> bool:

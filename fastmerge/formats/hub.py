@@ -11,6 +11,7 @@ from ..errors import InputError
 from .safetensors import Header, header_of, read_header
 
 SMALL = ["*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken"]  # configuration, tokenizer, index
+NEEDED = ["config.json", "adapter_config.json"]  # without which, if it has them, the cache's copy is of no use
 FIRST = 100_000  # bytes of a file that are asked for at once; most headers are shorter
 TIMEOUT = 30.0  # seconds
 
@@ -108,7 +109,7 @@ def _cached(repo: str, revision: str | None, named: str, reason: str) -> Snapsho
     from huggingface_hub import snapshot_download
 
     try:
-        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=SMALL, local_files_only=True))
+        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=NEEDED, local_files_only=True))
     except Exception:
         raise InputError(f"{named} is no folder here, nor could it be had from the Hub: {reason}") from None
     sizes = {file.name: file.stat().st_size for file in folder.iterdir() if file.is_file()}

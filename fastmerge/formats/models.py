@@ -71,6 +71,14 @@ def open_models(
 
 def _on(base: Checkpoint | None, model: Checkpoint | None, problems: list[str]) -> Checkpoint | None:
     """The model that an adapter makes of base; a model as it is."""
-    if base is None or model is None or model.adapter is None:
+    if base is None or model is None:
         return model
-    return attempt(problems, lambda: expand(base, model))
+    if model.adapter is not None:
+        return attempt(problems, lambda: expand(base, model))
+    if any(".lora_" in name for name in model.tensors) and not any(".lora_" in name for name in base.tensors):
+        problems.append(
+            f"{model.label}: {model.path} holds an adapter's matrices without an {ADAPTER_CONFIG}, which has their "
+            "scale; give the folder that peft's save_pretrained() wrote"
+        )
+        return None
+    return model

@@ -62,5 +62,7 @@ def _exists(place: str, folder: Path | None = None) -> bool:
 
 
 def _from(folder: Path, place: str) -> str:
-    local = folder / Path(place).expanduser()
+    if place.startswith("~"):
+        return place
+    local = folder / place
     return place if hub_id(place) and not (local.exists() or local.parent.is_dir()) else str(local)

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..engine.reading import whole
 from ..engine.report import Report
 from ..engine.stream import Target, Work
 from ..errors import InputError
@@ -96,4 +97,4 @@ def _not_merged(candidates: Candidates, slots: Mapping[str, Slot]) -> dict[str, 
     merged = {name for slot in slots.values() for name in slot.names}
     lead, files = candidates.lead, candidates.files
     tensors = {} if lead is None else lead.tensors
-    return {name: files.whole(info) for name, info in tensors.items() if name not in merged}
+    return {name: whole(files, info) for name, info in tensors.items() if name not in merged}

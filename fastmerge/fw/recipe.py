@@ -81,7 +81,8 @@ class Recipe(BaseModel):
 
     def located(self, path: str) -> str:
         """A path relative to the recipe's file; a Hub name stays what it is."""
-        return str(parse_spec(path, self._folder).relative_to(self._folder))
+        spec = str(parse_spec(path, self._folder).relative_to(self._folder))
+        return str(Path(spec).expanduser()) if spec.startswith("~") else spec
 
 
 def _told(fault: Fault) -> str:

@@ -264,6 +264,11 @@ def plan(
     )
     problems += _reading_problems(planned, names, alignment)
     problems += _vocabulary_problems(planned, alignment, lead)
+    if lead is not None and not lead.path.exists() and any("unified" in output.layouts for output in planned):
+        problems.append(
+            f"base: tasks are made of base again, which {lead.place} is not on disk; merge it into a folder first "
+            "(fastmerge merge linear --model NAME=MODEL+ADAPTER)"
+        )
     chunk = chunk_of(planned, alignment, names, budget, problems)
     destination = None if out is None else Path(out).expanduser()
     if destination is not None:

@@ -39,7 +39,7 @@ def model_of(kind: str) -> Any:
             if name.endswith("bias"):
                 torch.nn.init.normal_(parameter)
         return model
-    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**TINY))
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**TINY | {"tie_word_embeddings": kind == "tied"}))
 
 
 def shaken(model: Any, seed: int) -> Any:
@@ -68,6 +68,7 @@ CASES: dict[str, tuple[str, Any]] = {
         lambda: peft.LoraConfig(r=4, target_modules=BOTH, modules_to_save=["lm_head", "norm"]),
     ),
     "embeddings": ("llama", lambda: peft.LoraConfig(r=4, target_modules=["embed_tokens", "lm_head", "k_proj"])),
+    "tied embeddings": ("tied", lambda: peft.LoraConfig(r=4, target_modules=["embed_tokens", "k_proj"])),
     "biases": ("biases", lambda: peft.LoraConfig(r=4, target_modules=BOTH, bias="all")),
     "own biases": ("biases", lambda: peft.LoraConfig(r=4, target_modules=BOTH, bias="lora_only")),
     "added biases": ("biases", lambda: peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], lora_bias=True)),
@@ -130,3 +131,21 @@ def test_adapters_merged_as_adapters_load_in_peft(tmp_path: Path) -> None:
     loaded = peft.PeftModel.from_pretrained(model_of("llama"), tmp_path / "adapter").merge_and_unload().state_dict()
     for name, tensor in read(tmp_path / "model").items():
         assert torch.allclose(loaded[name], tensor, atol=1e-6), name
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.filterwarnings("ignore")
+def test_an_extracted_adapter_loads_in_peft(tmp_path: Path, kind: str) -> None:
+    """At full rank it makes of base what the model has in its matrices."""
+    base, tuned = model_of(kind), model_of(kind)
+    base.save_pretrained(tmp_path / "base")
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in tuned.named_parameters():
+        if parameter.ndim == 2 and not any(word in name for word in ("embed", "lm_head", "wte", "wpe")):
+            parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+    tuned.save_pretrained(tmp_path / "tuned")
+    found = fm.extract_lora(tmp_path / "base", tmp_path / "tuned", tmp_path / "adapter", rank=48)
+    assert found.total == pytest.approx(1, abs=1e-5)
+    loaded = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").merge_and_unload().state_dict()
+    for name, tensor in tuned.state_dict().items():
+        assert torch.allclose(loaded[name], tensor, atol=1e-5), name

@@ -192,14 +192,32 @@ def test_modules_under_another_prefix_are_found(tmp_path: Path) -> None:
         ({"init_lora_weights": "pissa_niter_4"}, "path_initial_model_for_weight_conversion"),
         ({"trainable_token_indices": [1]}, "single tokens"),
         ({"r": 8}, "its rank is 4, the configuration says 8"),
-        ({"r": "x"}, "are no rank and number"),
+        ({"r": "x"}, "no rank and no alpha"),
+        ({"r": 0}, "no rank and no alpha"),
+        ({"lora_alpha": None}, "no rank and no alpha"),
+        ({"rank_pattern": {"(": 4}}, "no rank and no alpha"),
+        ({"alpha_pattern": [4]}, "no rank and no alpha"),
     ],
-    ids=["dora", "loha", "pissa", "tokens", "rank", "garbage"],
+    ids=["dora", "loha", "pissa", "tokens", "rank", "text", "zero", "none", "regex", "list"],
 )
 def test_what_cannot_be_expanded_is_refused_with_a_reason(tmp_path: Path, config: dict[str, object], says: str) -> None:
     write(tmp_path / "base", base_state())
     write_adapter(tmp_path / "a", lora(MODULES, 4, 1), **config)
     with pytest.raises(InputError, match=says):
+        fm.plan("linear", tmp_path / "base", {"a": tmp_path / "a"})
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (40,), (1, 40), (24, 1), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize("part", ["lora_A.weight", "lora_B.weight", "lora_embedding_B", "ia3_l"])
+def test_shapes_of_every_kind_are_problems(tmp_path: Path, part: str, shape: tuple[int, ...]) -> None:
+    """Files come from anywhere: what does not fit is a problem with the module's name, whatever it is."""
+    write(tmp_path / "base", base_state())
+    own = {f"layers.0.q.{part}": torch.ones(shape)}
+    if part != "ia3_l":
+        other = part.replace("_A", "_C").replace("_B", "_A").replace("_C", "_B")
+        own[f"layers.0.q.{other}"] = torch.ones(4, 25)
+    write_adapter(tmp_path / "a", own, peft_type="IA3" if part == "ia3_l" else "LORA")
+    with pytest.raises(InputError, match=r"layers\.0\.q"):
         fm.plan("linear", tmp_path / "base", {"a": tmp_path / "a"})
 
 
@@ -228,6 +246,29 @@ def test_an_adapter_needs_something_to_stand_on(tmp_path: Path) -> None:
         fm.plan("linear", None, {"a": tmp_path / "a", "m": tmp_path / "base"})
     with pytest.raises(InputError, match=r"m: .* is no adapter"):
         fm.plan("linear", None, {"m": f"{tmp_path / 'base'}+{tmp_path / 'base'}"})
+
+
+def test_matrices_without_their_scale_are_no_model(tmp_path: Path) -> None:
+    write(tmp_path / "base", base_state())
+    folder = write_adapter(tmp_path / "a", lora(MODULES, 4, 1))
+    (folder / "adapter_config.json").unlink()
+    with pytest.raises(InputError, match=r"without an adapter_config\.json") as caught:
+        fm.plan("linear", tmp_path / "base", {"a": folder})
+    assert len(caught.value.problems) == 1
+
+
+def test_tasks_need_a_base_that_lies_on_disk(tmp_path: Path) -> None:
+    """An artefact goes back to its base; a base that is computed serves for methods that give one model."""
+    base, own = base_state(), lora(MODULES, 4, 1)
+    write(tmp_path / "base", base)
+    spec = f"{tmp_path / 'base'}+{write_adapter(tmp_path / 'a', own)}"
+    write(tmp_path / "whole", expanded(base, own, 1.5))
+    models = {"b": write_adapter(tmp_path / "b", lora(MODULES, 4, 2))}
+    with pytest.raises(InputError, match="merge it into a folder first"):
+        fm.plan("emr", spec, models)
+    for name, start in (("one", spec), ("two", tmp_path / "whole")):
+        fm.merge("task_arithmetic", start, models, tmp_path / name, {"scale": 0.3})
+    assert weights_of(tmp_path / "one") == weights_of(tmp_path / "two")
 
 
 def test_the_name_of_another_base_is_a_note(tmp_path: Path) -> None:
@@ -285,6 +326,15 @@ def test_another_scale_is_another_merge(tmp_path: Path) -> None:
     (tmp_path / "alone").mkdir()
     fm.merge("fr", tmp_path / "base", {"a": folder}, tmp_path / "alone" / "two", params)
     assert weights_of(tmp_path / "alone" / "two") == weights_of(tmp_path / "two")
+
+
+def test_spectra_of_adapters(tmp_path: Path) -> None:
+    base, own = base_state(), lora(MODULES, 4, 1)
+    write(tmp_path / "base", base)
+    folder = write_adapter(tmp_path / "a", own)
+    write(tmp_path / "m", expanded(base, own, 1.5))
+    one, two = (fm.spectrum(tmp_path / "base", {"a": model}) for model in (folder, tmp_path / "m"))
+    assert one.power_left == two.power_left
 
 
 def test_differences_of_adapters(tmp_path: Path) -> None:

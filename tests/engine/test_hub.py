@@ -90,6 +90,13 @@ def test_headers_are_read_before_weights_are_fetched_and_the_cache_serves_after(
     assert checked.returncode == 0, checked.stderr
 
 
+def test_an_extracted_adapter_names_its_base_as_peft_asks_for_it(hub: Hub, tmp_path: Path) -> None:
+    done = fastmerge(hub, tmp_path / "home", "extract-lora", "org/base", "org/math", "--rank", "2", "--out", "out")
+    assert done.returncode == 0, done.stderr
+    config = json.loads((tmp_path / "home" / "out" / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == ("org/base", hub.commit("org/base"))
+
+
 def test_all_that_cannot_be_had_is_told_at_once(hub: Hub, tmp_path: Path) -> None:
     models = {
         "none": "org/none",
@@ -115,6 +122,19 @@ def test_what_only_the_cache_lacks_says_so(hub: Hub, tmp_path: Path) -> None:
     done = fastmerge(hub, home, "plan", "linear", "--model", "a=org/math", HF_HUB_OFFLINE="1")
     assert done.returncode == 2
     assert "the Hub could not be asked" in done.stderr
+
+
+def test_the_cache_of_another_program_serves(hub: Hub, tmp_path: Path) -> None:
+    """One that fetched the weights and the configuration, and no tokenizer."""
+    home = tmp_path / "home"
+    (hub.root / "org" / "math" / "tokenizer.json").write_text("{}")
+    code = "import huggingface_hub as h; [h.hf_hub_download('org/math', f) for f in {files!r}]"
+    files = [file.name for file in (hub.root / "org" / "math").glob("[cm]*")]
+    home.mkdir()
+    env = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
+    subprocess.run([sys.executable, "-c", code.format(files=files)], env=env, cwd=home, check=True, capture_output=True)
+    done = fastmerge(hub, home, "plan", "linear", "--model", "a=org/math", HF_HUB_OFFLINE="1")
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_local_path_wins_over_an_id(hub: Hub, tmp_path: Path) -> None:
