@@ -15,9 +15,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ..reference.spectrum import Filter, plan
 from . import add_filtered, delta_sum
-from .spectrum import Filter, plan
 from .workers import Workers
+
+BLOCK = 1 << 19  # elements worked on together
 
 
 def highpass_merge(
@@ -49,8 +51,10 @@ class Filtered:
         _, h, w = models[0].shape
         self.bins = Filter(h, w, convention, limit)
         self.plan = plan(self.bins)
-        self.kept = slice(self.plan.first, self.plan.first + self.plan.columns)
-        self.block = self.plan.rows * self.bins.w  # elements
+        # Whole cache lines of the panel, and an odd number of them: columns of a block then do not share cache sets.
+        self.rows = min(h, 8 * (BLOCK // w // 8 | 1))
+        self.chunk = max(1, BLOCK // h)  # columns of the panel
+        self.block = self.rows * w  # elements
         self.panel = torch.empty(0)
         self.entered = -1  # the matrix that the panel is of
         self.edge = -1, torch.empty(0)  # a block of rows that the last piece cut, transformed back
@@ -84,7 +88,7 @@ class Filtered:
         self.panel = torch.empty(self.plan.columns, self.bins.h, dtype=self.real.to_complex())
         self.entered, self.edge = i, (-1, torch.empty(0))
         workers.share(range(0, self.bins.h * self.bins.w, self.block), partial(self._forward, i))
-        workers.share(range(0, self.plan.columns, self.plan.chunk), self._across)
+        workers.share(range(0, self.plan.columns, self.chunk), self._across)
 
     def _elements(self, i: int, start: int, stop: int) -> tuple[Tensor | None, list[Tensor]]:
         """Base's and the models' elements of matrix i."""
@@ -94,7 +98,7 @@ class Filtered:
     def _rows(self, start: int) -> slice:
         """The rows of the block that begins at element `start`."""
         first = start // self.bins.w
-        return slice(first, min(first + self.plan.rows, self.bins.h))
+        return slice(first, min(first + self.rows, self.bins.h))
 
     def _forward(self, i: int, starts: Iterator[int]) -> int:
         v = torch.empty(self.block, dtype=self.real)
@@ -102,15 +106,13 @@ class Filtered:
             rows = self._rows(start)
             block = v[: (rows.stop - rows.start) * self.bins.w]
             delta_sum(*self._elements(i, start, start + len(block)), self.weights, block)
-            self.panel[:, rows] = torch.fft.rfft(block.view(-1, self.bins.w))[:, self.kept].t()
+            self.panel[:, rows] = torch.fft.rfft(block.view(-1, self.bins.w))[:, self.plan.slice].t()
         return 0
 
     def _across(self, starts: Iterator[int]) -> int:
         for start in starts:
-            chunk = self.panel[start : start + self.plan.chunk]
-            first = self.plan.first + start
-            factors = self.bins.shares(range(first, first + len(chunk)), self.real) - float(self.plan.subtract)
-            factors /= self.bins.h * self.bins.w
+            chunk = self.panel[start : start + self.chunk]
+            factors = self.plan.factors(self.bins, range(start, start + len(chunk)), self.real)
             spectrum = torch.fft.fft(chunk)
             spectrum *= factors.to(spectrum.dtype)  # complex by complex is twice as fast as complex by real
             chunk.copy_(torch.fft.ifft(spectrum, norm="forward"))
@@ -119,7 +121,7 @@ class Filtered:
     def _back(
         self, i: int, piece: tuple[int, int], scale: float, as_delta: bool, out: Tensor, starts: Iterator[int]
     ) -> int:
-        spectrum = torch.zeros(self.plan.rows, self.bins.w // 2 + 1, dtype=self.panel.dtype)
+        spectrum = torch.zeros(self.rows, self.bins.w // 2 + 1, dtype=self.panel.dtype)
         edge, nonfinite = self.edge, 0
         for start in starts:
             filtered = edge[1] if start == edge[0] else self._transformed(start, spectrum)
@@ -136,6 +138,6 @@ class Filtered:
         """What comes back of the block at `start`, 1-D; `spectrum` is zero but for the plan's columns."""
         rows = self._rows(start)
         block = spectrum[: rows.stop - rows.start]
-        block[:, self.kept] = self.panel[:, rows].contiguous().t()
+        block[:, self.plan.slice] = self.panel[:, rows].contiguous().t()
         filtered: Tensor = torch.fft.irfft(block, n=self.bins.w, norm="forward")
         return filtered.view(-1)

@@ -29,6 +29,7 @@ SHARED = {
     "parallel",
     "philox",
     "launch",
+    "nvrtc",
     "magnitude",
     "brackets",
     "cuts",

@@ -1,8 +1,8 @@
 """Which part of a matrix's spectrum a filter has to transform, and in what pieces: from the shape alone.
 
-G(v) is what is kept of v, or v less what is removed. Of the half-spectrum (frequencies 0 … W//2 along the rows) the
-first columns hold all that is removed, the last all that is kept; only the fewer of the two are transformed and stored,
-as a panel [columns, H].
+Shared by the backends that do not transform all of it. G(v) is what is kept of v, or v less what is removed. Of the
+half-spectrum (frequencies 0 … W//2 along the rows) the first columns hold all that is removed, the last all that is
+kept; only the fewer of the two are transformed and stored, as a panel [columns, H].
 
 Columns are what is pruned however tall a matrix is: for a disc about the origin, pruning the rows of a tall matrix
 instead would save less than a tenth of the arithmetic, and transposing all inputs costs as much as a transform.
@@ -15,8 +15,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-BLOCK = 1 << 19  # elements worked on together
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,17 +63,23 @@ class Plan:
     subtract: bool
     first: int
     columns: int
-    rows: int  # of the matrix, in a block
-    chunk: int  # columns of the panel, in a chunk
+
+    @property
+    def slice(self) -> slice:
+        """The planned columns of a half-spectrum."""
+        return slice(self.first, self.first + self.columns)
+
+    def factors(self, bins: Filter, columns: range, dtype: torch.dtype) -> Tensor:
+        """What these of the planned columns are multiplied by between unnormalised transforms: [columns, h]."""
+        shares = bins.shares(range(self.first + columns.start, self.first + columns.stop), dtype)
+        return shares.sub_(float(self.subtract)).div_(bins.h * bins.w)
 
 
 def plan(bins: Filter) -> Plan:
+    """The fewer of the columns that hold what is removed, and of those that hold what is kept."""
     half = bins.w // 2 + 1
     removing = bisect_left(range(half), True, key=lambda x: not bins.removes(x))
     first_kept = bisect_left(range(half), True, key=bins.keeps)
-    # Whole cache lines of the panel, and an odd number of them: columns of a block then do not share cache sets.
-    rows = min(bins.h, 8 * (BLOCK // bins.w // 8 | 1))
-    chunk = max(1, BLOCK // bins.h)
     if removing <= half - first_kept:
-        return Plan(True, 0, removing, rows, chunk)
-    return Plan(False, first_kept, half - first_kept, rows, chunk)
+        return Plan(True, 0, removing)
+    return Plan(False, first_kept, half - first_kept)
