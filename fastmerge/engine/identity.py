@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .. import __version__, dispatch
+from .. import __version__, dispatch, gpus
 from ..formats.layout import Layout
 from ..formats.safetensors import Header, TensorInfo
 from ..recipe.plan import MergePlan
@@ -17,7 +17,7 @@ def fingerprint(plan: MergePlan) -> dict[str, Any]:
     """Everything that decides the bytes of a merge, by the name that a person knows it by."""
     found: dict[str, Any] = {
         "fastmerge": __version__,
-        "backend": backend(),
+        "backend": backend(plan.device),
         "method": plan.method.name,
         "models": plan.names,
         "dtype": plan.dtype,
@@ -38,7 +38,7 @@ def inputs_key(plan: MergePlan) -> str:
     files = input_files({str(k): checkpoint.headers for k, checkpoint in enumerate(plan.checkpoints)})
     names = [[t.name, *(info.name for info in t.models)] for t in plan.alignment.tensors]
     twins = [own for own in names if len(set(own)) > 1]
-    how = [__version__, backend(), plan.base is None, plan.alignment.wide, plan.rename, twins]
+    how = [__version__, backend(plan.device), plan.base is None, plan.alignment.wide, plan.rename, twins]
     return digest([how, files])[:16]
 
 
@@ -65,9 +65,9 @@ def layout_files(layouts: Sequence[Layout]) -> dict[str, Any]:
     }
 
 
-def backend() -> str:
-    """Which backend merges; sums agree to the bit on one of them only."""
-    return dispatch.choose("combine", "cpu").__module__.split(".")[2]
+def backend(device: str = "cpu") -> str:
+    """Which backend merges on a settled device; sums agree to the bit on one of them only."""
+    return dispatch.choose("combine", "cuda" if gpus.is_gpu(device) else "cpu").__module__.split(".")[2]
 
 
 def _tensors(plan: MergePlan) -> list[Any]:

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from .. import gpus
 from ..errors import InputError, attempt, nearest
 from ..formats.checkpoint import Checkpoint, open_checkpoint
 from ..formats.layout import FilePlan
@@ -46,6 +47,7 @@ class MergePlan:
     dtype: str | None
     chunk: int
     memory: int
+    device: str
     notes: tuple[str, ...]
 
     @property
@@ -189,7 +191,8 @@ def plan(
     Where a number may differ between tensors, {"layers": [0.1, 0.9]} goes from the first layer to the last (layers.py).
     task_specific: patterns of tensors kept per task;
     rename: per model, (old, new) prefixes. dtype: of the result, base's by default. memory: bound of the engine's own
-    buffers. resume: go on with the same merge where it was stopped. hashes: record those of all input and output files,
+    buffers. device: "auto" (a GPU that can be used, else the CPU), "cpu", "cuda", "cuda:1", or several GPUs with commas
+    between. resume: go on with the same merge where it was stopped. hashes: record those of all input and output files,
     for `verify`. Raises InputError with every problem found.
     """
     problems: list[str] = []
@@ -209,8 +212,7 @@ def plan(
     if dtype and code is None:
         problems.append(f"unknown dtype {dtype!r}{nearest(dtype, DTYPE_NAMES)}; there are {', '.join(DTYPE_NAMES)}")
     budget = attempt(problems, lambda: parse_bytes(memory))
-    if device not in ("auto", "cpu"):
-        problems.append(f"device {device!r}: checkpoints on disk are merged on the CPU; use auto or cpu")
+    problems += gpus.problems(device)
     opened = [attempt(problems, partial(open_checkpoint, path, name)) for name, path in pairs]
     lead = attempt(problems, lambda: open_checkpoint(base, "base")) if base is not None else None
     alignment = None
@@ -259,6 +261,7 @@ def plan(
         code,
         chunk,
         budget,
+        device,
         (*alignment.notes, *notes),
     )
 

@@ -190,7 +190,7 @@ class Filtered:
 
     def _by_matrix(self, rows: Tensor) -> Tensor:
         """Rows of whole matrices, or of a part of one, apart by matrix."""
-        return rows.unflatten(0, (-1, min(self.h, len(rows))))
+        return rows.view(-1, min(self.h, len(rows)), rows.shape[1])
 
     def _write(
         self, block: int, stop: int, begin: int, factor: Tensor, scale: float, as_delta: bool, out: Tensor

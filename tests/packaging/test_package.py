@@ -30,6 +30,7 @@ ROOMS = {
     "methods": 4,
     "ops": 5,
     "cutoff": 6,
+    "gpus": 5,
     "targets": 6,
     "dispatch": 6,
     "kernels": 7,
