@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := pyproject.toml CMakeLists.txt $(shell find fastmerge kernels bindings -type f -not -name '*.pyc')
 
-.PHONY: demo test lint sanitize bench clean
+.PHONY: demo test lint sanitize bench aot triton-36 gpu tune clean
 # Threads that spin while they wait take the cores from those that work, which costs minutes where others run beside. Those
 # that sleep at once make the demo's small steps half as slow again.
 test: export OMP_WAIT_POLICY := passive
@@ -38,6 +38,26 @@ build/sanitized/%: .venv/installed
 	CXX=$(CXX) $(BIN)/pip install --no-build-isolation --no-deps --upgrade --target $@ \
 	-C build-dir=build/$* -C cmake.define.FASTMERGE_SANITIZE=$* -C install.strip=false .
 	touch $@
+
+# Every form of every Triton kernel, compiled without a GPU for those that are supported; a quarter of an hour.
+aot: .venv/installed
+	$(BIN)/pytest -n 2 -m aot tests/cuda
+
+# Triton's kernels with the oldest release that is supported, whose interpreter needs an older NumPy too.
+triton-36: build/triton-36
+	PYTHONPATH=$(CURDIR)/$< $(BIN)/pytest -n 2 tests/cuda
+
+build/triton-36: .venv/installed
+	$(BIN)/pip install --target $@ --upgrade 'triton==3.6.0' 'numpy<2.4'
+	touch $@
+
+# What needs a GPU: conformance, compute-sanitizer, and the roofline table; under nine minutes.
+gpu: .venv/installed
+	$(BIN)/python bench/gpu/run.py
+
+# Measures launch settings on this GPU, and writes them to kernels/cuda/settings.json.
+tune: .venv/installed
+	$(BIN)/python bench/gpu/run.py tune
 
 bench: .venv/installed
 	$(BIN)/python bench/run.py

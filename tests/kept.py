@@ -35,6 +35,7 @@ def kept(base: Tensor | None, models: Sequence[Tensor], offset: int, parts: Sequ
         windows.append((ops.Window(bottom=low), ops.Window(high, low), ops.Window(), ops.Window(top=high))[i % 4])
     drops = [ops.Drop(2**63 + 12345 * i, (2**31, 0, 2**32, 2**30 + 7)[i % 4]) for i in range(k)]
     bits = torch.randint(0, 256, (k, ops.packed_bytes(n)), generator=torch.Generator().manual_seed(n)).to(torch.uint8)
+    bits = bits.to(models[0].device)
     return ops.Kept(
         trim=windows if "trim" in parts else None,
         drop=drops if "drop" in parts else None,

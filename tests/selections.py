@@ -32,7 +32,9 @@ def magnitude_histogram(base: Tensor, models: Sequence[Tensor], _: torch.dtype, 
         whole,
         ops.magnitude_histogram(base, models, shift=3, bits=13, backend=backend),
         ops.magnitude_histogram(base, models, shift=bits - 21, bits=10, prefixes=frequent, backend=backend),
-        ops.magnitude_histogram(base, models, wide=True, counts=torch.ones(len(models), 2048).long(), backend=backend),
+        ops.magnitude_histogram(
+            base, models, wide=True, counts=base.new_ones(len(models), 2048, dtype=torch.int64), backend=backend
+        ),
     ]
 
 
@@ -53,7 +55,7 @@ def rank_drop(base: Tensor, models: Sequence[Tensor], _: torch.dtype, backend: s
     keys = [2**64 - 1 - 12345678901 * i for i in range(k)]
 
     def masks(columns: int, limits: Tensor, **part: int) -> Tensor:
-        return ops.rank_drop(base, models, columns, keys, [limits] * k, backend=backend, **part)
+        return ops.rank_drop(base, models, columns, keys, [limits.to(base.device)] * k, backend=backend, **part)
 
     mixed = thresholds(max(n, 1))[torch.randperm(max(n, 1), generator=torch.Generator().manual_seed(1))]
     found = [masks(columns, thresholds(columns)), masks(max(n, 1), mixed)]

@@ -90,16 +90,16 @@ def topk(base: Tensor, models: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 
 def index_add(base: Tensor, models: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    indices = torch.arange(0, base.numel(), 100)
+    indices = torch.arange(0, base.numel(), 100, device=base.device)
     return (models[0].index_add_(0, indices, base[: indices.numel()], alpha=0.5),)
 
 
 def index_select(base: Tensor, models: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    return (models[0].index_select(0, torch.arange(0, base.numel(), 100)),)
+    return (models[0].index_select(0, torch.arange(0, base.numel(), 100, device=base.device)),)
 
 
 def index_copy(base: Tensor, models: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    indices = torch.arange(0, base.numel(), 100)
+    indices = torch.arange(0, base.numel(), 100, device=base.device)
     return (models[0].index_copy_(0, indices, base[: indices.numel()]),)
 
 
@@ -130,7 +130,7 @@ def drop(base: Tensor, models: Sequence[Tensor]) -> tuple[Tensor, ...]:
 def rank_drop(base: Tensor, models: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """DELLA's drop, by an argsort of an argsort."""
     wide = base.float().view(-1, 2048)
-    chances = torch.linspace(0.3, 0.7, 2048)
+    chances = torch.linspace(0.3, 0.7, 2048, device=base.device)
     ranks = ((m.float().view(-1, 2048) - wide).abs().argsort(1).argsort(1) for m in models)
     return tuple(torch.rand_like(wide) < chances[rank] for rank in ranks)
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 import peers
 import pytest
 import torch
+from calls import ELEMENTS_FOR_ONE, OF_AN_EXPERT, OF_ONE_MODEL, calls, traffic
 from measure import measure
 from pytest_benchmark.fixture import BenchmarkFixture
-from torch import Tensor
 
-from fastmerge import dispatch, ops
+from fastmerge import dispatch
 
 ELEMENTS = 1 << 25
 PEER_ELEMENTS = 1 << 22  # PyTorch works on a part, or it would take an hour; per element it is no slower there
@@ -21,42 +20,6 @@ OPS = ["elect", "modulate", "mask_against", "combine", "delta_sum", "moments", "
 OPS += ["kept_sums", "magnitude_histogram", "kth_magnitude", "rank_drop", "extract_topk", "scatter_add"]
 OPS += ["gather", "scatter"]
 OPS += ["combine, trim and vote", "combine, drop"]  # what TIES-Merging and DARE make of it
-OF_AN_EXPERT = ("scatter_add", "gather", "scatter")
-OF_ONE_MODEL = ("extract_topk", *OF_AN_EXPERT)
-
-
-def ours(op: str, base: Tensor, models: list[Tensor]) -> Callable[[], object]:
-    """A call of the op that writes into memory it has been given, as the engine's calls do."""
-    out = torch.empty_like(base)
-    masks = torch.zeros(len(models), ops.packed_bytes(base.numel()), dtype=torch.uint8)
-    wide = torch.empty(base.shape, dtype=torch.float32)
-    weights = [0.3] * len(models)
-    expert = ops.extract_topk(base, models[0], base.numel() // 100 if op in OF_AN_EXPERT else 0)
-    cut = ops.Cut(0.0128, 0)  # about the largest fifth
-    trim = ops.Kept(trim=[ops.Window(bottom=cut) for _ in models])
-    drop = ops.Kept(drop=[ops.Drop(k, 1 << 31) for k in range(len(models))])
-    thresholds = [torch.linspace(3e9, 1e9, 2048).to(torch.int64)] * len(models)
-    return {
-        "elect": lambda: ops.elect(base, models, out=(out, masks)),
-        "modulate": lambda: ops.modulate(base, models[0], masks[0], 1.3, out=out),
-        "mask_against": lambda: ops.mask_against(base, models, models[0], out=masks),
-        "combine": lambda: ops.combine(base, models, weights, out=out),
-        "delta_sum": lambda: ops.delta_sum(base, models, weights, out=wide),
-        "moments": lambda: ops.moments(base, models),
-        "inner_products": lambda: ops.inner_products(base, models),
-        "magnitude_histogram": lambda: ops.magnitude_histogram(base, models),
-        "kth_magnitude": lambda: ops.kth_magnitude(base, models, [[base.numel() // 5]] * len(models)),
-        "extract_topk": lambda: ops.extract_topk(base, models[0], base.numel() // 100),
-        "kept_sums": lambda: ops.kept_sums(base, models, trim),
-        "rank_drop": lambda: ops.rank_drop(base, models, 2048, range(len(models)), thresholds, out=masks),
-        "combine, trim and vote": lambda: ops.combine(
-            base, models, weights, consensus="weighted", merge="weighted_mean", kept=trim, out=out
-        ),
-        "combine, drop": lambda: ops.combine(base, models, weights, kept=drop, out=out),
-        "scatter_add": lambda: ops.scatter_add(models[0], expert, 0.5),
-        "gather": lambda: ops.gather(models[0], expert, out=expert.values),
-        "scatter": lambda: ops.scatter(models[0], [expert]),
-    }[op]
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -72,15 +35,13 @@ def test_op(benchmark: BenchmarkFixture, op: str, dtype: torch.dtype, k: int, th
     models = [(base.float() + 0.01 * torch.randn(ELEMENTS)).to(dtype) for _ in range(k)]
     if op in OF_ONE_MODEL and k > 3:
         pytest.skip("takes one model")
-    share = 0.01 if op in OF_AN_EXPERT else 1  # of the tensor's elements that take part
+    share = 1 / ELEMENTS_FOR_ONE if op in OF_AN_EXPERT else 1  # of the tensor's elements that take part
     part = base[:PEER_ELEMENTS], [m[:PEER_ELEMENTS] for m in models]
     measure(
         benchmark,
-        ours(op, base, models),
+        calls(base, models)[op],
         elements=int(ELEMENTS * share),
-        moved=ops.OPS[op.partition(",")[0]].traffic(
-            int(ELEMENTS * share), 1 if op in OF_ONE_MODEL else k, dtype.itemsize
-        ),
+        moved=traffic(op, ELEMENTS, k, dtype.itemsize),
         ways={name: partial(run, *part) for name, run in peers.ways(op).items()} if threads == 1 else {},
         ways_elements=int(PEER_ELEMENTS * share),
         op=op,

@@ -20,40 +20,12 @@ from torch import Tensor
 
 from ..reference.numeric import working_dtype
 from ..reference.spectrum import Filter, plan
-from .launch import OPTIONS, UNROLLED, on_device, settings
+from .delta_sum import delta_sum
+from .launch import OPTIONS, on_device
 from .numeric import load, narrow, store, widen
+from .settings import settings
 
 BLOCK = 1 << 21  # elements worked on together: with their spectrum 16 MiB in float32
-
-
-@triton.jit
-def _weigh(
-    base, models, weights, total, n, start, FIRST: tl.constexpr, BASE: tl.constexpr, FULL: tl.constexpr,
-    K: tl.constexpr, TILE: tl.constexpr, WORKING: tl.constexpr,
-):  # fmt: skip
-    offsets = start + tl.arange(0, TILE)
-    theta = load(base, offsets, n, FULL, WORKING) if BASE else tl.zeros([TILE], WORKING)
-    so_far = tl.zeros([TILE], WORKING) if FIRST else load(total, offsets, n, FULL, WORKING)
-    for k in tl.static_range(K):
-        tau = load(models[k], offsets, n, FULL, WORKING)
-        if BASE:
-            tau = tau - theta
-        term = tl.load(weights + k).to(WORKING) * tau
-        so_far = term if FIRST and k == 0 else so_far + term
-    store(total, offsets, so_far, n, FULL)
-
-
-@triton.jit
-def weigh(
-    base, models, weights, total, n, FIRST: tl.constexpr, BASE: tl.constexpr, K: tl.constexpr, TILE: tl.constexpr,
-    WORKING: tl.constexpr,
-):  # fmt: skip
-    """total = Σ_k weights_k · (models_k − base), on top of what is there unless FIRST; weights: float64."""
-    start = tl.program_id(0).to(tl.int64) * TILE
-    if start + TILE <= n:
-        _weigh(base, models, weights, total, n, start, FIRST, BASE, True, K, TILE, WORKING)
-    else:
-        _weigh(base, models, weights, total, n, start, FIRST, BASE, False, K, TILE, WORKING)
 
 
 @triton.jit
@@ -78,7 +50,7 @@ def _finish(
 
 
 @triton.jit
-def finish(
+def finish_tile(
     base, v, filtered, scale, out, bad, n, PARTS: tl.constexpr, SCALED: tl.constexpr, BASE: tl.constexpr,
     TILE: tl.constexpr, WORKING: tl.constexpr,
 ):  # fmt: skip
@@ -122,7 +94,7 @@ class Filtered:
         self.chunk = max(1, BLOCK // h)  # columns transformed together
         self.group = max(1, BLOCK // (h * w)) * h * w  # elements of the matrices that share a panel
         kept = 1.0 if self.plan.subtract or self.plan.columns else 0.0  # times zero what is not finite is still seen
-        self.weights = torch.tensor(weights, dtype=torch.float64, device=self.device) * kept
+        self.weights = [weight * kept for weight in weights]
         self.factors = self.plan.factors(bins, range(self.plan.columns), self.real).to(self.device)
         self.v = torch.zeros(self.rows, w, dtype=self.real, device=self.device)
         self.spectrum = torch.zeros(self.rows, w // 2 + 1, dtype=self.real.to_complex(), device=self.device)
@@ -172,12 +144,8 @@ class Filtered:
 
     def _sum(self, start: int, stop: int) -> int:
         """v of the elements start … stop; returns how many rows that are."""
-        weigh_all(
-            None if self.base is None else self.base[start:stop],
-            [model[start:stop] for model in self.models],
-            self.weights,
-            self.v.view(-1)[: stop - start],
-        )
+        base = None if self.base is None else self.base[start:stop]
+        delta_sum(base, [model[start:stop] for model in self.models], self.weights, self.v.view(-1)[: stop - start])
         return (stop - start) // self.w
 
     def _of_block(self, row: int, rows: int, columns: int) -> Tensor:
@@ -204,8 +172,8 @@ class Filtered:
         part = slice(begin, begin + out.numel())
         v = None
         if self.plan.subtract or filtered is None:
+            self._sum(begin, begin + out.numel())
             v = self.v.view(-1)[: out.numel()]
-            weigh_all(None if self.base is None else self.base[part], [m[part] for m in self.models], self.weights, v)
         base = None if as_delta or self.base is None else self.base[part]
         return finish_all(base, v, filtered, factor, scale != 1, out)
 
@@ -219,28 +187,6 @@ class Filtered:
         return filtered.view(-1)
 
 
-def weigh_all(base: Tensor | None, models: Sequence[Tensor], weights: Tensor, total: Tensor) -> None:
-    """total = Σ_k w_k · τ_k of as many elements, a few models at a time: the sum so far stays in the cache."""
-    n = total.numel()
-    chosen = settings(total.element_size())
-    for first in range(0, len(models), UNROLLED):
-        few = tuple(models[first : first + UNROLLED])
-        weigh[(triton.cdiv(n, chosen.tile),)](
-            few[0] if base is None else base,
-            few,
-            weights[first:],
-            total,
-            n,
-            FIRST=first == 0,
-            BASE=base is not None,
-            K=len(few),
-            TILE=chosen.tile,
-            WORKING=tl.float64 if total.dtype == torch.float64 else tl.float32,
-            num_warps=chosen.warps,
-            **OPTIONS,
-        )
-
-
 def finish_all(
     base: Tensor | None, v: Tensor | None, filtered: Tensor | None, scale: Tensor, scaled: bool, out: Tensor
 ) -> Tensor:
@@ -250,7 +196,7 @@ def finish_all(
     chosen = settings(max(given.element_size(), out.element_size()))
     tiles = triton.cdiv(out.numel(), chosen.tile)
     bad = torch.empty(tiles, dtype=torch.int32, device=out.device)
-    finish[(tiles,)](
+    finish_tile[(tiles,)](
         given if base is None else base,
         given if v is None else v,
         given if filtered is None else filtered,

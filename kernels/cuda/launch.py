@@ -1,32 +1,157 @@
-"""How kernels are launched: frozen settings from pure functions, testable without a GPU."""
+"""How kernels are launched: over one tensor or many, by a table of addresses and numbers with a row a tensor.
+
+A row is int64: elements, first block of 65 536 (counted over all tensors), address of the sums, then an op's own slots,
+up to HEAD in all, then fields of K numbers each, the models' addresses first. Floats are the bits of float64, since of
+arguments Triton makes float32. After the rows comes, where there are several, each block's row.
+"""
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
 
-BLOCK = 65_536  # elements whose float64 sum is formed on its own
-UNROLLED = 4  # models up to which task vectors stay in registers; beyond, one kernel takes any number
+from . import numeric
+from .settings import settings
+from .sums import add_blocks, sum_tiles
+
+BLOCK = int(numeric.BLOCK.value)  # elements whose float64 sum is formed on its own
+HEAD = int(numeric.HEAD.value)
 # Multiplication and addition round separately on every backend; later releases of Triton fuse them unless told not to.
 OPTIONS = {"enable_fp_fusion": False}
+COLUMNS = 32  # of sums that one program adds up
+TYPES = {
+    torch.bfloat16: tl.bfloat16,
+    torch.float16: tl.float16,
+    torch.float32: tl.float32,
+    torch.float64: tl.float64,
+}
 
 
 @dataclass(frozen=True)
-class Settings:
-    """`tile` elements a program, on `warps` warps: 16 bytes of every 16-bit input a thread."""
+class Row:
+    """What a launch knows of one tensor. head: at most HEAD − 3 addresses and numbers; fields: K numbers each."""
 
-    tile: int
-    warps: int
+    elements: int
+    head: Sequence[Tensor | float | int | None]
+    fields: Sequence[Sequence[Tensor | float | int]] = ()
+    sums: Tensor | None = None
+
+    def numbers(self, first_block: int) -> list[int]:
+        head = [self.elements, first_block, self.sums, *self.head]
+        return [_number(x) for x in [*head, *[None] * (HEAD - len(head)), *(x for row in self.fields for x in row)]]
 
 
-def settings(widest: int) -> Settings:
-    """Settings for inputs of at most `widest` bytes an element."""
-    return Settings(1024, 4) if widest < 8 else Settings(512, 4)
+def _number(x: Tensor | float | int | None) -> int:
+    if isinstance(x, torch.Tensor):
+        return x.data_ptr()
+    if isinstance(x, float):
+        return int.from_bytes(struct.pack("<d", x), "little", signed=True)
+    return (x or 0) if (x or 0) < 2**63 else (x or 0) - 2**64
+
+
+def alike(
+    jobs: Sequence[tuple[Any, ...]],
+    tensors: Callable[..., Sequence[Tensor | None]],
+    options: Callable[..., Hashable] = lambda *_: None,
+) -> list[list[int]]:
+    """Which of the jobs one launch can do: they have tensors of the same dtypes, aligned alike, and the same options.
+
+    Jobs are an op's arguments, of which `options` tells what must be equal; those of no elements are left out.
+    """
+    groups: dict[Hashable, list[int]] = {}
+    for i, job in enumerate(jobs):
+        of_job = tensors(*job)
+        present = [t for t in of_job if t is not None]
+        if present[0].numel():
+            kinds = tuple(t if t is None else t.dtype for t in of_job)
+            groups.setdefault((kinds, aligned(present), present[0].device, options(*job)), []).append(i)
+    return list(groups.values())
+
+
+def aligned(tensors: Iterable[Tensor]) -> bool:
+    """Whether every address is one that a 128-bit load may have."""
+    return all(t.data_ptr() % 16 == 0 for t in tensors)
+
+
+class Launch:
+    """Launches an op's kernels over the rows, all of `models` models and of tensors alike."""
+
+    def __init__(self, op: str, rows: Sequence[Row], tensors: Sequence[Tensor], models: Sequence[Tensor] = ()) -> None:
+        """tensors: the inputs and outputs of a row, models among them, whose dtypes count."""
+        self.device = tensors[0].device
+        self.rows, self.models = len(rows), len(models)
+        self.settings = settings(max(t.element_size() for t in tensors), op)
+        blocks = [triton.cdiv(row.elements, BLOCK) for row in rows]
+        firsts = [0, *accumulate(blocks)]
+        numbers = [row.numbers(first) for row, first in zip(rows, firsts, strict=False)]
+        self.width = len(numbers[0]) + len(numbers[0]) % 2  # so that what follows the rows is aligned as they are
+        table = torch.tensor([row + [0] * (self.width - len(row)) for row in numbers]).view(-1)
+        self.blocks, self.programs = firsts[-1], triton.cdiv(rows[0].elements, self.settings.tile)
+        if self.rows > 1:
+            table = torch.cat([table, torch.repeat_interleave(torch.arange(self.rows), torch.tensor(blocks))])
+            self.programs = self.blocks * self.tiles
+        self.table = upload(table, self.device)
+        self.constants: dict[str, Any] = {
+            "SINGLE": self.rows == 1,
+            "TILE": self.settings.tile,
+            "num_warps": self.settings.warps,
+        }
+        if models:
+            # Models of several dtypes are always unrolled: what is loaded in a loop has one type.
+            kinds = tuple(TYPES[m.dtype] for m in models)
+            unrolled = len(models) <= self.settings.unrolled or len(set(kinds)) > 1
+            self.constants |= {"K": len(models) if unrolled else 0, "MODELS": kinds if unrolled else kinds[:1]}
+
+    @property
+    def tiles(self) -> int:
+        return BLOCK // self.settings.tile
+
+    def __call__(self, kernel: Any, *arguments: Any, **constants: Any) -> None:
+        """One launch of kernel(table, owners, width, *arguments, …), a program a tile."""
+        owners = self.table[self.rows * self.width :] if self.rows > 1 else self.table
+        with on_device(self.table):
+            kernel[(self.programs,)](
+                self.table, owners, self.width, *arguments, **self.constants, **constants, **OPTIONS
+            )
+
+    def partial_sums(self, count: int) -> Tensor:
+        """float64 [programs, count], for a kernel to write; zeros where no program does."""
+        empty = torch.empty if self.rows == 1 else torch.zeros
+        return empty(self.programs, count, dtype=torch.float64, device=self.device)
+
+    def add(self, partial: Tensor, peaks: int | None = None) -> None:
+        """Add partial sums to each row's sums, block by block in order; from column `peaks` on they are maxima."""
+        count = partial.shape[1]
+        blocks = partial.new_empty(self.blocks, count)
+        columns = min(COLUMNS, triton.next_power_of_2(count))
+        groups = triton.cdiv(count, columns)
+        peaks = count if peaks is None else peaks
+        with on_device(self.table):
+            sum_tiles[self.blocks, groups](
+                partial, blocks, self.programs, count, peaks, TILES=self.tiles, COLUMNS=columns, **OPTIONS
+            )
+            add_blocks[self.rows, groups](
+                self.table, self.width, blocks, count, peaks, COLUMNS=columns, num_warps=1, **OPTIONS
+            )
+
+
+def working(tensors: Iterable[Tensor | None]) -> Any:
+    """The type that arithmetic is done in."""
+    return tl.float64 if any(t is not None and t.dtype == torch.float64 for t in tensors) else tl.float32
+
+
+def upload(numbers: Tensor, device: torch.device) -> Tensor:
+    """A copy on the device, which the host does not wait for."""
+    return numbers if device.type == "cpu" else numbers.pin_memory().to(device, non_blocking=True)
 
 
 def rejection(capability: tuple[int, int], version: str) -> str | None:

@@ -2,57 +2,53 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Sequence
+from typing import Any
+
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import OPTIONS, on_device, settings
-from .numeric import load, store
+from .launch import TYPES, Launch, Row, aligned, alike, working
+from .numeric import load, load_bits, number, place, pointer, store
 
 
 @triton.jit
 def _tile(
-    base, unified, mask, scale, out, n, words, start, FULL: tl.constexpr, TILE: tl.constexpr, WORKING: tl.constexpr
-):
+    row, start, n, FULL: tl.constexpr, BASE: tl.constexpr, UNIFIED: tl.constexpr, OUT: tl.constexpr,
+    ALIGNED: tl.constexpr, TILE: tl.constexpr, WORKING: tl.constexpr,
+):  # fmt: skip
     offsets = start + tl.arange(0, TILE)
-    places = start // 8 + tl.arange(0, TILE // 8)
-    packed = tl.load(mask + places) if FULL else tl.load(mask + places, mask=places < words, other=0)
-    bits = (packed.to(tl.int32)[:, None] >> tl.arange(0, 8)[None, :]) & 1
-    on = tl.reshape(bits, (TILE,)) != 0
-    delta = tl.where(on, load(unified, offsets, n, FULL, WORKING), 0.0)
-    factor = tl.load(scale).to(WORKING)
-    store(out, offsets, load(base, offsets, n, FULL, WORKING) + factor * delta, n, FULL)
+    theta = load(pointer(row + 3, BASE, ALIGNED), offsets, n, FULL, WORKING)
+    unified = load(pointer(row + 4, UNIFIED, ALIGNED), offsets, n, FULL, WORKING)
+    on = load_bits(pointer(row + 5, tl.uint8, False), start, n, FULL, TILE) != 0
+    delta = number(row + 6, WORKING) * tl.where(on, unified, 0.0)
+    store(pointer(row + 7, OUT, ALIGNED), offsets, theta + delta, n, FULL)
 
 
-@triton.jit
-def modulate_tile(base, unified, mask, scale, out, n, words, TILE: tl.constexpr, WORKING: tl.constexpr):
-    """scale points to one float64: an argument would be narrowed to float32."""
-    start = tl.program_id(0).to(tl.int64) * TILE
+@triton.jit(do_not_specialize=["width"])
+def modulate_tile(
+    table, owners, width, BASE: tl.constexpr, UNIFIED: tl.constexpr, OUT: tl.constexpr, ALIGNED: tl.constexpr,
+    SINGLE: tl.constexpr, TILE: tl.constexpr, WORKING: tl.constexpr,
+):  # fmt: skip
+    """Row: base, unified, mask, scale, out."""
+    row, start, n = place(table, owners, width, SINGLE, TILE)
     if start + TILE <= n:
-        _tile(base, unified, mask, scale, out, n, words, start, True, TILE, WORKING)
-    else:
-        _tile(base, unified, mask, scale, out, n, words, start, False, TILE, WORKING)
+        _tile(row, start, n, True, BASE, UNIFIED, OUT, ALIGNED, TILE, WORKING)
+    elif start < n:
+        _tile(row, start, n, False, BASE, UNIFIED, OUT, ALIGNED, TILE, WORKING)
 
 
 def modulate(base: Tensor, unified: Tensor, mask: Tensor, scale: float, out: Tensor) -> None:
-    n = base.numel()
-    if n == 0:
-        return
-    wide = torch.float64 in (base.dtype, unified.dtype)
-    chosen = settings(max(t.element_size() for t in (base, unified, out)))
-    factor = torch.tensor([scale], dtype=torch.float64, device=base.device)
-    with on_device(base):
-        modulate_tile[(triton.cdiv(n, chosen.tile),)](
-            base,
-            unified,
-            mask,
-            factor,
-            out,
-            n,
-            mask.numel(),
-            TILE=chosen.tile,
-            WORKING=tl.float64 if wide else tl.float32,
-            num_warps=chosen.warps,
-            **OPTIONS,
-        )
+    modulate_many([(base, unified, mask, scale, out)])
+
+
+def modulate_many(jobs: Sequence[tuple[Any, ...]]) -> None:
+    """modulate of each job's arguments; those of equal dtypes take one launch."""
+    for group in alike(jobs, lambda base, unified, mask, scale, out: (base, unified, out)):
+        base, unified, _, _, out = jobs[group[0]]
+        rows = [Row(jobs[i][0].numel(), jobs[i]) for i in group]
+        Launch("modulate", rows, (base, unified, out))(
+            modulate_tile, BASE=TYPES[base.dtype], UNIFIED=TYPES[unified.dtype], OUT=TYPES[out.dtype],
+            ALIGNED=aligned((base, unified, out)), WORKING=working((base, unified)),
+        )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Arithmetic common to the kernels: exact widening, one rounding, packed bits, deterministic sums.
+"""What the kernels have in common: their place in the table, exact widening, one rounding, packed bits.
 
 Triton's interpreter truncates where it should round to bfloat16, and loses bfloat16's subnormals; there the conversions
 are done on the bits.
@@ -11,7 +11,43 @@ import os
 import triton
 import triton.language as tl
 
+BLOCK = tl.constexpr(65_536)  # elements whose float64 sum is formed on its own
+HEAD = tl.constexpr(8)  # numbers of a row of the table before the models' addresses
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET", "0") == "1")
+
+
+@triton.jit
+def place(table, owners, width, SINGLE: tl.constexpr, TILE: tl.constexpr):
+    """This program's row of the table, its first element, and how many elements there are."""
+    program = tl.program_id(0).to(tl.int64)
+    if SINGLE:
+        return table, program * TILE, tl.load(table)
+    tiles: tl.constexpr = BLOCK // TILE
+    row = table + tl.load(owners + program // tiles) * width
+    return row, (program - tl.load(row + 1) * tiles) * TILE, tl.load(row)
+
+
+@triton.jit
+def pointer(slot, ELEMENT: tl.constexpr, ALIGNED: tl.constexpr):
+    """What a slot of the table has the address of; ALIGNED: it is a multiple of 16 bytes."""
+    address = tl.load(slot).to(tl.pointer_type(ELEMENT))
+    if ALIGNED:
+        address = tl.multiple_of(address, 16)
+    return address
+
+
+@triton.jit
+def number(slot, WORKING: tl.constexpr):
+    """The float in a slot of the table, in the working type."""
+    return tl.load(slot).to(tl.float64, bitcast=True).to(WORKING)
+
+
+@triton.jit
+def task_vector(
+    row, k, theta, offsets, n, FULL: tl.constexpr, ELEMENT: tl.constexpr, ALIGNED: tl.constexpr, WORKING: tl.constexpr
+):
+    """τ_k = θ_k − θ_pre."""
+    return load(pointer(row + HEAD + k, ELEMENT, ALIGNED), offsets, n, FULL, WORKING) - theta
 
 
 @triton.jit
@@ -65,7 +101,16 @@ def store(pointer, offsets, x, n, FULL: tl.constexpr):
 
 
 @triton.jit
-def store_bits(pointer, start, mask, words, FULL: tl.constexpr, TILE: tl.constexpr):
+def load_bits(pointer, start, n, FULL: tl.constexpr, TILE: tl.constexpr):
+    """A tile of packed bits, unpacked: int32 [TILE]."""
+    places = start // 8 + tl.arange(0, TILE // 8)
+    packed = tl.load(pointer + places) if FULL else tl.load(pointer + places, mask=places < (n + 7) // 8, other=0)
+    bits = (packed.to(tl.int32)[:, None] >> tl.arange(0, 8)[None, :]) & 1
+    return tl.reshape(bits, (TILE,))
+
+
+@triton.jit
+def store_bits(pointer, start, mask, n, FULL: tl.constexpr, TILE: tl.constexpr):
     """A tile's mask, packed: eight lanes a byte, all of one thread, so that nothing is shuffled."""
     bits = tl.reshape(mask.to(tl.int32), (TILE // 8, 8))
     packed = tl.sum(bits << tl.arange(0, 8)[None, :], 1).to(tl.uint8)
@@ -73,36 +118,4 @@ def store_bits(pointer, start, mask, words, FULL: tl.constexpr, TILE: tl.constex
     if FULL:
         tl.store(pointer + places, packed)
     else:
-        tl.store(pointer + places, packed, mask=places < words)
-
-
-@triton.jit
-def _sum_block(tiles, blocks, count, width, TILES: tl.constexpr, WIDTH: tl.constexpr):
-    """blocks[i] = Σ of the TILES tile sums of block i, each of `width` numbers."""
-    block = tl.program_id(0).to(tl.int64)
-    rows = block * TILES + tl.arange(0, TILES).to(tl.int64)
-    columns = tl.arange(0, WIDTH)
-    places = rows[:, None] * width + columns[None, :]
-    terms = tl.load(tiles + places, mask=(rows[:, None] < count) & (columns[None, :] < width), other=0.0)
-    tl.store(blocks + block * width + columns, tl.sum(terms, 0), mask=columns < width)
-
-
-@triton.jit
-def _add_blocks(blocks, sums, count, width, WIDTH: tl.constexpr):
-    """sums += blocks[0], then blocks[1], …: the order that makes chunks add up to the whole."""
-    columns = tl.arange(0, WIDTH)
-    total = tl.load(sums + columns, mask=columns < width, other=0.0)
-    for _ in range(count):
-        total += tl.load(blocks + columns, mask=columns < width, other=0.0)
-        blocks += width
-    tl.store(sums + columns, total, mask=columns < width)
-
-
-def add_tile_sums(tiles, sums, tiles_a_block: int) -> None:
-    """Add tile sums (float64 [tiles, width]) to sums (float64, width elements), block by block."""
-    count, width = tiles.shape
-    block_count = triton.cdiv(count, tiles_a_block)
-    blocks = tiles.new_empty(block_count, width)
-    padded = triton.next_power_of_2(width)
-    _sum_block[(block_count,)](tiles, blocks, count, width, TILES=tiles_a_block, WIDTH=padded)
-    _add_blocks[(1,)](blocks, sums, block_count, width, WIDTH=padded)
+        tl.store(pointer + places, packed, mask=places < (n + 7) // 8)

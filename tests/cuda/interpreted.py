@@ -1,79 +1,82 @@
-"""Compares one Triton op with the reference, on the CPU where TRITON_INTERPRET=1, else on a GPU; prints a summary.
+"""Compares Triton ops with the reference in Triton's interpreter (TRITON_INTERPRET=1), on the CPU.
 
-interpreted.py OP SMALL|MIXED|BLOCK
+interpreted.py OP…   prints a line for each op that equals the reference in all its cases
 """
 
 from __future__ import annotations
 
 import sys
+import time
+import warnings
 from pathlib import Path
 
 import torch
+import triton.language as tl  # noqa: F401 - `patched` is looked at for both
+from triton.language import core  # noqa: F401
+from triton.runtime import interpreter
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from fastmerge.kernels import cuda, reference
-from tensors import BF16, DTYPES, F16, F32, F64, assert_same_bits, assert_sums, make, poisoned
+TESTS = Path(__file__).parents[1]
+sys.path[:0] = [str(TESTS), str(TESTS / "ops")]
+from batches import check_batches
+from tensors import BF16, F16, F32, F64, make
+from test_conformance import DEVICES, compare
 
-from fastmerge import ops
+from fastmerge import dispatch
 
-SIZES = {"small": (0, 1, 7, 8, 63, 64, 65, 511, 1023, 1024, 1025, 2053), "mixed": (65, 1031), "block": (66_000,)}
-GROUPS = {
-    "small": [(d,) for d in DTYPES],
-    "mixed": [(BF16, F32), (F32, BF16), (F16, BF16, F32), (BF16, BF16, F64), (F64, F16)],
-    "block": [(BF16,)],
-}
-MODELS = {"small": (1, 2, 3, 5, 8, 13), "mixed": (1, 3, 5), "block": (3, 6)}
-
-
-def check(op: str, dtypes: tuple[torch.dtype, ...], k: int, n: int, device: str) -> None:
-    """One case; `unified` and outputs take the last dtype, so that mixtures round to another one."""
-    what = f"{op} {dtypes} K={k} n={n}"
-    inputs = [make(n, dtypes[i % len(dtypes)], seed=31 * i + n, special=n > 8) for i in range(k + 1)]
-    if n % 2:  # an address that no vector load may assume to be aligned
-        inputs = [torch.cat([x[:1], x])[1:] for x in inputs]
-    base, *models = (x.to(device) for x in inputs)
-    out = poisoned((n,), dtypes[-1]).to(device)
-    words = ops.packed_bytes(n)
-    if op == "modulate":
-        mask = torch.empty(words, dtype=torch.uint8)
-        reference.pack_bits(inputs[-1] > 0, mask)
-        expected = poisoned((n,), dtypes[-1])
-        reference.modulate(inputs[0], inputs[1], mask, 1.37, expected)
-        cuda.modulate(base, models[0], mask.to(device), 1.37, out)
-        assert_same_bits(out.cpu(), expected, what)
-        return
-    masks = poisoned((k, words), torch.uint8).to(device)
-    sums = torch.full((2, k), 0.25, dtype=torch.float64, device=device)
-    expected, expected_masks = poisoned((n,), dtypes[-1]), poisoned((k, words), torch.uint8)
-    expected_sums = torch.full((2, k), 0.25, dtype=torch.float64)
-    reference.elect(inputs[0], inputs[1:], expected, expected_masks, expected_sums)
-    cuda.elect(base, models, out, masks, sums)
-    assert_same_bits(out.cpu(), expected, what + " unified")
-    assert_same_bits(masks.cpu(), expected_masks, what + " masks")
-    assert_sums(sums.cpu(), expected_sums, ops.OPS["elect"].sums_rtol, what + " sums")
-    if n > 65_536:
-        check_chunks(base, models, sums)
+# Each case costs some tenths of a second, so a few cover what differs: dtypes, unrolled and looped numbers of models,
+# whole tiles and tails.
+TINY = (0, 1, 7, 64)
+CASES: list[tuple[tuple[torch.dtype, ...], tuple[int, ...], tuple[int, ...]]] = [
+    ((BF16,), (1, 2, 3, 4, 8, 9, 16), (1025,)),
+    ((BF16,), (3,), (*TINY, 1024, 2053)),
+    ((F16,), (2, 9), (65, 1031)),
+    ((F32,), (1, 3, 8, 9), (7, 1025)),
+    ((F64,), (1, 5), (513,)),
+    ((BF16, F32), (1, 5), (1031,)),
+    ((F16, BF16, F32), (3,), (65,)),
+    ((F64, F16), (2, 5), (65, 515)),
+]
+HEAVY = ("combine",)  # many forms in each case: fewer of them
 
 
-def check_chunks(base: torch.Tensor, models: list[torch.Tensor], sums: torch.Tensor) -> None:
-    """Two chunks, cut at a block, add up to the whole tensor's sums to the bit."""
-    again = torch.full_like(sums, 0.25)
-    for part in (slice(0, 65_536), slice(65_536, None)):
-        own, others = base[part], [m[part] for m in models]
-        masks = torch.empty(len(models), ops.packed_bytes(own.numel()), dtype=torch.uint8, device=base.device)
-        cuda.elect(own, others, torch.empty_like(own), masks, again)
-    assert_same_bits(again, sums, "sums of chunks")
+class Kept:
+    """In place of what would undo a patch."""
+
+    def restore(self) -> None:
+        pass
 
 
-def main(op: str, group: str, device: str) -> int:
+def patched() -> None:
+    """What the interpreter does to Triton's language at each call of a function, once for all: half of its time."""
+    interpreter._patch_lang(patched)
+    interpreter._patch_lang = lambda _: Kept()
+
+
+def check(op: str) -> int:
+    """The number of cases that equal the reference."""
     cases = 0
-    for dtypes in GROUPS[group]:
-        for k in MODELS[group] if op == "elect" else (1,):
-            for n in SIZES[group]:
-                check(op, dtypes, k, n, device)
+    for dtypes, models, sizes in CASES:
+        for k in models:
+            for n in sizes if op not in HEAVY else sizes[:2]:
+                inputs = [
+                    make(n, dtypes[i % len(dtypes)], seed=97 * i + n, special=n > 8, misaligned=(n + i + k) % 3 == 0)
+                    for i in range(k + 1)
+                ]
+                what = f"{'+'.join(map(str, dtypes))} K={k} n={n}"
+                compare(op, "cuda", inputs, dtypes[0] if n % 2 else dtypes[-1], what)
                 cases += 1
-    return cases
+    return cases + check_batches(op, "cpu")
+
+
+def main(ops: list[str]) -> None:
+    warnings.simplefilter("ignore")  # NumPy's, of infinities and NaN
+    patched()
+    dispatch.DEVICES["cuda"], DEVICES["cuda"] = ("cpu",), "cpu"
+    for op in ops:
+        begin = time.perf_counter()
+        cases = check(op)
+        print(f"{op}: {cases} cases equal the reference ({time.perf_counter() - begin:.1f} s)", flush=True)
 
 
 if __name__ == "__main__":
-    print(f"{main(sys.argv[1], sys.argv[2], 'cpu')} cases equal")
+    main(sys.argv[1:])

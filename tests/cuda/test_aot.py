@@ -1,157 +1,196 @@
-"""Machine code of every kernel, compiled without a GPU, held to what makes it fast and exact; gates that can fail."""
+"""Machine code of everything that the ops launch, compiled without a GPU, held to what makes it fast and exact.
+
+The gates are shown to fail where they should. What -m aot adds is every dtype, number of models and form.
+"""
 
 from __future__ import annotations
 
-import collections
-import re
-import subprocess
-import tempfile
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
+import compiled  # noqa: E402
 import triton.language as tl  # noqa: E402
-from fastmerge.kernels.cuda import launch  # noqa: E402
-from fastmerge.kernels.cuda.elect import elect_looped, elect_unrolled  # noqa: E402
-from fastmerge.kernels.cuda.modulate import modulate_tile  # noqa: E402
-from triton.backends.compiler import GPUTarget  # noqa: E402
-from triton.compiler import ASTSource  # noqa: E402
+from batches import job  # noqa: E402
+from calls import calls  # noqa: E402
+from compiled import OPS, TARGETS, Code, compiling, objections, read  # noqa: E402
+from fastmerge.kernels import cuda  # noqa: E402
+from fastmerge.kernels.cuda import launch, settings  # noqa: E402
+from kept import WAYS, kept  # noqa: E402
+from tensors import BF16, DTYPES, F16, F32, F64  # noqa: E402
 
-TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-RELEASE = tuple(int(part) for part in triton.__version__.split(".")[:2])
-TARGETS = [80, 90] + ([100] if RELEASE >= (3, 9) else [])
-MOST_REGISTERS = 128  # a thread, so that 512 threads fit on a multiprocessor
+from fastmerge import ops  # noqa: E402
 
-
-@dataclass
-class Code:
-    """What the gates look at."""
-
-    registers: int
-    stack: int
-    local: int
-    instructions: collections.Counter[str]
+N = 65_536
+NAMES = [name for name in calls(torch.zeros(N), [torch.zeros(N)]) if name.partition(",")[0] in OPS]
+MANY = [op for op in OPS if hasattr(cuda, f"{op}_many")]
+FEW = [((BF16,), 3), ((BF16,), 9), ((F32,), 3)]
+ALL = [((dtype,), k) for dtype in DTYPES for k in (1, 2, 3, 4, 8, 9)] + [((BF16, F32), 3), ((F16, BF16, F64), 5)]
 
 
-def compiled(kernel: Any, target: int, constants: dict[str, Any], dtype: str = "bf16", aligned: bool = True) -> Code:
-    pointer = f"*{dtype}"
-    kinds: dict[str, Any] = {
-        "base": pointer,
-        "unified": pointer,
-        "out": pointer,
-        "models": "i32" if "ELEMENT" in constants else (pointer,) * constants.get("K", 0),
-        "masks": "*u8",
-        "mask": "*u8",
-        "table": "*i64",
-        "sums": "*fp64",
-        "scale": "*fp64",
-        "n": "i64",
-        "words": "i64",
-    }
-    signature = {name: "constexpr" if name in constants else kinds[name] for name in kernel.arg_names}
-    attributes: dict[tuple[int, ...], Any] = {}
-    for i, kind in enumerate(signature.values()):
-        paths = [(i, j) for j in range(len(kind))] if isinstance(kind, tuple) else [(i,)]
-        if aligned and (isinstance(kind, tuple) or kind.startswith("*")):
-            attributes |= {path: [["tt.divisibility", 16]] for path in paths}
-    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
-    options = {"num_warps": launch.settings(4 if dtype != "fp64" else 8).warps} | launch.OPTIONS
-    return read(triton.compile(source, target=GPUTarget("cuda", target, 32), options=options).asm["cubin"])
+def inputs(dtypes: tuple[torch.dtype, ...], k: int, aligned: bool = True) -> list[torch.Tensor]:
+    tensors = [torch.zeros(N + 8, dtype=dtypes[i % len(dtypes)]) for i in range(k + 1)]
+    return [t[:N] if aligned else t[1 : N + 1] for t in tensors]
 
 
-def read(cubin: bytes) -> Code:
-    with tempfile.TemporaryDirectory() as temporary:
-        file = Path(temporary) / "kernel.cubin"
-        file.write_bytes(cubin)
-        usage = subprocess.run([TOOLS / "cuobjdump", "-res-usage", file], capture_output=True, text=True, check=True)
-        listing = subprocess.run([TOOLS / "nvdisasm", "-c", file], capture_output=True, text=True, check=True).stdout
-    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage.stdout + usage.stderr)
-    assert found
-    lines = re.findall(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", listing, re.MULTILINE)
-    return Code(int(found[1]), int(found[2]), int(found[3]), collections.Counter(lines))
+def launched(capability: int, call: Callable[[], object]) -> list[Code]:
+    with compiling(capability) as found:
+        call()
+    return [read(kernel) for kernel in found.values()]
 
 
-def objections(code: Code) -> list[str]:
-    """What is wrong with a kernel's machine code."""
-    names = code.instructions
-    found = []
-    if code.registers > MOST_REGISTERS:
-        found.append(f"{code.registers} registers")
-    if code.stack or code.local or any(name.startswith(("LDL", "STL")) for name in names):
-        found.append("spills to memory")
-    if not any(name.startswith("LDG") and ".128" in name for name in names):
-        found.append("no 128-bit loads")
-    if any(name.startswith(("FFMA", "DFMA", "HFMA2.BF16")) for name in names):
-        found.append("fused multiplication and addition")
-    return found
+def complaints(capability: int, call: Callable[[], object]) -> list[str]:
+    codes = launched(capability, call)
+    assert codes, "nothing was launched"
+    return [f"{code.name}: {objection}" for code in codes for objection in objections(code)]
 
 
-def constants(k: int, working: Any = tl.float32) -> dict[str, Any]:
-    tile = launch.settings(8 if working is tl.float64 else 4).tile
-    if k > launch.UNROLLED:
-        return {"ELEMENT": tl.bfloat16, "ALIGNED": 16, "TILE": tile, "WORKING": working}
-    return {"K": k, "TILE": tile, "WORKING": working}
+def call_of(name: str, dtypes: tuple[torch.dtype, ...], k: int, aligned: bool = True) -> Callable[[], object]:
+    base, *models = inputs(dtypes, k, aligned)
+    return calls(base, models, "cuda")[name]
 
 
-KERNELS = [(elect_unrolled, constants(k)) for k in (1, 2, 3, 4)] + [(elect_looped, constants(5))]
-KERNELS += [(modulate_tile, {key: value for key, value in constants(1).items() if key != "K"})]
+def ids(form: Any) -> str:
+    """How a set of dtypes, or one with a number of models, is called."""
+    if isinstance(form[0], tuple):
+        return f"{ids(form[0])}-K{form[1]}"
+    return "+".join(str(d).removeprefix("torch.") for d in form)
 
 
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize(("kernel", "given"), KERNELS, ids=[f"{k.__name__}-K{c.get('K', 'any')}" for k, c in KERNELS])
-def test_machine_code(kernel: Any, given: dict[str, Any], target: int) -> None:
-    """No spills, whole loads, no fused arithmetic, few registers."""
-    assert objections(compiled(kernel, target, given)) == []
+@pytest.mark.parametrize("capability", TARGETS)
+@pytest.mark.parametrize("name", NAMES)
+def test_machine_code(name: str, capability: int) -> None:
+    """No spills, whole loads, no fused arithmetic, few registers; the newest target alone for more than one form."""
+    for dtypes, k in FEW if capability == 90 else FEW[:1]:
+        assert complaints(capability, call_of(name, dtypes, k)) == [], (ids(dtypes), k)
+
+
+@pytest.mark.parametrize("op", MANY)
+def test_machine_code_of_batches(op: str) -> None:
+    assert complaints(90, lambda: getattr(cuda, f"{op}_many")([job(op, N, 3, BF16, "cpu")] * 2)) == []
+
+
+@pytest.mark.aot
+@pytest.mark.parametrize("capability", TARGETS)
+@pytest.mark.parametrize("form", ALL, ids=ids)
+@pytest.mark.parametrize("name", NAMES)
+def test_all_machine_code(name: str, form: tuple[tuple[torch.dtype, ...], int], capability: int) -> None:
+    dtypes, k = form
+    assert complaints(capability, call_of(name, dtypes, k)) == []
+    odd = complaints(capability, call_of(name, dtypes, k, aligned=False))
+    assert [o for o in odd if "128-bit" not in o] == [], "at odd addresses"
+
+
+@pytest.mark.aot
+@pytest.mark.parametrize("capability", TARGETS)
+@pytest.mark.parametrize("k", [3, 9])
+@pytest.mark.parametrize("way", range(len(WAYS)))
+def test_all_ways_to_combine(way: int, k: int, capability: int) -> None:
+    base, *models = inputs((BF16,), k)
+    parts, vote = WAYS[way]
+    selection = kept(base, models, 0, parts)
+    call = lambda: ops.combine(base, models, kept=selection, backend="cuda", **vote)  # noqa: E731
+    assert complaints(capability, call) == []
+
+
+@pytest.mark.aot
+@pytest.mark.parametrize("capability", TARGETS)
+@pytest.mark.parametrize("dtype", [BF16, F32], ids=str)
+@pytest.mark.parametrize("k", [3, 9])
+@pytest.mark.parametrize("op", MANY)
+def test_all_machine_code_of_batches(op: str, k: int, dtype: torch.dtype, capability: int) -> None:
+    assert complaints(capability, lambda: getattr(cuda, f"{op}_many")([job(op, N, k, dtype, "cpu")] * 2)) == []
 
 
 def test_registers_gate_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(globals(), "MOST_REGISTERS", 8)
-    assert any("registers" in o for o in objections(compiled(elect_unrolled, 90, constants(3))))
+    monkeypatch.setattr(compiled, "MOST_REGISTERS", 8)
+    assert any("registers" in c for c in complaints(90, call_of("elect", (BF16,), 3)))
 
 
-def test_load_gate_can_fail() -> None:
-    """Pointers that promise no alignment are loaded piece by piece."""
-    assert "no 128-bit loads" in objections(compiled(elect_unrolled, 90, constants(3), aligned=False))
-
-
-@triton.jit
-def fusing(base, unified, out, n, TILE: tl.constexpr):
-    offsets = tl.program_id(0) * TILE + tl.arange(0, TILE)
-    x = tl.load(base + offsets).to(tl.float32)
-    tl.store(out + offsets, tl.fma(x, x, tl.load(unified + offsets).to(tl.float32)).to(tl.bfloat16))
-
-
-def test_fusion_gate_can_fail() -> None:
-    assert "fused multiplication and addition" in objections(compiled(fusing, 90, {"TILE": 1024}))
+@pytest.mark.parametrize("name", ["elect", "unpack_bits"])
+def test_gates_of_wide_accesses_can_fail(name: str) -> None:
+    """What promises no alignment is moved piece by piece."""
+    base, *models = inputs((BF16,), 3, aligned=False)
+    packed, flags = torch.zeros(N // 8 + 1, dtype=torch.uint8)[1:], torch.zeros(N + 1, dtype=torch.bool)[1:]
+    call = {
+        "elect": lambda: ops.elect(base, models, backend="cuda"),
+        "unpack_bits": lambda: ops.unpack_bits(packed, (N,), out=flags, backend="cuda"),
+    }[name]
+    assert any("no 128-bit" in c for c in complaints(90, call))
 
 
 @triton.jit
-def spilling(base, unified, out, n, TILE: tl.constexpr):
+def fusing(x, out, SIZE: tl.constexpr):
+    offsets = tl.arange(0, SIZE)
+    value = tl.load(x + offsets)
+    tl.store(out + offsets, tl.fma(value, value, value))
+
+
+@triton.jit
+def dividing_and_fusing(x, out, SIZE: tl.constexpr):
+    offsets = tl.arange(0, SIZE)
+    value = tl.load(x + offsets)
+    tl.store(out + offsets, tl.div_rn(tl.fma(value, value, value), value + 1.0))
+
+
+@triton.jit
+def contracting(x, out, SIZE: tl.constexpr):
+    offsets = tl.arange(0, SIZE)
+    value = tl.load(x + offsets)
+    tl.store(out + offsets, value * value + value)
+
+
+@triton.jit
+def dividing(x, out, SIZE: tl.constexpr):
+    offsets = tl.arange(0, SIZE)
+    value = tl.load(x + offsets)
+    tl.store(out + offsets, tl.abs(tl.div_rn(value, value + 1.0)))
+
+
+@pytest.mark.parametrize(
+    ("kernel", "options", "objects"),
+    [
+        pytest.param(fusing, launch.OPTIONS, True, id="fusing"),
+        pytest.param(dividing_and_fusing, launch.OPTIONS, True, id="dividing-and-fusing"),
+        pytest.param(contracting, {"enable_fp_fusion": True}, True, id="contracting"),
+        pytest.param(contracting, launch.OPTIONS, False, id="told-not-to-contract"),
+        pytest.param(dividing, launch.OPTIONS, False, id="dividing"),
+    ],
+)
+def test_fusion_gate(kernel: Any, options: dict[str, Any], objects: bool) -> None:
+    x = torch.zeros(1024)
+    found = complaints(90, lambda: kernel[(1,)](x, x, SIZE=1024, **options))
+    assert ("fused multiplication and addition" in " ".join(found)) == objects
+
+
+@triton.jit
+def spilling(x, out, SIZE: tl.constexpr):
     """Keeps more values alive than there are registers."""
-    offsets = tl.arange(0, TILE)
+    offsets = tl.arange(0, SIZE)
     values = ()
     for i in tl.static_range(40):
-        values = values + (tl.load(base + offsets + i * TILE),)
-    total = tl.load(unified + offsets)
+        values = values + (tl.load(x + offsets + i * SIZE),)
+    total = tl.load(out + offsets)
     for i in tl.static_range(40):
         total = total * values[39 - i] + values[i]
     tl.store(out + offsets, total)
 
 
 def test_spill_gate_can_fail() -> None:
-    assert "spills to memory" in objections(compiled(spilling, 90, {"TILE": 2048}, dtype="fp32"))
+    x = torch.zeros(1024)
+    assert "spilling: spills to memory" in complaints(90, lambda: spilling[(1,)](x, x, SIZE=2048))
 
 
 def test_settings() -> None:
-    """A tile divides a block, so that tile sums add up to block sums; a thread's loads are at most 16 bytes wide."""
-    for widest in (2, 4, 8):
-        chosen = launch.settings(widest)
+    """A tile divides a block, so that tile sums add up to block sums, and is whole for every thread of its warps."""
+    assert {op for op, _ in settings.table()} <= {"*", *ops.OPS}
+    for chosen in settings.table().values():
         assert launch.BLOCK % chosen.tile == 0
         assert chosen.tile % (32 * chosen.warps) == 0
-        assert chosen == launch.settings(widest)
+    assert settings.settings(F64.itemsize, "elect") == settings.settings(F64.itemsize)
 
 
 @pytest.mark.parametrize(

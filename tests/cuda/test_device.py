@@ -1,40 +1,74 @@
-"""The same cases on a GPU, and more elements than 32 bits can count."""
+"""The ops on a GPU: to the bit the reference's, in one launch or many; more elements than 32 bits can count."""
 
 from __future__ import annotations
-
-import importlib.util
-from pathlib import Path
 
 import pytest
 import torch
 
 pytest.importorskip("triton", reason="Triton is not installed")
+from batches import check_batches
+from fastmerge.kernels import cuda
+from ops.test_conformance import compare
+from tensors import BF16, F16, F32, F64, make
+
+from fastmerge import ops
+
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU here")
 
+OPS = [op for op in ops.OPS if hasattr(cuda, op) and not ops.OPS[op].tolerance]
+# Each form is compiled, which takes seconds; sizes cost nothing.
+FORMS = [
+    ((BF16,), 1),
+    ((BF16,), 3),
+    ((BF16,), 9),
+    ((F16,), 2),
+    ((F32,), 3),
+    ((F32,), 9),
+    ((F64,), 3),
+    ((BF16, F32), 3),
+    ((F64, F16), 2),
+]
+SIZES = (0, 1, 7, 1023, 1025, 65_536, 200_003)
 
-def cases() -> object:
-    spec = importlib.util.spec_from_file_location("interpreted", Path(__file__).with_name("interpreted.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+
+@pytest.mark.parametrize("form", range(len(FORMS)))
+@pytest.mark.parametrize("op", OPS)
+def test_op_equals_the_reference(op: str, form: int) -> None:
+    dtypes, k = FORMS[form]
+    for n in SIZES:
+        inputs = [
+            make(n, dtypes[i % len(dtypes)], seed=97 * i + n, special=n > 8, misaligned=form == 1 and n % 2 == 1)
+            for i in range(k + 1)
+        ]
+        compare(op, "cuda", inputs, dtypes[-1], f"K={k} n={n}")
 
 
-@pytest.mark.parametrize("group", ["small", "mixed", "block"])
-@pytest.mark.parametrize("op", ["elect", "modulate"])
-def test_op_equals_the_reference(op: str, group: str) -> None:
-    assert cases().main(op, group, "cuda") > 0  # type: ignore[attr-defined]
+@pytest.mark.parametrize("op", [op for op in OPS if hasattr(cuda, f"{op}_many")])
+def test_many_tensors_in_one_launch(op: str) -> None:
+    assert check_batches(op, "cuda") > 0
+
+
+@pytest.mark.parametrize("op", ["elect", "moments", "kept_sums", "inner_products"])
+def test_a_result_is_the_same_each_time(op: str) -> None:
+    """Sums too, to the bit: nothing depends on which program ends first."""
+    base, *models = (make(3_000_001, BF16, seed=i, special=False).cuda() for i in range(4))
+    call = {
+        "elect": lambda: ops.elect(base, models, backend="cuda")[2:],
+        "moments": lambda: ops.moments(base, models, backend="cuda"),
+        "kept_sums": lambda: ops.kept_sums(base, models, ops.Kept(drop=[ops.Drop(1, 1 << 31)] * 3), backend="cuda"),
+        "inner_products": lambda: ops.inner_products(base, models, backend="cuda"),
+    }[op]
+    first = call()
+    for _ in range(3):
+        assert all(torch.equal(a, b) for a, b in zip(call(), first, strict=True))
 
 
 @pytest.mark.slow
 def test_more_than_32_bits_of_elements() -> None:
     """The last elements of 2^31 + 3 are elected like any other."""
-    from fastmerge import ops
-
     n = 2**31 + 3
-    if torch.cuda.mem_get_info()[0] < 9 * n:
-        pytest.skip("needs 20 GB of GPU memory")
+    if torch.cuda.mem_get_info()[0] < 11 * n:
+        pytest.skip("needs 24 GB of GPU memory")
     base = torch.zeros(n, dtype=torch.bfloat16, device="cuda")
     models = [torch.full_like(base, x) for x in (1.0, -0.5)]
     elected = ops.elect(base, models, backend="cuda")

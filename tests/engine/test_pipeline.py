@@ -36,7 +36,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "ties": {"density": 0.3},
     "dare_ties": {"density": 0.4},
     "della": {"density": 0.5},
-    "free": {"density": 0.02},
+    "free": {"expert_density": 0.02},
     "fr": {},
     "slerp": {"t": 0.4},
 }

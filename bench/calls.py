@@ -1,0 +1,86 @@
+"""A call of every op, as the engine makes it: what benchmarks time on any backend, and ahead-of-time tests compile."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastmerge import dispatch, ops
+
+OF_AN_EXPERT = ("scatter_add", "gather", "scatter")
+OF_ONE_MODEL = ("extract_topk", *OF_AN_EXPERT)
+ELEMENTS_FOR_ONE = 100  # of a tensor, for one of its expert's
+CUT = ops.Cut(0.0128, 0)  # about the largest fifth of task vectors near 0.01
+
+
+def calls(base: Tensor, models: list[Tensor], backend: str | None = None) -> dict[str, Callable[[], Any]]:
+    """By name, of which the part before a comma is the op's. They write into memory that they have been given."""
+    n, k, device = base.numel(), len(models), base.device
+    how: Any = {"backend": backend}
+    out, wide = torch.empty_like(base), torch.empty(n, dtype=ops.working_dtype([base, *models]), device=device)
+    masks = torch.zeros(k, ops.packed_bytes(n), dtype=torch.uint8, device=device)
+    flags = torch.zeros(n, dtype=torch.bool, device=device)
+    weights = [0.3] * k
+    trim = ops.Kept(trim=[ops.Window(bottom=CUT) for _ in models])
+    drop = ops.Kept(drop=[ops.Drop(i, 1 << 31) for i in range(k)])
+    columns = next(c for c in (2048, 1) if n % c == 0)
+    thresholds = [torch.linspace(3e9, 1e9, columns).to(torch.int64).to(device)] * k
+    expert = functools.cache(lambda: ops.extract_topk(base, models[0], n // ELEMENTS_FOR_ONE))
+    return {
+        "elect": lambda: ops.elect(base, models, out=(out, masks), **how),
+        "modulate": lambda: ops.modulate(base, models[0], masks[0], 1.3, out=out, **how),
+        "mask_against": lambda: ops.mask_against(base, models, models[0], out=masks, **how),
+        "combine": lambda: ops.combine(base, models, weights, out=out, **how),
+        "combine, trim and vote": lambda: ops.combine(
+            base, models, weights, consensus="weighted", merge="weighted_mean", kept=trim, out=out, **how
+        ),
+        "combine, drop": lambda: ops.combine(base, models, weights, kept=drop, out=out, **how),
+        "delta_sum": lambda: ops.delta_sum(base, models, weights, out=wide, **how),
+        "moments": lambda: ops.moments(base, models, **how),
+        "inner_products": lambda: ops.inner_products(base, models, **how),
+        "kept_sums": lambda: ops.kept_sums(base, models, trim, **how),
+        "magnitude_histogram": lambda: ops.magnitude_histogram(base, models, **how),
+        "kth_magnitude": lambda: ops.kth_magnitude(base, models, [[n // 5]] * k, **how),
+        "rank_drop": lambda: ops.rank_drop(base, models, columns, range(k), thresholds, out=masks, **how),
+        "extract_topk": lambda: ops.extract_topk(base, models[0], n // ELEMENTS_FOR_ONE, **how),
+        "scatter_add": lambda: ops.scatter_add(models[0], expert(), 0.5, **how),
+        "gather": lambda: ops.gather(models[0], expert(), out=expert().values, **how),
+        "scatter": lambda: ops.scatter(models[0], [expert()], **how),
+        "pack_bits": lambda: ops.pack_bits(flags, out=masks[0], **how),
+        "unpack_bits": lambda: ops.unpack_bits(masks[0], (n,), out=flags, **how),
+    }
+
+
+def implemented(name: str, backend: str) -> bool:
+    """Whether the backend is there and has the op of a call."""
+    return hasattr(dispatch.load(backend), name.partition(",")[0])
+
+
+def traffic(name: str, n: int, k: int, itemsize: int) -> int:
+    """The least bytes that a call must move."""
+    op = ops.OPS[name.partition(",")[0]]
+    return op.traffic(
+        n // ELEMENTS_FOR_ONE if op.name in OF_AN_EXPERT else n, 1 if op.name in OF_ONE_MODEL else k, itemsize
+    )
+
+
+def arguments(op: str, base: Tensor, models: list[Tensor]) -> tuple[Any, ...]:
+    """What a backend's function takes, for those ops that have a form for many tensors."""
+    n, k = base.numel(), len(models)
+    sums = torch.zeros(4 * k, dtype=torch.float64, device=base.device)
+    masks = torch.zeros(k, ops.packed_bytes(n), dtype=torch.uint8, device=base.device)
+    out, weights = torch.empty_like(base), [0.3] * k
+    if op == "elect":
+        return base, models, out, masks, sums[: 2 * k].view(2, k)
+    if op == "modulate":
+        return base, models[0], masks[0], 1.3, out
+    if op == "moments":
+        return base, models, sums.view(4, k), torch.zeros(k, dtype=torch.int64, device=base.device)
+    if op == "delta_sum":
+        return base, models, weights, torch.empty_like(base, dtype=ops.working_dtype([base, *models]))
+    assert op == "combine", f"{op} has no form for many tensors"
+    return base, models, weights, 1.0, 1.0, "sum", False, (None, None, None), 0, out

@@ -1,0 +1,80 @@
+"""Everything that needs a GPU, in one command and under nine minutes on one Hopper card.
+
+    python bench/gpu/run.py [conformance] [sanitize] [roofline] [tune]
+
+Conformance to the reference, compute-sanitizer's memory and race checks where it is installed, then the roofline table,
+which goes to bench/results/ if the results were right; launch settings are tuned only where asked for. Where fastmerge
+is not installed, a copy without the native backend is put together in build/gpu.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+KINDS = ("conformance", "sanitize", "roofline", "tune")
+
+
+def assembled() -> Path:
+    """The package as it is installed, without what must be compiled."""
+    target = ROOT / "build" / "gpu"
+    shutil.rmtree(target, ignore_errors=True)
+    ignored = shutil.ignore_patterns("__pycache__", "*.cpp", "*.hpp")
+    for folder, place in (("fastmerge", ""), ("kernels", "fastmerge"), ("bindings", "fastmerge")):
+        shutil.copytree(ROOT / folder, target / place / folder, ignore=ignored)
+    return target
+
+
+def commands() -> dict[str, list[list[str]]]:
+    """What is run of each kind."""
+    many = ["-n", "8"] if importlib.util.find_spec("xdist") else []
+    # Without conftest.py, whose needs a machine with a GPU may lack, and which leaves out what is slow.
+    options = ["--noconftest", "-q", "-p", "no:cacheprovider", *many]
+    tests = [sys.executable, "-m", "pytest", *options, str(ROOT / "tests/cuda/test_device.py")]
+    sanitizer = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
+    small = [sys.executable, str(HERE / "small.py")]
+    return {
+        "conformance": [tests],
+        "sanitize": [
+            [sanitizer, "--tool", tool, "--error-exitcode", "1", "--launch-timeout", "0", *small]
+            for tool in ("memcheck", "racecheck")
+        ]
+        if sanitizer
+        else [],
+        "roofline": [[sys.executable, str(HERE / "roofline.py")]],
+        "tune": [[sys.executable, str(HERE / "tune.py")]],
+    }
+
+
+def main() -> int:
+    wanted = sys.argv[1:] or KINDS[:-1]
+    paths = [ROOT / "bench", ROOT / "bench/ops", ROOT / "tests", HERE]
+    if importlib.util.find_spec("fastmerge") is None:
+        paths.insert(0, assembled())
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([*map(str, paths), os.environ.get("PYTHONPATH", "")])}
+    failed: list[str] = []
+    for kind in KINDS:
+        if kind not in wanted:
+            continue
+        begin = time.perf_counter()
+        if not commands()[kind]:
+            print("sanitize: compute-sanitizer is not installed", flush=True)
+        for command in commands()[kind]:
+            unsaved = ["--no-save"] if kind == "roofline" and "conformance" in failed else []
+            # For the sanitizer each tensor is an allocation of its own, whose ends are known.
+            alone = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"} if kind == "sanitize" else {}
+            if subprocess.run([*command, *unsaved], cwd=HERE, env=env | alone, check=False).returncode:
+                failed.append(kind)
+        print(f"{kind}: {'failed' if kind in failed else 'done'} in {time.perf_counter() - begin:.0f} s", flush=True)
+    return len(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,79 @@
+"""Measure launch settings on this GPU, and write those that are faster to kernels/cuda/settings.json.
+
+    python bench/gpu/run.py tune
+
+For each entry of the table: elements a program and warps with three models, then how many models to unroll. What is not
+faster by 3 % than what there is stays as it is.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from calls import calls, traffic
+from fastmerge.kernels.cuda.launch import BLOCK
+from fastmerge.kernels.cuda.settings import FILE, Settings, table
+from roofline import elements, tensors
+from timing import milliseconds
+
+TABLE = Path(__file__).parents[2] / "kernels" / "cuda" / FILE.name
+DTYPES = {1: torch.bfloat16, 2: torch.bfloat16, 4: torch.float32, 8: torch.float64}
+TILES, WARPS, UNROLLED = (512, 1024, 2048, 4096), (2, 4, 8), (2, 4, 8, 16)
+GAIN = 0.97
+STANDS_FOR = {"*": "modulate"}  # the op by which the entry of all others is measured
+
+
+def candidates(now: Settings) -> list[Settings]:
+    """Other tiles and warps whose threads have between four and 32 elements."""
+    return [
+        Settings(tile, warps, now.unrolled)
+        for tile in TILES
+        for warps in WARPS
+        if BLOCK % tile == 0 and 4 <= tile // (32 * warps) <= 32
+    ]
+
+
+def best(entry: dict[str, Any]) -> tuple[Settings, str]:
+    """The fastest settings of an entry, and why."""
+    key = entry["op"], entry["bytes"]
+    op, dtype, chosen = STANDS_FOR.get(entry["op"], entry["op"]), DTYPES[entry["bytes"]], table()[key]
+
+    def time_of(settings: Settings, k: int) -> float:
+        table()[key] = settings
+        n = elements(dtype) // (1 if k <= 3 else 2)
+        base, models = tensors(n, dtype, k)
+        took = milliseconds(calls(base, models, "cuda")[op])
+        print(f"{op} {dtype} K={k} {settings}: {traffic(op, n, k, dtype.itemsize) / took / 1e6:.0f} GB/s", flush=True)
+        return took
+
+    reference, reason = time_of(chosen, 3), entry["reason"]
+    times = {other: time_of(other, 3) for other in candidates(chosen) if other != chosen}
+    fastest = min(times, key=lambda other: times[other])
+    if times[fastest] < GAIN * reference:
+        chosen = fastest
+        reason = (
+            f"measured: {times[fastest] / reference:.2f} of the time of what was there, {torch.cuda.get_device_name()}"
+        )
+    for k in UNROLLED if chosen.unrolled else ():
+        looped, unrolled = (time_of(Settings(chosen.tile, chosen.warps, limit), k) for limit in (1, k))
+        if unrolled > looped:
+            break
+        chosen = Settings(chosen.tile, chosen.warps, k)
+    table()[key] = chosen
+    return chosen, reason
+
+
+def main() -> None:
+    entries = json.loads(TABLE.read_text())
+    for entry in entries:
+        chosen, entry["reason"] = best(entry)
+        entry |= {"tile": chosen.tile, "warps": chosen.warps, "unrolled": chosen.unrolled}
+    lines = [f" {json.dumps(entry, ensure_ascii=False)}".replace(', "reason"', ',\n  "reason"') for entry in entries]
+    TABLE.write_text("[\n" + ",\n".join(lines) + "\n]\n")
+
+
+if __name__ == "__main__":
+    main()

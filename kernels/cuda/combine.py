@@ -1,0 +1,237 @@
+"""The generalised task arithmetic: selection, weights, vote, division and rounding in one reading."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .kept import Kept, fields, kept_elements, parts
+from .launch import TYPES, Launch, Row, aligned, alike, working
+from .numeric import HEAD, load, narrow, number, place, pointer, widen
+
+
+@triton.jit
+def _is_finite(x):
+    return tl.abs(x) < float("inf")
+
+
+@triton.jit
+def _term(
+    row, k, models, theta, offsets, start, n, FULL: tl.constexpr, ELEMENT: tl.constexpr, BASE: tl.constexpr,
+    CONSENSUS: tl.constexpr, TRIM: tl.constexpr, DROP: tl.constexpr, KEEP: tl.constexpr, ALIGNED: tl.constexpr,
+    TILE: tl.constexpr, WORKING: tl.constexpr,
+):  # fmt: skip
+    """Model k's term x_k, its vote y_k, and whether τ_k is finite."""
+    tau = load(pointer(row + HEAD + k, ELEMENT, ALIGNED), offsets, n, FULL, WORKING)
+    if BASE is not None:
+        tau = tau - theta
+    x = number(row + HEAD + models + k, WORKING) * tau
+    y = tau
+    if TRIM or DROP or KEEP:
+        on = kept_elements(row, k, models, tau, start, n, FULL, TRIM, DROP, KEEP, TILE, WORKING)
+        x, y = tl.where(on, x, 0.0), tl.where(on, y, 0.0)
+    if CONSENSUS == "weighted":
+        y = x
+    if CONSENSUS == "count":
+        y = (x > 0).to(WORKING) - (x < 0).to(WORKING)
+    return x, y, _is_finite(tau)
+
+
+@triton.jit
+def _larger(a, b):
+    return tl.where((tl.abs(b) > tl.abs(a)) | (b != b), b, a)
+
+
+@triton.jit
+def _unrolled(
+    row, theta, offsets, start, n, FULL: tl.constexpr, K: tl.constexpr, MODELS: tl.constexpr, BASE: tl.constexpr,
+    CONSENSUS: tl.constexpr, SHARES: tl.constexpr, TRIM: tl.constexpr, DROP: tl.constexpr, KEEP: tl.constexpr,
+    ALIGNED: tl.constexpr, TILE: tl.constexpr, WORKING: tl.constexpr,
+):  # fmt: skip
+    """The consensus of K terms that stay in registers, the divisor's total, and where every τ_k is finite."""
+    terms, votes = (), ()
+    finite = tl.full([TILE], True, tl.int1)
+    for k in tl.static_range(K):
+        x, y, is_finite = _term(row, k, K, theta, offsets, start, n, FULL, MODELS[k], BASE, CONSENSUS, TRIM, DROP,
+                                KEEP, ALIGNED, TILE, WORKING)  # fmt: skip
+        terms, votes = terms + (x,), votes + (y,)
+        finite = finite & is_finite
+    delta, total = terms[0], tl.zeros([TILE], WORKING)
+    if CONSENSUS == "sum":
+        for k in tl.static_range(1, K):
+            delta = delta + terms[k]
+    elif CONSENSUS == "max":
+        delta = tl.zeros([TILE], WORKING)
+        for k in tl.static_range(K):
+            delta = _larger(delta, terms[k])
+    else:
+        vote = votes[0]
+        for k in tl.static_range(1, K):
+            vote = vote + votes[k]
+        down = vote < 0
+        for k in tl.static_range(K):
+            agrees = tl.where(down, votes[k] < 0, votes[k] > 0)
+            x = tl.where(agrees, terms[k], 0.0)
+            delta = x if k == 0 else delta + x
+            if SHARES:
+                total = total + tl.where(agrees, number(row + HEAD + 2 * K + k, WORKING), 0.0)
+    return delta, total, finite
+
+
+@triton.jit
+def _looped(
+    row, models, theta, offsets, start, n, FULL: tl.constexpr, ELEMENT: tl.constexpr, BASE: tl.constexpr,
+    CONSENSUS: tl.constexpr, SHARES: tl.constexpr, TRIM: tl.constexpr, DROP: tl.constexpr, KEEP: tl.constexpr,
+    ALIGNED: tl.constexpr, TILE: tl.constexpr, WORKING: tl.constexpr,
+):  # fmt: skip
+    """The same of any number of models, which are read once more from the cache where there is a vote."""
+    delta, total, vote = tl.zeros([TILE], WORKING), tl.zeros([TILE], WORKING), tl.zeros([TILE], WORKING)
+    finite = tl.full([TILE], True, tl.int1)
+    for k in range(models):
+        x, y, is_finite = _term(row, k, models, theta, offsets, start, n, FULL, ELEMENT, BASE, CONSENSUS, TRIM, DROP,
+                                KEEP, ALIGNED, TILE, WORKING)  # fmt: skip
+        finite = finite & is_finite
+        if CONSENSUS == "sum":
+            delta = tl.where(k > 0, delta + x, x)
+        elif CONSENSUS == "max":
+            delta = _larger(delta, x)
+        else:
+            vote = tl.where(k > 0, vote + y, y)
+    if CONSENSUS != "sum" and CONSENSUS != "max":
+        down = vote < 0
+        for k in range(models):
+            x, y, _ = _term(row, k, models, theta, offsets, start, n, FULL, ELEMENT, BASE, CONSENSUS, TRIM, DROP,
+                            KEEP, ALIGNED, TILE, WORKING)  # fmt: skip
+            agrees = tl.where(down, y < 0, y > 0)
+            x = tl.where(agrees, x, 0.0)
+            delta = tl.where(k > 0, delta + x, x)
+            if SHARES:
+                total = total + tl.where(agrees, number(row + HEAD + 2 * models + k, WORKING), 0.0)
+    return delta, total, finite
+
+
+@triton.jit
+def _divide(a, b, WORKING: tl.constexpr):
+    """Correctly rounded: of float32, `/` is an approximation."""
+    if WORKING == tl.float32:
+        return tl.div_rn(a, b)
+    return a / b
+
+
+@triton.jit
+def _tile(
+    row, models, start, n, FULL: tl.constexpr, K: tl.constexpr, MODELS: tl.constexpr, BASE: tl.constexpr,
+    OUT: tl.constexpr, CONSENSUS: tl.constexpr, DIVISOR: tl.constexpr, AS_DELTA: tl.constexpr, COUNTED: tl.constexpr,
+    TRIM: tl.constexpr, DROP: tl.constexpr, KEEP: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr,
+    WORKING: tl.constexpr,
+):  # fmt: skip
+    offsets = start + tl.arange(0, TILE)
+    theta = tl.zeros([TILE], WORKING)
+    if BASE is not None:
+        theta = load(pointer(row + 3, BASE, ALIGNED), offsets, n, FULL, WORKING)
+    shares: tl.constexpr = DIVISOR == "shares"
+    if K > 0:
+        delta, total, finite = _unrolled(row, theta, offsets, start, n, FULL, K, MODELS, BASE, CONSENSUS, shares,
+                                         TRIM, DROP, KEEP, ALIGNED, TILE, WORKING)  # fmt: skip
+    else:
+        delta, total, finite = _looped(row, models, theta, offsets, start, n, FULL, MODELS[0], BASE, CONSENSUS, shares,
+                                       TRIM, DROP, KEEP, ALIGNED, TILE, WORKING)  # fmt: skip
+    if shares:
+        delta = tl.where(total != 0, _divide(delta, total, WORKING), delta)
+    if DIVISOR == "number":
+        divisor = tl.full([TILE], 1.0, WORKING) * number(row + HEAD + 2 * models, WORKING)
+        delta = _divide(delta, divisor, WORKING)
+    delta = number(row + 7, WORKING) * delta
+    if BASE is not None and not AS_DELTA:
+        delta = theta + delta
+    result = narrow(delta, OUT)
+    out = pointer(row + 4, OUT, ALIGNED)
+    if FULL:
+        tl.store(out + offsets, result)
+    else:
+        tl.store(out + offsets, result, mask=offsets < n)
+    if COUNTED:
+        good = _is_finite(widen(result, WORKING))
+        if TRIM or DROP or KEEP or (CONSENSUS != "sum" and CONSENSUS != "max"):
+            good = good & finite
+        bad = tl.sum(((good == 0) & (offsets < n)).to(tl.int32), 0).to(tl.int64)
+        tl.atomic_add(pointer(row + 2, tl.int64, False), bad, mask=bad > 0)
+
+
+@triton.jit(do_not_specialize=["width", "models"])
+def combine_tile(
+    table, owners, width, models, K: tl.constexpr, MODELS: tl.constexpr, BASE: tl.constexpr, OUT: tl.constexpr,
+    CONSENSUS: tl.constexpr, DIVISOR: tl.constexpr, AS_DELTA: tl.constexpr, COUNTED: tl.constexpr, TRIM: tl.constexpr,
+    DROP: tl.constexpr, KEEP: tl.constexpr, ALIGNED: tl.constexpr, SINGLE: tl.constexpr, TILE: tl.constexpr,
+    WORKING: tl.constexpr,
+):  # fmt: skip
+    """Row: the count of non-finite elements in place of sums, base, out, keep, offset, scale; weights and divisors."""
+    row, start, n = place(table, owners, width, SINGLE, TILE)
+    if start + TILE <= n:
+        _tile(row, models, start, n, True, K, MODELS, BASE, OUT, CONSENSUS, DIVISOR, AS_DELTA, COUNTED, TRIM,
+              DROP, KEEP, ALIGNED, TILE, WORKING)  # fmt: skip
+    elif start < n:
+        _tile(row, models, start, n, False, K, MODELS, BASE, OUT, CONSENSUS, DIVISOR, AS_DELTA, COUNTED, TRIM,
+              DROP, KEEP, ALIGNED, TILE, WORKING)  # fmt: skip
+
+
+def combine(
+    base: Tensor | None,
+    models: Sequence[Tensor],
+    weights: Sequence[float],
+    divisor: float | Sequence[float],
+    scale: float,
+    consensus: str,
+    as_delta: bool,
+    kept: Kept,
+    offset: int,
+    out: Tensor,
+) -> int:
+    return combine_many([(base, models, weights, divisor, scale, consensus, as_delta, kept, offset, out)])[0]
+
+
+def combine_many(jobs: Sequence[tuple[Any, ...]]) -> list[int]:
+    """combine of each job's arguments, and what each returns; those of equal dtypes, K and options take one launch."""
+    counts = launch_combine(jobs, counted=True)
+    return counts.tolist() if counts is not None else [0] * len(jobs)
+
+
+def launch_combine(jobs: Sequence[tuple[Any, ...]], counted: bool) -> Tensor | None:
+    """The launches; each job's count of non-finite elements, int64 [jobs], if asked for and if there are elements."""
+
+    def options(
+        base: Tensor | None, models: Any, weights: Any, divisor: Any, scale: Any, consensus: str, as_delta: bool,
+        kept: Kept, *_: Any,
+    ) -> tuple[Any, ...]:  # fmt: skip
+        division = "none" if divisor == 1 else "number" if isinstance(divisor, float) else "shares"
+        return consensus, division, as_delta, *parts(kept).values()
+
+    counts = None
+    for group in alike(jobs, lambda base, models, *rest: (base, *models, rest[-1]), options):
+        base, models, *_, out = jobs[group[0]]
+        if counts is None and counted:
+            counts = torch.zeros(len(jobs), dtype=torch.int64, device=out.device)
+        consensus, division, as_delta, *_ = options(*jobs[group[0]])
+        rows = [_row(None if counts is None else counts[i], *jobs[i]) for i in group]
+        tensors = [t for t in (base, *models, out) if t is not None]
+        Launch("combine", rows, tensors, models)(
+            combine_tile, len(models), BASE=None if base is None else TYPES[base.dtype], OUT=TYPES[out.dtype],
+            CONSENSUS=consensus, DIVISOR=division, AS_DELTA=as_delta, COUNTED=counted, **parts(jobs[group[0]][7]),
+            ALIGNED=aligned(tensors), WORKING=working((base, *models)),
+        )  # fmt: skip
+    return counts
+
+
+def _row(
+    counts: Tensor | None, base: Tensor | None, models: Sequence[Tensor], weights: Sequence[float],
+    divisor: float | Sequence[float], scale: float, consensus: str, as_delta: bool, kept: Kept, offset: int,
+    out: Tensor,
+) -> Row:  # fmt: skip
+    shares = [divisor] * len(models) if isinstance(divisor, float) else divisor
+    head = (base, out, kept[2], offset, scale)
+    return Row(out.numel(), head, (models, weights, shares, *fields(kept, len(models))), counts)

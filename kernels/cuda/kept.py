@@ -1,0 +1,73 @@
+"""Which elements of a model take part in a merge: not trimmed by magnitude, not dropped at random, not masked out.
+
+Of a row: slot 5 the address of the keep masks, slot 6 the index in its tensor of the first element; after the models'
+addresses and two fields of an op's own come each model's top magnitude and index, bottom magnitude and index, key and
+threshold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .numeric import HEAD, load_bits, number, pointer
+
+Window = tuple[float, int, float, int]  # magnitude and index of the top cut, then of the bottom one
+Drop = tuple[int, int]  # key and threshold
+Kept = tuple[Sequence[Window] | None, Sequence[Drop] | None, Tensor | None]  # trim, drop, keep
+
+
+@triton.jit
+def philox(start, key, TILE: tl.constexpr):
+    """The words of elements start … start + TILE, start a multiple of 4: uint32 [TILE]. A counter gives four words."""
+    counter = start // 4 + tl.arange(0, TILE // 4)
+    zero = tl.zeros([TILE // 4], tl.uint32)
+    low, high = (counter & 0xFFFFFFFF).to(tl.uint32), (counter >> 32).to(tl.uint32)
+    a, b, c, d = tl.philox(key, low, high, zero, zero)
+    return tl.interleave(tl.interleave(a, c), tl.interleave(b, d))
+
+
+@triton.jit
+def _before(slot, first, TILE: tl.constexpr):
+    """Which of the elements first … first + TILE are before the index in the slot; counted in 32 bits."""
+    return tl.arange(0, TILE) < tl.minimum(tl.maximum(tl.load(slot) - first, 0), TILE).to(tl.int32)
+
+
+@triton.jit
+def kept_elements(
+    row, k, models, tau, start, n, FULL: tl.constexpr, TRIM: tl.constexpr, DROP: tl.constexpr, KEEP: tl.constexpr,
+    TILE: tl.constexpr, WORKING: tl.constexpr,
+):  # fmt: skip
+    """bool [TILE]: whether each element of model k takes part. NaN is neither above nor below a cut."""
+    fields = row + HEAD + 3 * models + k
+    first = tl.load(row + 6) + start
+    on = tl.full([TILE], True, tl.int1)
+    if TRIM:
+        size, top, bottom = tl.abs(tau), number(fields, WORKING), number(fields + 2 * models, WORKING)
+        above = (size > top) | ((size == top) & _before(fields + models, first, TILE))
+        below = (size < bottom) | ((size == bottom) & (_before(fields + 3 * models, first, TILE) == 0))
+        on = (above | below) == 0
+    if DROP:
+        threshold = tl.load(fields + 5 * models)
+        words = philox(first, tl.load(fields + 4 * models), TILE)
+        on = on & (words >= (threshold & 0xFFFFFFFF).to(tl.uint32)) & (threshold <= 0xFFFFFFFF)
+    if KEEP:
+        keep = pointer(row + 5, tl.uint8, False) + k * ((n + 7) // 8)
+        on = on & (load_bits(keep, start, n, FULL, TILE) != 0)
+    return on
+
+
+def fields(kept: Kept, models: int) -> list[Sequence[float | int]]:
+    """The fields that kept_elements reads, six numbers a model."""
+    trim, drop, _ = kept
+    top, top_index, bottom, bottom_index = zip(*(trim or [(0.0, 0, 0.0, 0)] * models), strict=True)
+    keys, thresholds = zip(*(drop or [(0, 0)] * models), strict=True)
+    return [[*map(float, top)], top_index, [*map(float, bottom)], bottom_index, keys, thresholds]
+
+
+def parts(kept: Kept) -> dict[str, bool]:
+    """Which parts a selection has, as kernels are told."""
+    return dict(zip(("TRIM", "DROP", "KEEP"), (part is not None for part in kept), strict=True))

@@ -1,0 +1,50 @@
+"""Many tensors in one launch: each has the bits that a call of its own gives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from fastmerge.kernels import cuda
+from tensors import BF16, F32, assert_same_bits, make
+from torch import Tensor
+
+from fastmerge import ops
+
+
+def job(op: str, n: int, k: int, dtype: torch.dtype, device: str) -> tuple[Any, ...]:
+    """An op's arguments for tensors of n elements, in memory that nothing has been written to."""
+    base, *models = (make(n, dtype, seed=31 * i + n, special=n > 8).to(device) for i in range(k + 1))
+    masks = torch.full((k, ops.packed_bytes(n)), 165, dtype=torch.uint8, device=device)
+    sums = torch.full((4, k), 0.25, dtype=torch.float64, device=device)
+    weights = [0.3 + 0.17 * i + n / 7 for i in range(k)]
+    if op == "elect":
+        return base, models, torch.empty_like(base), masks, sums[:2]
+    if op == "modulate":
+        return base, models[0], masks[0], 1.3 + n, torch.empty_like(base)
+    if op == "moments":
+        return base, models, sums, torch.ones(k, dtype=torch.int64, device=device)
+    if op == "delta_sum":
+        return base, models, weights, torch.empty_like(base, dtype=torch.float32)
+    drop = [(i + n, 1 << 30) for i in range(k)]
+    return base, models, weights, 1.0, 0.7, "weighted", False, (None, drop, masks), 0, torch.empty_like(base)
+
+
+def outputs(op: str, arguments: tuple[Any, ...]) -> list[Tensor]:
+    return {"elect": arguments[2:], "moments": arguments[2:]}.get(op, arguments[-1:])  # type: ignore[return-value]
+
+
+def check_batches(op: str, device: str) -> int:
+    """Tensors of several sizes, numbers of models and dtypes; no case for ops that take one tensor alone."""
+    many = getattr(cuda, f"{op}_many", None)
+    if many is None:
+        return 0
+    forms = [(n, k, BF16) for n in (1025, 0, 7, 1025) for k in (2, 9)] + [(513, 2, F32), (66_001, 2, BF16)]
+    jobs, alone = ([job(op, n, k, dtype, device) for n, k, dtype in forms] for _ in range(2))
+    found = many(jobs)
+    expected = [getattr(cuda, op)(*arguments) for arguments in alone]
+    assert found is None or found == expected
+    for form, a, b in zip(forms, jobs, alone, strict=True):
+        for x, y in zip(outputs(op, a), outputs(op, b), strict=True):
+            assert_same_bits(x.cpu(), y.cpu(), f"{op}_many {form}")
+    return len(forms)
