@@ -28,6 +28,7 @@ from .mask_against import mask_against
 from .modulate import modulate, modulate_many
 from .moments import moments, moments_many
 from .pack_bits import pack_bits
+from .rank_drop import rank_drop
 from .scatter import scatter
 from .scatter_add import scatter_add
 from .unpack_bits import unpack_bits
@@ -54,6 +55,7 @@ __all__ = [
     "moments",
     "moments_many",
     "pack_bits",
+    "rank_drop",
     "scatter",
     "scatter_add",
     "unpack_bits",
