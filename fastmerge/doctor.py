@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import platform
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from . import gpus
 from .formats import emr, experts
 from .formats.models import open_model
 
@@ -26,8 +28,10 @@ def examine() -> dict[str, Any]:
             continue
         covered = [op for op in ops.OPS if hasattr(module, op)]
         detail = f"; {module.isa()}, {module.threads()} threads" if hasattr(module, "isa") else ""
-        device = "" if name != "cuda" or torch.cuda.is_available() else "; but torch sees no GPU"
-        backends[name] = f"ready: {len(covered)} of {len(ops.OPS)} ops{detail}{device}"
+        reason = gpus.why_not("cuda") if name == "cuda" else None
+        state = "ready" if reason is None else "installed"
+        blocked = "" if reason is None else f"; cannot be used here: {reason}"
+        backends[name] = f"{state}: {len(covered)} of {len(ops.OPS)} ops{detail}{blocked}"
     machine = {
         "fastmerge": __version__,
         "python": platform.python_version(),
@@ -35,9 +39,40 @@ def examine() -> dict[str, Any]:
         "processor": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores"
         if hasattr(os, "sched_getaffinity")
         else platform.machine(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        **_gpus(),
     }
     return {"machine": machine, "backends": backends}
+
+
+def _gpus() -> dict[str, str]:
+    """Every GPU with what it has, and why it cannot be used where it cannot; the versions of what computes on it."""
+    import torch
+
+    found = {}
+    for i in range(torch.cuda.device_count() if torch.version.cuda and torch.cuda.is_available() else 0):
+        own = torch.cuda.get_device_properties(i)
+        reason = gpus.why_not(f"cuda:{i}")
+        text = f"{own.name}, sm_{own.major}{own.minor}, {own.total_memory / 2**30:.0f} GiB"
+        found[f"gpu {i}"] = text if reason is None else f"{text}; cannot be used: {reason}"
+    return (found or {"gpu": "none"}) | {"cuda": ", ".join(f"{name} {own}" for name, own in _versions().items())}
+
+
+def _versions() -> dict[str, str]:
+    """Of CUDA in torch, Triton and NVRTC."""
+    import torch
+
+    from . import dispatch
+
+    versions = {"torch for CUDA": torch.version.cuda or "none", "Triton": "none", "NVRTC": "none"}
+    if not isinstance(dispatch.load("cuda"), str):
+        import triton
+
+        from .kernels.cuda import nvrtc
+
+        versions["Triton"] = triton.__version__
+        with suppress(RuntimeError):
+            versions["NVRTC"] = ".".join(map(str, nvrtc.version()))
+    return versions
 
 
 def describe(path: str) -> dict[str, Any]:

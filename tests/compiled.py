@@ -24,7 +24,7 @@ TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 RELEASE = tuple(int(part) for part in triton.__version__.split(".")[:2])
 TARGETS = [80, 90] + ([100] if RELEASE >= (3, 9) else [])  # an older one fuses arithmetic there, and is rejected
 # Tested elsewhere: what is CUDA C++, and what has transforms between its kernels.
-OTHERS = {"magnitude_histogram", "kth_magnitude", "extract_topk", "rank_drop", "highpass", "highpass_merge"}
+OTHERS = {"magnitude_histogram", "kth_magnitude", "extract_topk", "highpass", "highpass_merge"}
 OPS = [op for op in ops.OPS if hasattr(cuda, op) and op not in OTHERS]
 MOST_REGISTERS = 128  # a thread, so that 512 threads fit on a multiprocessor
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .. import __version__, dispatch
+from .. import __version__, dispatch, gpus
 from ..formats.expanded import is_computed, place
 from ..formats.layout import Layout
 from ..formats.safetensors import Header
@@ -18,7 +18,7 @@ def fingerprint(plan: MergePlan) -> dict[str, Any]:
     """Everything that decides the bytes of a merge, by the name that a person knows it by."""
     found: dict[str, Any] = {
         "fastmerge": __version__,
-        "backend": backend(),
+        "backend": backend(plan.device),
         "method": plan.method.name,
         "models": plan.names,
         "dtype": plan.dtype,
@@ -41,7 +41,8 @@ def inputs_key(plan: MergePlan) -> str:
     names = [[t.name, *(info.name for info in t.models)] for t in plan.alignment.tensors]
     twins = [own for own in names if len(set(own)) > 1]
     computed = [info for t in plan.alignment.tensors for info in (t.base, *t.models) if is_computed(info)]
-    how = [__version__, backend(), plan.base is None, plan.alignment.wide, plan.rename, twins, *map(place, computed)]
+    who = [__version__, backend(plan.device), plan.base is None, plan.alignment.wide]
+    how = [*who, plan.rename, twins, *map(place, computed)]
     if plan.mergekit is not None or plan.vocab != "error":  # tensors may have been renamed, or resized
         how.append(_tensors(plan))
     return digest([how, files])[:16]
@@ -70,9 +71,9 @@ def layout_files(layouts: Sequence[Layout]) -> dict[str, Any]:
     }
 
 
-def backend() -> str:
-    """Which backend merges; sums agree to the bit on one of them only."""
-    return dispatch.choose("combine", "cpu").__module__.split(".")[2]
+def backend(device: str = "cpu") -> str:
+    """Which backend merges on a settled device; sums agree to the bit on one of them only."""
+    return dispatch.choose("combine", "cuda" if gpus.is_gpu(device) else "cpu").__module__.split(".")[2]
 
 
 def _tensors(plan: MergePlan) -> list[Any]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from .. import gpus
 from ..errors import InputError
 from ..formats.mapping import Inputs
 from ..methods._declaration import Method, Statistics
@@ -14,8 +16,10 @@ from ..recipe.parameters import Override
 from ..recipe.plan import MergePlan, plan
 from ..recipe.preflight import Rename
 from ..recipe.vocabulary import Vocab
+from .devices import open_devices
 from .hashes import hash_files
 from .identity import backend, fingerprint, inputs_key
+from .pipeline import Pipeline
 from .publish import Publication
 from .report import Report
 from .run_pass import Progress, run_pass
@@ -79,6 +83,10 @@ def execute(plan: MergePlan, progress: Progress | None = None) -> Report:
     assert out is not None
     plan = plan.fetched()
     begin = time.perf_counter()
+    device, device_notes = gpus.settle(plan.device)
+    plan = replace(plan, device=device, notes=(*plan.notes, *device_notes))
+    devices = open_devices(device)
+    pipeline = Pipeline(devices, plan.memory) if devices else None
     files = Inputs([header for checkpoint in plan.checkpoints for header in checkpoint.headers])
     key = inputs_key(plan)
     kept, notes = load(statistics_file(out, key), key, plan.memory)
@@ -90,11 +98,11 @@ def execute(plan: MergePlan, progress: Progress | None = None) -> Report:
                 plan = plan.knowing(statistics)
             gathered = [Statistics(len(plan.models)) for _ in plan.outputs]
             reading = Reading(plan, number, statistics, gathered, files, kept)
-            moved = run_pass(
-                reading.works(), reading.outputs(), publication, files, plan.chunk, progress, number=number
-            )
+            works, outputs = reading.works(), reading.outputs()
+            moved = run_pass(works, outputs, publication, files, plan.chunk, progress, number=number, pipeline=pipeline)
             read, written = read + moved.read, written + moved.written
-            statistics = [[*earlier, now] for earlier, now in zip(statistics, gathered, strict=True)]
+            ordered = [found.in_order(plan.lead.tensors) for found in gathered]
+            statistics = [[*earlier, now] for earlier, now in zip(statistics, ordered, strict=True)]
         files.check_unchanged()
         if kept.changed:
             try:
@@ -116,7 +124,7 @@ def execute(plan: MergePlan, progress: Progress | None = None) -> Report:
         bytes_read=read,
         bytes_written=written,
         seconds=time.perf_counter() - begin,
-        backend=backend(),
+        backend=backend(device),
         outputs=[output.name for output in plan.outputs if output.name],
         results={o.folder + key: r[key] for o, r in zip(plan.outputs, results, strict=True) for key in r},
         notes=[*plan.notes, *publication.notes, *notes],

@@ -63,6 +63,13 @@ class TensorPass:
         ]
         return cls(subject, models, shares, kept)
 
+    def begin(self, device: torch.device) -> None:
+        """Forget what was found so far, and sum up on a device."""
+        self.whole = None
+        for share in self.shares:
+            share.sums = torch.zeros_like(share.sums, device=device)
+            share.nonfinite, share.prepared, share.replaced, share.experts = 0, None, None, []
+
     @property
     def needs_whole(self) -> bool:
         return self.subject.numel > 0 and any(share.one.needs_whole for share in self.shares)

@@ -11,6 +11,7 @@ from ..formats.layout import FilePlan
 from ..formats.mapping import Inputs
 from ..recipe.memory import SLOTS
 from . import journal
+from .pipeline import Pipeline
 from .publish import Publication
 from .stream import Work, slot_bytes, stream
 from .writer import Writer
@@ -34,8 +35,12 @@ def run_pass(
     progress: Progress | None = None,
     *,
     number: int = 0,
+    pipeline: Pipeline | None = None,
 ) -> Moved:
-    """Run pass `number` of a merge, which writes `files`; what was finished before it was stopped is restored."""
+    """Run pass `number` of a merge, which writes `files`; what was finished before it was stopped is restored.
+
+    On the CPU, unless there is a pipeline of other devices.
+    """
     before = publication.finished(number, files)
     done = {i: sums for i, work in enumerate(works) if (sums := before.get(i, work.known)) is not None}
     for i, sums in done.items():
@@ -46,13 +51,19 @@ def run_pass(
     if not left:
         return Moved(0, 0)
     numbers = {id(work): i for i, work in left.items()}
+    if pipeline is not None:
+        chunk = pipeline.chunk(list(left.values()), chunk)
     slot = slot_bytes(list(left.values()), chunk)
     with Writer(publication.folder, files, SLOTS, slot, publication.journal) as writer:
 
         def finished(work: Work, sums: list[Tensor]) -> None:
             writer.finish(journal.line(number, numbers[id(work)], sums))
 
-        stream([piece for work in left.values() for piece in work.pieces(chunk)], inputs, writer, finished, progress)
+        if pipeline is not None:
+            pipeline.run(list(left.values()), chunk, inputs, writer, finished, progress)
+        else:
+            pieces = [piece for work in left.values() for piece in work.pieces(chunk)]
+            stream(pieces, inputs, writer, finished, progress)
     return Moved(
         sum(work.bytes_read for work in left.values()),
         sum(file.size for file in files) - sum(works[i].bytes_written for i in done),

@@ -74,14 +74,16 @@ class Target:
 class Work:
     """One tensor. `prepare` gets the sources whole, and the memory of `whole_targets`; `run` the index of a chunk's
     first element, the sources' chunk and the targets' memory; `done` is called after the last chunk and returns the
-    tensor's sums. In place of all this, `restore` takes sums found before; `known` are some that another merge has
-    found. A chunk has `least_chunk` elements at least."""
+    tensor's sums. Off the CPU, or to begin again, `begin` is called first, with the device that all these are on. In
+    place of all this, `restore` takes sums found before; `known` are some that another merge has found. A chunk has
+    `least_chunk` elements at least."""
 
     numel: int
     sources: tuple[Source, ...]
     targets: tuple[Target, ...]
     run: Callable[[int, list[Tensor], list[Tensor]], None]
     done: Callable[[], list[Tensor]] = list
+    begin: Callable[[torch.device], None] = lambda _: None
     restore: Callable[[list[Tensor]], None] = lambda _: None
     known: list[Tensor] | None = None
     prepare: Callable[[list[Tensor], list[Tensor]], None] | None = None

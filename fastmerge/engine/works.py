@@ -120,6 +120,7 @@ class Reading:
             tuple(_target(plan, plan.outputs[o], kind, tensor) for o, kind in targets),
             run,
             done,
+            pass_.begin,
             restore,
             None if targets else self._trusted(pass_.known()),
             prepare=prepare if pass_.needs_whole else None,

@@ -47,7 +47,7 @@ class Slot:
 
     def __init__(self, nbytes: int) -> None:
         self.memory = mmap.mmap(-1, nbytes)
-        self._bytes = torch.frombuffer(self.memory, dtype=torch.uint8)
+        self.bytes = torch.frombuffer(self.memory, dtype=torch.uint8)
         self._used = 0
         self.segments: list[Segment] = []
 
@@ -60,7 +60,7 @@ class Slot:
         phase = offset % PAGE if offset % dtype.itemsize == 0 else 0
         start = -(-max(0, self._used - phase) // PAGE) * PAGE + phase
         self._used = start + nbytes
-        return start, self._bytes[start : start + nbytes].view(dtype)
+        return start, self.bytes[start : start + nbytes].view(dtype)
 
 
 class Writer:
@@ -79,8 +79,9 @@ class Writer:
         self._full: queue.SimpleQueue[Slot | bytes | None] = queue.SimpleQueue()
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="fastmerge-writer", daemon=True)
-        for _ in range(slots):
-            self._free.put(Slot(slot_bytes))
+        self.slots = [Slot(slot_bytes) for _ in range(slots)]
+        for slot in self.slots:
+            self._free.put(slot)
         try:
             for file in files:
                 self._open(folder / file.name, file)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -71,6 +71,11 @@ class Statistics:
     models: int
     sizes: dict[str, int] = field(default_factory=dict)
     sums: dict[str, Tensor] = field(default_factory=dict)
+
+    def in_order(self, names: Iterable[str]) -> Statistics:
+        """The same, in the order of these tensors, whichever was done first."""
+        known = [name for name in names if name in self.sums]
+        return Statistics(self.models, {n: self.sizes[n] for n in known}, {n: self.sums[n] for n in known})
 
     def total(self, row: int, *, means: bool = False) -> list[float]:
         """Per model, the sum over tensors (with `means`, of per-tensor means), leaving non-finite tensors out."""

@@ -69,7 +69,10 @@ class DellaMethod(RandomMethod):
         base, whole = block.whole
         assert base is not None
         columns = block.subject.columns
-        table = [thresholds(columns, d, e) for d, e in zip(self.densities(models), self.epsilons(models), strict=True)]
+        table = [
+            thresholds(columns, d, e).to(base.device)
+            for d, e in zip(self.densities(models), self.epsilons(models), strict=True)
+        ]
         stop = block.start + block.models[0].numel()
         keys = self.keys(block.subject, models)
         return ops.Kept(keep=ops.rank_drop(base, whole, columns, keys, table, start=block.start, stop=stop))

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from .. import gpus
 from ..errors import InputError, attempt, nearest
 from ..formats.checkpoint import Checkpoint
 from ..formats.expanded import stored_bytes
@@ -54,6 +55,7 @@ class MergePlan:
     dtype: str | None
     chunk: int
     memory: int
+    device: str
     notes: tuple[str, ...]
     checkpoints: tuple[Checkpoint, ...]
     beside: Mapping[str, bytes | None] = field(default_factory=dict)
@@ -214,6 +216,7 @@ def plan(
     task_specific: patterns of tensors kept per task;
     rename: per model, (old, new) prefixes. vocab: where embeddings have different numbers of rows, "base" keeps base's,
     "pad" all (vocabulary.py). dtype: of the result, base's by default. memory: bound of the engine's own buffers.
+    device: "auto" (a GPU that can be used, else the CPU), "cpu", "cuda", "cuda:1", or several GPUs with commas between.
     resume: go on with the same merge where it was stopped. hashes: record those of all input and output files,
     for `verify`. Raises InputError with every problem found.
     """
@@ -236,8 +239,7 @@ def plan(
     if vocab not in VOCABS:
         problems.append(f"unknown vocab {vocab!r}{nearest(vocab, VOCABS)}; there are {', '.join(VOCABS)}")
     budget = attempt(problems, lambda: parse_bytes(memory))
-    if device not in ("auto", "cpu"):
-        problems.append(f"device {device!r}: checkpoints on disk are merged on the CPU; use auto or cpu")
+    problems += gpus.problems(device)
     lead, opened = open_models(base, pairs, problems, fetch=False)
     alignment = None
     complete = [checkpoint for checkpoint in opened if checkpoint is not None]
@@ -293,6 +295,7 @@ def plan(
         code,
         chunk,
         budget,
+        device,
         (*alignment.notes, *notes),
         tuple(c for c in (lead, *complete) if c),
         _beside(alignment, lead or complete[0], dtype),

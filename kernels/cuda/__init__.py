@@ -1,47 +1,70 @@
-"""The GPU backend: Triton kernels. Importing it needs no GPU; calling it does, unless Triton interprets
-(TRITON_INTERPRET=1).
+"""The GPU backend: Triton kernels, and CUDA C++ through NVRTC. Importing it needs no GPU; calling it does.
 
-`<op>_many` takes a list of an op's arguments and does those of equal dtypes and K in one launch.
+Where Triton interprets (TRITON_INTERPRET=1), its kernels need none either. `<op>_many` takes a list of an op's
+arguments and does those of equal dtypes and K in one launch.
 """
 
 from __future__ import annotations
 
 try:
-    import triton as _triton  # noqa: F401 - only whether it is there
+    import triton
 except ImportError as error:
     raise ImportError("Triton is not installed: pip install 'fastmerge[cuda]' on Linux") from error
 
+from . import nvrtc
 from .combine import combine, combine_many
 from .delta_sum import delta_sum, delta_sum_many
 from .elect import elect, elect_many
+from .extract_topk import extract_topk
 from .gather import gather
+from .highpass import highpass
+from .highpass_merge import Filtered, highpass_merge
 from .inner_products import inner_products
 from .kept_sums import kept_sums
+from .kth_magnitude import kth_magnitude
+from .launch import rejection
+from .magnitude_histogram import magnitude_histogram
 from .mask_against import mask_against
 from .modulate import modulate, modulate_many
 from .moments import moments, moments_many
 from .pack_bits import pack_bits
+from .rank_drop import rank_drop
 from .scatter import scatter
 from .scatter_add import scatter_add
 from .unpack_bits import unpack_bits
 
 __all__ = [
+    "Filtered",
     "combine",
     "combine_many",
     "delta_sum",
     "delta_sum_many",
     "elect",
     "elect_many",
+    "extract_topk",
     "gather",
+    "highpass",
+    "highpass_merge",
     "inner_products",
     "kept_sums",
+    "kth_magnitude",
+    "magnitude_histogram",
     "mask_against",
     "modulate",
     "modulate_many",
     "moments",
     "moments_many",
     "pack_bits",
+    "rank_drop",
     "scatter",
     "scatter_add",
     "unpack_bits",
 ]
+
+
+def check(capability: tuple[int, int]) -> None:
+    """Raise RuntimeError, saying what to install, where a GPU of this capability cannot be computed on."""
+    reason = rejection(capability, triton.__version__)
+    if reason:
+        raise RuntimeError(reason)
+    nvrtc.library()

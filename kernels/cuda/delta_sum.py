@@ -10,7 +10,7 @@ from torch import Tensor
 from .combine import launch_combine
 
 
-def delta_sum(base: Tensor, models: Sequence[Tensor], weights: Sequence[float], out: Tensor) -> None:
+def delta_sum(base: Tensor | None, models: Sequence[Tensor], weights: Sequence[float], out: Tensor) -> None:
     delta_sum_many([(base, models, weights, out)])
 
 

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..reference.spectrum import Bins, plan
 from . import DTYPES, _base, _models, _native
-from .spectrum import Bins, plan
 from .transform import Transform, roots, transform
 
 INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}

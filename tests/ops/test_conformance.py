@@ -29,6 +29,7 @@ SHARED = {
     "parallel",
     "philox",
     "launch",
+    "nvrtc",
     "settings",
     "sums",
     "magnitude",

@@ -333,11 +333,10 @@ def test_empty(shape: tuple[int, ...], backend: str) -> None:
     assert nonfinite == 0
 
 
-@native_only
 @given(lengths, lengths, st.sampled_from(["paper", "released"]), st.integers(0, 2600))
 def test_the_plan_leaves_out_only_what_it_may(h: int, w: int, convention: str, limit: int) -> None:
     """Outside of the planned columns all is kept (where the removed part is subtracted), or nothing; none is idle."""
-    from fastmerge.kernels.native.spectrum import Bins, plan
+    from fastmerge.kernels.reference.spectrum import Bins, plan
 
     bins = Bins(h, w, convention, limit)
     planned = plan(bins)
@@ -356,10 +355,9 @@ def test_the_plan_leaves_out_only_what_it_may(h: int, w: int, convention: str, l
     assert planned.columns <= min((expected < 1).any(1).sum(), (expected > 0).any(1).sum())
 
 
-@native_only
 def test_plans_of_real_shapes() -> None:
     """The paper's disc of a wide matrix and the released one of a square matrix touch few columns."""
-    from fastmerge.kernels.native.spectrum import Bins, plan
+    from fastmerge.kernels.reference.spectrum import Bins, plan
 
     wide = plan(Bins(5120, 13824, "paper", Cutoff(cutoff=0.3).limit(5120, 13824)))
     assert (wide.subtract, wide.first, wide.columns) == (True, 0, 768)

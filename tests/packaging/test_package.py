@@ -32,6 +32,7 @@ ROOMS = {
     "ops": 5,
     "arrays": 6,
     "cutoff": 6,
+    "gpus": 5,
     "targets": 6,
     "dispatch": 6,
     "kernels": 7,

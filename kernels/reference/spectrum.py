@@ -1,7 +1,8 @@
 """Which part of a matrix's spectrum a filter has to transform: from the shape alone.
 
-G(v) is what is kept of v, or v less what is removed. Of the half-spectrum (frequencies 0 … W//2 along the rows) the
-first columns hold all that is removed, the last all that is kept; only the fewer of the two are transformed and stored.
+Shared by the backends that do not transform all of it. G(v) is what is kept of v, or v less what is removed. Of the
+half-spectrum (frequencies 0 … W//2 along the rows) the first columns hold all that is removed, the last all that is
+kept; only the fewer of the two are transformed and stored.
 
 Columns are what is pruned however tall a matrix is: for a disc about the origin, pruning the rows of a tall matrix
 instead would save less than a tenth of the arithmetic, and transposing all inputs costs as much as a transform.
@@ -12,6 +13,9 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from dataclasses import dataclass
+
+import torch
+from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,16 @@ class Bins:
         left = self.limit - (x - self.w // 2) ** 2
         return 2 * math.isqrt(left) if left >= 0 else -1
 
+    def shares(self, columns: range, dtype: torch.dtype) -> Tensor:
+        """What is kept of the bins of these columns, [columns, h]: 0 or 1.
+
+        Where a bin and its mirror image (−y mod h, −x mod w) are not kept together, half of both is what is real.
+        """
+        distance = (2 * torch.arange(self.h) - self.middle).abs()
+        mirrored = distance[-torch.arange(self.h) % self.h]
+        reach, other = (torch.tensor([self.reach(sign * x) for x in columns])[:, None] for sign in (1, -1))
+        return ((distance <= reach).to(dtype) + (mirrored <= other)) / 2
+
     def _from_middle(self, x: int) -> tuple[int, int]:
         return abs(x - self.w // 2), abs(-x % self.w - self.w // 2)
 
@@ -61,8 +75,19 @@ class Plan:
     first: int
     columns: int
 
+    @property
+    def slice(self) -> slice:
+        """The planned columns of a half-spectrum."""
+        return slice(self.first, self.first + self.columns)
+
+    def factors(self, bins: Bins, columns: range, dtype: torch.dtype) -> Tensor:
+        """What these of the planned columns are multiplied by between unnormalised transforms: [columns, h]."""
+        shares = bins.shares(range(self.first + columns.start, self.first + columns.stop), dtype)
+        return shares.sub_(float(self.subtract)).div_(bins.h * bins.w)
+
 
 def plan(bins: Bins) -> Plan:
+    """The fewer of the columns that hold what is removed, and of those that hold what is kept."""
     half = bins.w // 2 + 1
     removing = bisect_left(range(half), True, key=lambda x: not bins.removes(x))
     first_kept = bisect_left(range(half), True, key=bins.keeps)

@@ -1,0 +1,125 @@
+"""A GPU as the pipeline sees it: memory, streams and events. This file alone knows CUDA.
+
+Work put into a stream is done in order, beside other streams' and the host's; an event is a place in a stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Event(Protocol):
+    """All that was put into a stream before it."""
+
+    def synchronize(self) -> None:
+        """Wait until that is done."""
+
+
+class Stream(Protocol):
+    """What is put in is done in order."""
+
+    def copy(self, to: Tensor, source: Tensor) -> None:
+        """Copy, later; both must stay as they are until then."""
+
+    def wait(self, event: Event) -> None:
+        """Do what follows after the event."""
+
+    def record(self) -> Event:
+        """The event of all so far."""
+
+    def current(self) -> AbstractContextManager[Any]:
+        """What this thread computes on the device goes into this stream."""
+
+
+class Device(Protocol):
+    """Memory of its own, and streams for what comes in, is computed, and goes out."""
+
+    place: torch.device
+
+    @property
+    def incoming(self) -> Stream: ...
+
+    @property
+    def computing(self) -> Stream: ...
+
+    @property
+    def outgoing(self) -> Stream: ...
+
+    def empty(self, nbytes: int) -> Tensor:
+        """Memory of the device, uint8. Raises torch.OutOfMemoryError."""
+
+    def staging(self, nbytes: int) -> Tensor:
+        """Memory of the host that the device copies from by itself, uint8."""
+
+    def pin(self, memory: Tensor) -> None:
+        """Let the device copy to this memory of the host by itself, if it can."""
+
+    def unpin(self, memory: Tensor) -> None:
+        """Undo pin."""
+
+    def free(self) -> int:
+        """Bytes of memory that can still be had."""
+
+    def forget(self) -> None:
+        """Give back memory that is kept for later."""
+
+
+class Cuda:
+    """One GPU."""
+
+    def __init__(self, name: str) -> None:
+        self.place = torch.device(name)
+        self.incoming, self.computing, self.outgoing = (CudaStream(self.place) for _ in range(3))
+
+    def empty(self, nbytes: int) -> Tensor:
+        return torch.empty(nbytes, dtype=torch.uint8, device=self.place)
+
+    def staging(self, nbytes: int) -> Tensor:
+        return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
+
+    def pin(self, memory: Tensor) -> None:
+        runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+        runtime.cudaHostRegister(memory.data_ptr(), memory.numel(), 1)  # for every GPU's context
+
+    def unpin(self, memory: Tensor) -> None:
+        runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+        runtime.cudaHostUnregister(memory.data_ptr())
+
+    def free(self) -> int:
+        cached = torch.cuda.memory_reserved(self.place) - torch.cuda.memory_allocated(self.place)
+        return torch.cuda.mem_get_info(self.place)[0] + cached
+
+    def forget(self) -> None:
+        torch.cuda.empty_cache()
+
+
+class CudaStream:
+    """A stream of CUDA's."""
+
+    def __init__(self, place: torch.device) -> None:
+        self._stream = torch.cuda.Stream(place)  # type: ignore[no-untyped-call]
+
+    def copy(self, to: Tensor, source: Tensor) -> None:
+        with torch.cuda.stream(self._stream):
+            to.copy_(source, non_blocking=True)
+
+    def wait(self, event: Event) -> None:
+        assert isinstance(event, torch.cuda.Event)
+        self._stream.wait_event(event)
+
+    def record(self) -> Event:
+        event: Event = self._stream.record_event()
+        return event
+
+    def current(self) -> AbstractContextManager[Any]:
+        return torch.cuda.stream(self._stream)
+
+
+def open_devices(names: str) -> Sequence[Device]:
+    """The devices of a settled name (fastmerge.gpus), none for the CPU: "cuda:0,cuda:1"."""
+    return [] if names == "cpu" else [Cuda(name) for name in names.split(",")]

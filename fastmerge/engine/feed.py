@@ -1,0 +1,156 @@
+"""What works read, brought into a device's memory ahead of its use: files → staging memory → device."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..formats.mapping import Inputs, Span
+from .devices import Device, Event
+from .stream import Work
+
+ROOMS = 2  # loads on the device: one is computed with while the next comes in
+READERS = 4  # threads that read files
+SEGMENTS = READERS + 2  # of staging memory
+ALIGN = 256  # bytes, so that every source's loads are whole
+
+
+@dataclass(slots=True)
+class Room:
+    """Memory of the device for one load at a time, and the event after which it may be filled again."""
+
+    memory: Tensor | None = None
+    used: Event | None = None
+
+
+@dataclass(slots=True)
+class Load:
+    """Elements `start` to `stop` of a work's sources, 1-D, on the device as soon as `arrived` is.
+
+    `whole`: they are all of a work that has to be prepared, and all its chunks.
+    """
+
+    work: Work
+    start: int
+    stop: int
+    whole: bool
+    room: Room
+    sources: list[Tensor] = field(default_factory=list)
+    arrived: Event | None = None
+
+
+def loads_of(work: Work, chunk: int) -> Iterator[tuple[int, int, bool]]:
+    """What of a work comes in at a time: all of it, where it is prepared, else chunk by chunk."""
+    for piece in work.pieces(chunk):
+        yield piece.start, piece.stop, piece.whole
+        if piece.whole:
+            return
+
+
+def load_bytes(work: Work, start: int, stop: int) -> int:
+    return sum(-(-(b - a) // ALIGN) * ALIGN for _, a, b in (source.span(start, stop) for source in work.sources))
+
+
+class Feed:
+    """Loads of works, in order, from threads of its own. A context; leaving it drops what was not asked for.
+
+    Iterating raises what a thread has met, torch.OutOfMemoryError among it.
+    """
+
+    def __init__(self, device: Device, next_work: Callable[[], Work | None], chunk: int, staging: int, inputs: Inputs):
+        self._device, self._next_work, self._chunk, self._inputs = device, next_work, chunk, inputs
+        self._rooms: queue.SimpleQueue[Room | None] = queue.SimpleQueue()
+        self._loads: queue.SimpleQueue[Load | BaseException | None] = queue.SimpleQueue()
+        self._segments: queue.SimpleQueue[tuple[Tensor, Event | None]] = queue.SimpleQueue()
+        for _ in range(ROOMS):
+            self._rooms.put(Room())
+        for _ in range(SEGMENTS):
+            self._segments.put((device.staging(staging // SEGMENTS), None))
+        self._segment_bytes = staging // SEGMENTS
+        self._stopped = False
+        self._readers = ThreadPoolExecutor(READERS, "fastmerge-reader")
+        self._thread = threading.Thread(target=self._run, name="fastmerge-feed", daemon=True)
+
+    def __enter__(self) -> Feed:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped = True
+        self._rooms.put(None)
+        self._thread.join()
+        self._readers.shutdown()
+        self._device.computing.record().synchronize()
+        with suppress(queue.Empty):  # nothing may use memory that is let go
+            while True:
+                event = self._segments.get_nowait()[1]
+                if event is not None:
+                    event.synchronize()
+
+    def __iter__(self) -> Iterator[Load]:
+        while (load := self._loads.get()) is not None:
+            if isinstance(load, BaseException):
+                raise load
+            yield load
+
+    def done(self, load: Load, used: Event) -> None:
+        """A load is not needed any more once an event is."""
+        load.sources.clear()
+        load.room.used = used
+        self._rooms.put(load.room)
+
+    def _run(self) -> None:
+        try:
+            while (work := self._next_work()) is not None:
+                for start, stop, whole in loads_of(work, self._chunk):
+                    room = self._rooms.get()
+                    if room is None or self._stopped:
+                        return
+                    self._loads.put(self._filled(Load(work, start, stop, whole, room)))
+            self._loads.put(None)
+        except BaseException as error:
+            self._loads.put(error)
+
+    def _filled(self, load: Load) -> Load:
+        """Start all copies of a load."""
+        room, work = load.room, load.work
+        nbytes = load_bytes(work, load.start, load.stop)
+        if room.used is not None:
+            room.used.synchronize()
+        if room.memory is None or room.memory.numel() < nbytes:
+            room.memory = None  # first let go of what is there
+            room.memory = self._device.empty(nbytes)
+        copies, at = [], 0
+        for source in work.sources:
+            file, first, last = source.span(load.start, load.stop)
+            to = room.memory[at : at + last - first]
+            load.sources.append(to.view(source.dtype))
+            for a in range(first, last, self._segment_bytes):
+                b = min(a + self._segment_bytes, last)
+                copies.append(self._readers.submit(self._copy, (file, a, b), to[a - first : b - first]))
+            at += -(-(last - first) // ALIGN) * ALIGN
+        for copy in copies:
+            copy.result()
+        load.arrived = self._device.incoming.record()
+        return load
+
+    def _copy(self, span: Span, to: Tensor) -> None:
+        segment, used = self._segments.get()
+        try:
+            if used is not None:
+                used.synchronize()
+            self._inputs.populate([span])
+            stage = segment[: to.numel()]
+            stage.copy_(self._inputs.tensor(span, torch.uint8))
+            self._inputs.release([span])
+            self._device.incoming.copy(to, stage)
+            used = self._device.incoming.record()
+        finally:
+            self._segments.put((segment, used))

@@ -1,0 +1,139 @@
+"""Compares the GPU's highpass_merge with the reference, on the CPU where TRITON_INTERPRET=1, else on a GPU.
+
+interpreted_highpass.py GROUP
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from fastmerge.kernels import cuda, reference
+from tensors import BF16, F16, F32, F64, assert_same_bits, make, poisoned
+from torch import Tensor
+
+from fastmerge.cutoff import Cutoff
+
+TOLERANCE = {F32: 1e-6, F64: 1e-13}
+HALF = {BF16: 2.0**-8, F16: 2.0**-11, F32: 2.0**-24, F64: 2.0**-53}
+FILTERS: list[dict[str, Any]] = [
+    {"cutoff": 0.3},
+    {"cutoff": 0.0},
+    {"cutoff": 1.3},
+    {"cutoff": 9.0},
+    {"convention": "released", "ratio": 0.35},
+    {"convention": "released", "ratio": 0.02},
+]
+BLOCKS = (128, 5000, 600)  # elements: many blocks a matrix, groups of matrices, and about one block a matrix
+SHAPES = [(1, 1, 1), (1, 1, 30), (3, 30, 1), (2, 17, 16), (1, 64, 25), (5, 9, 40)]
+
+
+def noise(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
+    n = int(torch.Size(shape).numel())
+    return (make(n, F64, seed, special=False) + 0.75).to(dtype).view(shape)
+
+
+def limits(options: dict[str, Any], shape: tuple[int, ...]) -> tuple[str, int]:
+    cutoff = Cutoff(**options)
+    return cutoff.convention, cutoff.limit(*shape[1:])
+
+
+def check(
+    shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...], k: int, options: dict[str, Any], device: str,
+    scale: float = 1.0, as_delta: bool = False, out: torch.dtype | None = None,
+) -> None:  # fmt: skip
+    base, *models = (noise(shape, dtypes[i % len(dtypes)], i) for i in range(k + 1))
+    weights = [0.4 - 0.15 * i for i in range(k)]
+    given = (base.double(), [m.double() for m in models], weights, *limits(options, shape), scale, as_delta)
+    exact, v = torch.empty(shape, dtype=F64), torch.empty(shape, dtype=F64)
+    reference.highpass_merge(*given, exact)
+    reference.delta_sum(given[0].view(-1), [m.view(-1) for m in given[1]], weights, v.view(-1))
+    out = out or base.dtype
+    result = poisoned(shape, out).to(device)
+    moved = (base.to(device), [m.to(device) for m in models], *given[2:])
+    assert cuda.highpass_merge(*moved, result) == 0
+    working = F64 if F64 in (base.dtype, *(m.dtype for m in models)) else F32
+    allowed = 2 * TOLERANCE[working] * (1 + v.abs().max() + given[0].abs().max()) + HALF[out] * exact.abs()
+    error = (result.cpu().double() - exact).abs()
+    assert (error <= allowed).all(), f"{shape} {dtypes} {options}: {error.max():.2e}"
+    check_pieces(moved, result)
+
+
+def check_pieces(given: tuple[Any, ...], whole: Tensor) -> None:
+    """In pieces, the last one first, and the last matrix alone: the same bits."""
+    filtered, n = cuda.Filtered(*given[:5]), whole.numel()
+    again = torch.full_like(whole, torch.nan)
+    for a, b in ((n // 2, n), (0, n // 3), (n // 3, n // 3 + 1), (n // 3 + 1, n // 2)):
+        filtered.write(a, *given[5:], again.view(-1)[a:b])
+    assert_same_bits(again.cpu(), whole.cpu(), "pieces")
+    own = torch.full_like(whole[-1:], torch.nan)
+    cuda.highpass_merge(given[0][-1:], [m[-1:] for m in given[1]], *given[2:], own)
+    assert_same_bits(own.cpu(), whole[-1:].cpu(), "one matrix")
+
+
+def check_nonfinite(options: dict[str, Any], bad: float, device: str) -> None:
+    """What is not finite in one element of one input is met, whatever is kept."""
+    for where in (0, 1, 2):
+        inputs = [noise((2, 6, 10), F32, i) for i in range(3)]
+        inputs[where][1, 3, 4] = bad
+        base, *models = (x.to(device) for x in inputs)
+        out = torch.empty_like(base)
+        assert cuda.highpass_merge(base, models, [0.5, 0.5], *limits(options, (2, 6, 10)), 1.0, False, out) > 0
+
+
+def cases(group: str) -> Iterator[dict[str, Any]]:
+    if group == "shapes":
+        for shape, options in itertools.product(SHAPES, FILTERS):
+            yield {"shape": shape, "dtypes": (F32,), "k": 2, "options": options}
+    if group == "dtypes":
+        for dtypes in [(BF16,), (F16,), (F64,), (BF16, F32), (F32, BF16, F16), (BF16, F64)]:
+            for k in (2, 9):
+                yield {"shape": (2, 11, 20), "dtypes": dtypes, "k": k, "options": FILTERS[0]}
+            yield {"shape": (2, 11, 20), "dtypes": dtypes, "k": 2, "options": FILTERS[0], "scale": 0.7, "out": F32}
+            yield {"shape": (2, 11, 20), "dtypes": dtypes, "k": 2, "options": FILTERS[1], "as_delta": True, "out": BF16}
+
+
+def check_filter(device: str) -> int:
+    for i, (shape, options) in enumerate(itertools.product(SHAPES, FILTERS)):
+        dtype = (BF16, F64)[i % 2]
+        x, exact = noise(shape, dtype, 3), torch.empty(shape, dtype=F64)
+        reference.highpass(x.double(), *limits(options, shape), exact)
+        out = poisoned(shape, F64 if dtype == F64 else F32).to(device)
+        take_turns(i)
+        cuda.highpass(x.to(device), *limits(options, shape), out)
+        assert (out.cpu().double() - exact).abs().max() <= TOLERANCE[out.dtype] * x.double().abs().max()
+    return len(SHAPES) * len(FILTERS)
+
+
+def take_turns(i: int) -> None:
+    """Work on blocks of another size."""
+    sys.modules["fastmerge.kernels.cuda.highpass_merge"].BLOCK = BLOCKS[i // 2 % len(BLOCKS)]  # type: ignore[attr-defined]
+
+
+def main(group: str, device: str) -> int:
+    torch.set_num_threads(1)
+    if group == "filter":
+        return check_filter(device)
+    if group == "nonfinite":
+        for i, (options, bad) in enumerate(itertools.product(FILTERS, (torch.nan, torch.inf))):
+            take_turns(i)
+            check_nonfinite(options, bad, device)
+        return 6 * len(FILTERS)
+    found = list(cases(group))
+    for i, case in enumerate(found):
+        take_turns(i)
+        check(device=device, **case)
+    return len(found)
+
+
+if __name__ == "__main__":
+    from interpreted import patched
+
+    patched()
+    print(f"{main(sys.argv[1], 'cpu')} cases right")

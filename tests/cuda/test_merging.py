@@ -1,0 +1,101 @@
+"""Whole merges and filters on a GPU, against those of the CPU."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton is not installed")
+pytest.importorskip("safetensors", reason="safetensors is not installed")
+pytest.importorskip("pydantic", reason="pydantic is not installed")
+from folders import content, near, read, state, write
+
+import fastmerge as fm
+from fastmerge import gpus
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU here")
+
+SHAPES = {
+    "model.layers.0.mlp.up.weight": (1501, 700),
+    "model.layers.0.mlp.down.weight": (300, 500),
+    "model.layers.0.bias": (33,),
+    "model.norm.weight": (1,),
+    "model.empty": (0, 4),
+}
+ELEMENTWISE: dict[str, dict[str, Any]] = {
+    "task_arithmetic": {"weights": 0.3},
+    "ties": {"density": 0.3},
+    "dare_ties": {"density": 0.4},
+    "della": {"density": 0.5},
+    "breadcrumbs": {"density": 0.5},
+    "magmax": {},
+    "emr": {},
+    "tall_masks": {},
+}
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Path]]:
+    root = tmp_path_factory.mktemp("checkpoints")
+    base = state(0, torch.bfloat16, SHAPES)
+    models = {f"m{k}": write(root / f"m{k}", near(base, k + 1)) for k in range(3)}
+    return write(root / "base", base), models
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    return {name: data for name, data in content(folder).items() if name.endswith(".safetensors")}
+
+
+@pytest.mark.parametrize("method", ELEMENTWISE)
+def test_elementwise_merges_have_the_bytes_of_the_cpu(
+    method: str, checkpoints: tuple[Path, dict[str, Path]], tmp_path: Path
+) -> None:
+    for device in ("cpu", "cuda"):
+        report = fm.merge(method, *checkpoints, tmp_path / device / "out", ELEMENTWISE[method], device=device)
+        assert report.backend == ("cuda" if device == "cuda" else report.backend)
+    assert weights(tmp_path / "cpu" / "out") == weights(tmp_path / "cuda" / "out")
+
+
+@pytest.mark.parametrize("method", ["fr", "free"])
+def test_filtered_merges_are_near_those_of_the_cpu(
+    method: str, checkpoints: tuple[Path, dict[str, Path]], tmp_path: Path
+) -> None:
+    """And the same each time."""
+    for name, device in (("cpu", "cpu"), ("cuda", "cuda"), ("again", "cuda")):
+        fm.merge(method, *checkpoints, tmp_path / name / "out", device=device, dtype="float32")
+    expected, found = read(tmp_path / "cpu" / "out"), read(tmp_path / "cuda" / "out")
+    for name, tensor in expected.items():
+        assert torch.allclose(found[name], tensor, rtol=0, atol=1e-5), name
+    assert weights(tmp_path / "again" / "out") == weights(tmp_path / "cuda" / "out")
+
+
+def test_little_memory_gives_the_same_bytes(checkpoints: tuple[Path, dict[str, Path]], tmp_path: Path) -> None:
+    """Blocks shrink where the GPU's memory runs out."""
+    fm.merge("ties", *checkpoints, tmp_path / "much" / "out", {"density": 0.3}, device="cuda")
+    torch.cuda.empty_cache()
+    used = torch.cuda.memory_reserved() + (24 << 20)
+    torch.cuda.set_per_process_memory_fraction(used / torch.cuda.get_device_properties(0).total_memory)
+    try:
+        fm.merge("ties", *checkpoints, tmp_path / "little" / "out", {"density": 0.3}, device="cuda")
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert weights(tmp_path / "much" / "out") == weights(tmp_path / "little" / "out")
+
+
+def test_the_gpu_is_found() -> None:
+    assert gpus.why_not("cuda") is None
+    assert gpus.settle("auto")[0].startswith("cuda:")
+
+
+@pytest.mark.parametrize("group", ["shapes", "dtypes", "nonfinite", "filter"])
+def test_filter_is_the_definition(group: str) -> None:
+    spec = importlib.util.spec_from_file_location("cases", Path(__file__).with_name("interpreted_highpass.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.main(group, "cuda") > 0

@@ -1,0 +1,111 @@
+"""Machine code of the CUDA C++ kernels, compiled by NVRTC without a GPU, held to what makes it fast; gates can fail."""
+
+from __future__ import annotations
+
+import collections
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+triton = pytest.importorskip("triton", reason="Triton is not installed")
+from fastmerge.kernels.cuda import nvrtc  # noqa: E402
+
+try:
+    nvrtc.library()
+except RuntimeError as error:
+    pytest.skip(str(error), allow_module_level=True)
+
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+FOLDER = Path(nvrtc.__file__).parent
+SOURCES = sorted(FOLDER.glob("*.cu"))
+# GPUs, and the dtypes of base and model: bfloat16; float16 and float32; float64 and bfloat16.
+CASES = [((8, 0), 0, 0), ((9, 0), 0, 0), ((10, 0), 0, 0), ((9, 0), 1, 2), ((9, 0), 3, 0)]
+KERNELS = {"histogram", "histogram_wide", "count_selected", "collect_selected"}
+MOST_REGISTERS = 64  # a thread, so that 1024 threads fit on a multiprocessor
+
+
+@dataclass
+class Code:
+    """What the gates look at."""
+
+    registers: int
+    stack: int
+    local: int
+    instructions: collections.Counter[str]
+
+
+def read(cubin: bytes, folder: Path) -> dict[str, Code]:
+    """Every kernel's."""
+    file = folder / "kernels.cubin"
+    file.write_bytes(cubin)
+    usage = subprocess.run([TOOLS / "cuobjdump", "-res-usage", file], capture_output=True, text=True, check=True)
+    listing = subprocess.run([TOOLS / "nvdisasm", "-c", file], capture_output=True, text=True, check=True).stdout
+    texts = dict(re.findall(r"\.section\s+\.text\.(\w+)(.*?)(?=\.section\s+\.text\.|\Z)", listing, re.DOTALL))
+    pattern = r"Function (\w+):\s+REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)"
+    return {
+        name: Code(
+            int(registers),
+            int(stack),
+            int(local),
+            collections.Counter(
+                re.findall(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", texts[name], re.MULTILINE)
+            ),
+        )
+        for name, registers, stack, local in re.findall(pattern, usage.stdout + usage.stderr)
+    }
+
+
+def objections(code: Code) -> list[str]:
+    names, found = code.instructions, []
+    if code.registers > MOST_REGISTERS:
+        found.append(f"{code.registers} registers")
+    if code.stack or code.local or any(name.startswith(("LDL", "STL")) for name in names):
+        found.append("spills to memory")
+    if not any(name.startswith("LDG") and ".128" in name for name in names):
+        found.append("no 128-bit loads")
+    if any(name.startswith(("FFMA", "DFMA")) for name in names):
+        found.append("fused multiplication and addition")
+    return found
+
+
+@pytest.mark.parametrize(("capability", "base", "model"), CASES, ids=str)
+def test_machine_code(capability: tuple[int, int], base: int, model: int, tmp_path: Path) -> None:
+    """No spills, whole loads, no fused arithmetic, few registers."""
+    (source,) = SOURCES
+    defines = {"BASE": base, "MODEL": model}
+    found = read(nvrtc.compile_source(source.read_text(), capability, defines), tmp_path)
+    assert set(found) == KERNELS
+    assert {name: objections(code) for name, code in found.items()} == {name: [] for name in KERNELS}
+
+
+# Kernels that are at fault in one way each.
+FAULTS = {
+    "no 128-bit loads": "out[threadIdx.x] = in[threadIdx.x];",
+    "spills to memory": "float x[300]; for (int i = 0; i < 900; ++i) x[(int)in[i]] += 1; out[0] = x[(int)in[7]];",
+    "fused multiplication and addition": "out[0] = __fmaf_rn(in[0], in[1], in[2]);",
+}
+
+
+@pytest.mark.parametrize("expected", FAULTS)
+def test_gate_can_fail(expected: str, tmp_path: Path) -> None:
+    source = f'extern "C" __global__ void faulty(const float* in, float* out) {{ {FAULTS[expected]} }}'
+    assert expected in objections(read(nvrtc.compile_source(source, (9, 0), {}), tmp_path)["faulty"])
+
+
+def test_registers_gate_can_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "MOST_REGISTERS", 8)
+    code = read(nvrtc.compile_source(SOURCES[0].read_text(), (9, 0), {"BASE": 0, "MODEL": 0}), tmp_path)
+    assert any("registers" in objection for objection in objections(code["histogram"]))
+
+
+def test_what_does_not_compile_is_told() -> None:
+    with pytest.raises(RuntimeError, match=r"(?s)NVRTC .* refuses -arch=sm_90: .*nonsense"):
+        nvrtc.compile_source("nonsense", (9, 0), {})
+
+
+def test_an_unknown_gpu_is_told() -> None:
+    with pytest.raises(RuntimeError, match="refuses -arch=sm_10: "):
+        nvrtc.compile_source("", (1, 0), {})

@@ -1,0 +1,253 @@
+"""The pipeline of GPUs, driven with devices that are the CPU: the very bytes of the ordinary engine."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from folders import content, near, state, write
+from host_device import HostDevice
+
+from fastmerge import dispatch, gpus
+from fastmerge.engine import merge, pipeline
+from fastmerge.engine.identity import backend
+from fastmerge.engine.statistics import Kept
+from fastmerge.engine.works import Reading
+from fastmerge.errors import InputError, MergeError
+from fastmerge.formats.mapping import Inputs
+from fastmerge.methods._declaration import Statistics
+from fastmerge.ops import BLOCK
+from fastmerge.recipe.plan import MergePlan, plan
+
+SHAPES = {
+    "model.layers.0.mlp.up.weight": (501, 700),  # more than five blocks
+    "model.layers.0.mlp.down.weight": (300, 500),
+    "model.layers.0.bias": (33,),
+    "model.norm.weight": (1,),
+    "model.empty": (0, 4),
+}
+METHODS: dict[str, dict[str, Any]] = {
+    "emr": {},
+    "ties": {"density": 0.3},
+    "dare_ties": {"density": 0.4},
+    "della": {"density": 0.5},
+    "free": {"expert_density": 0.02},
+    "fr": {},
+    "slerp": {"t": 0.4},
+}
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Path]]:
+    root = tmp_path_factory.mktemp("checkpoints")
+    base = state(0, torch.bfloat16, SHAPES)
+    integers = {"ids": torch.arange(70_000)}
+    models = {f"m{k}": write(root / f"m{k}", near(base, k + 1) | integers) for k in range(3)}
+    return write(root / "base", base | integers), models
+
+
+def planned(
+    checkpoints: tuple[Path, dict[str, Path]], method: str, out: Path, blocks: int = 2, **options: Any
+) -> MergePlan:
+    base, models = checkpoints
+    used = dict(list(models.items())[:1]) if method == "slerp" else models
+    made = plan(method, base, used, out, METHODS[method], **options)
+    return replace(made, chunk=blocks * BLOCK)
+
+
+def piped(
+    monkeypatch: pytest.MonkeyPatch,
+    made: MergePlan,
+    devices: Sequence[HostDevice],
+    done: Callable[..., None] | None = None,
+) -> None:
+    """Carry out a plan on these devices."""
+    monkeypatch.setattr(merge, "open_devices", lambda _: devices)
+    merge.execute(made, done)
+    assert not any(device.pinned for device in devices)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_same_bytes_as_on_the_cpu(
+    method: str, checkpoints: tuple[Path, dict[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the blocks, with loads of many segments, on one device and on two."""
+    merge.execute(planned(checkpoints, method, tmp_path / "cpu" / "out"))
+    expected = content(tmp_path / "cpu" / "out")
+    monkeypatch.setattr(pipeline, "LEAST_STAGING", 6 * 30_000)
+    for blocks, count in ((1, 1), (3, 1), (2, 2)):
+        out = tmp_path / f"{blocks}-{count}" / "out"
+        made = planned(checkpoints, method, out, blocks, memory="64MB")
+        monkeypatch.setattr(pipeline, "STAGING", 6 * 30_000 * count)
+        piped(monkeypatch, made, [HostDevice() for _ in range(count)])
+        assert content(out) == expected
+
+
+@pytest.mark.parametrize("method", ["emr", "ties", "fr"])
+def test_out_of_memory_shrinks_blocks(
+    method: str, checkpoints: tuple[Path, dict[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether a load has no room or a computation, in the midst of a tensor or at its start: the same bytes."""
+    merge.execute(planned(checkpoints, method, tmp_path / "cpu" / "out"))
+    expected = content(tmp_path / "cpu" / "out")
+    for i, fails in enumerate(({1}, {2}, {3}, set())):
+        device, out = HostDevice(fails=fails), tmp_path / str(i) / "out"
+        if not fails:
+            fail_once_computing(monkeypatch)
+        piped(monkeypatch, planned(checkpoints, method, out, 4), [device])
+        assert device.forgotten == (1 if not fails or device.calls > max(fails) else 0)
+        assert content(out) == expected
+
+
+def fail_once_computing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The third piece that is computed has done half of its sums when memory runs out."""
+    fill, count = pipeline._Run._fill, [0]
+
+    def failing(self: Any, targets: Any, work: Any, start: int, stop: int, compute: Any, drain: Any) -> Any:
+        def once(memory: list[torch.Tensor]) -> None:
+            compute(memory)
+            count[0] += 1
+            if count[0] == 3:
+                raise torch.OutOfMemoryError("simulated")
+
+        return fill(self, targets, work, start, stop, once, drain)
+
+    monkeypatch.setattr(pipeline._Run, "_fill", failing)
+
+
+def test_no_room_at_all_is_told(
+    checkpoints: tuple[Path, dict[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(MergeError, match=r"memory of cpu does not suffice.*--device cpu"):
+        piped(monkeypatch, planned(checkpoints, "ties", tmp_path / "out"), [HostDevice(room=100_000)])
+    assert not (tmp_path / "out").exists()
+
+
+def test_blocks_fit_the_free_memory(checkpoints: tuple[Path, dict[str, Path]], tmp_path: Path) -> None:
+    made = planned(checkpoints, "emr", tmp_path / "out", 8)
+    files = Inputs([header for checkpoint in made.checkpoints for header in checkpoint.headers])
+    works = Reading(made, 0, [[]], [Statistics(3)], files, Kept()).works()
+    sizes = [pipeline.Pipeline([HostDevice(room=r)], 1 << 30).chunk(works, 8 * BLOCK) for r in (1 << 40, 10**7, 1)]
+    assert sizes[0] == 8 * BLOCK > sizes[1] > sizes[2] == BLOCK
+    assert pipeline.Pipeline([HostDevice()], 1 << 20).chunk(works, 8 * BLOCK) == BLOCK
+
+
+def test_an_error_ends_all_devices(
+    checkpoints: tuple[Path, dict[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NaN are named as on the CPU, no thread stays, and the merge can be gone on with."""
+    base, models = checkpoints
+    bad = near(state(0, torch.bfloat16, SHAPES), 9) | {"ids": torch.arange(70_000)}
+    bad["model.layers.0.bias"][3] = torch.nan
+    wrong = {**models, "bad": write(tmp_path / "bad", bad)}
+    with pytest.raises(MergeError, match="bad"):
+        piped(monkeypatch, planned((base, wrong), "ties", tmp_path / "out"), [HostDevice(), HostDevice()])
+    left = {thread.name.partition("_")[0] for thread in threading.enumerate()}
+    assert not left & {"fastmerge-feed", "fastmerge-drain", "fastmerge-reader", "fastmerge-gpu"}
+
+
+def test_progress_counts_every_byte_once(
+    checkpoints: tuple[Path, dict[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, told = planned(checkpoints, "emr", tmp_path / "out"), list[int]()
+    piped(monkeypatch, made, [HostDevice(fails={2})], told.append)
+    assert sum(told) == made.bytes_read
+
+
+class NeverWaits(HostDevice):
+    """A planted fault: computing does not wait for what comes in."""
+
+    def __init__(self) -> None:
+        super().__init__(lag=0.05)
+        self.computing.wait = lambda event: None  # type: ignore[method-assign]
+
+
+class NeverHeld(HostDevice):
+    """A planted fault: what goes out is taken for gone at once."""
+
+    def __init__(self) -> None:
+        super().__init__(lag=0.05)
+        self.outgoing.record = self.computing.record  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("fault", [NeverWaits, NeverHeld])
+def test_what_does_not_wait_shows(
+    fault: type[HostDevice],
+    checkpoints: tuple[Path, dict[str, Path]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The test's device tells a pipeline that misses an event from one that does not."""
+    merge.execute(planned(checkpoints, "emr", tmp_path / "cpu" / "out"))
+    try:
+        piped(monkeypatch, planned(checkpoints, "emr", tmp_path / "out"), [fault()])
+    except MergeError:  # what had not arrived was no number
+        return
+    assert content(tmp_path / "out") != content(tmp_path / "cpu" / "out")
+
+
+def test_backend_of_a_device() -> None:
+    """A device's backend goes into what tells one merge from another."""
+    assert backend("cpu") in dispatch.backends()
+    assert backend("cuda:0,cuda:1") in ("cuda", "reference")
+
+
+@pytest.mark.parametrize(
+    ("device", "wrong"),
+    [("gpu", "expected auto"), ("cuda:x", "expected auto"), ("cuda:0,cuda:0", "once"), ("cuda,cuda:1", "once")],
+)
+def test_device_names(device: str, wrong: str) -> None:
+    with pytest.raises(InputError, match=wrong):
+        gpus.settle(device)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu() -> None:
+    """An explicit request says what is missing, auto goes on without, and says so where there is hardware."""
+    with pytest.raises(InputError, match=r"'cuda:1' cannot be used: .*; or use cpu"):
+        gpus.settle("cuda:1")
+    assert gpus.settle("auto")[0] == "cpu"
+
+
+STATES = {
+    "no CUDA": ({"version": None}, "built without CUDA"),
+    "no driver": ({"available": False}, "driver is missing or too old"),
+    "too few": ({"index": 3}, "numbered from 0"),
+    "old": ({"capability": (7, 0)}, "sm_80 is the least"),
+    "no NVRTC": ({"nvrtc": False}, "pip install 'nvidia-cuda-nvrtc"),
+    "no Triton": ({"backend": "Triton is not installed: pip install"}, "pip install"),
+    "fine": ({}, None),
+}
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_why_a_gpu_cannot_be_used(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each reason says what to do."""
+    pytest.importorskip("triton", reason="Triton is not installed")
+    from fastmerge.kernels.cuda import nvrtc
+
+    given, expected = STATES[name]
+    monkeypatch.setattr(torch.version, "cuda", given.get("version", "12.8"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: given.get("available", True))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: given.get("capability", (9, 0)))
+    if given.get("nvrtc", True):
+        monkeypatch.setattr(nvrtc, "library", lambda: None)
+    else:
+        monkeypatch.setattr(nvrtc.ctypes, "CDLL", lambda _: (_ for _ in ()).throw(OSError()))
+        nvrtc.library.cache_clear()
+    if "backend" in given:
+        monkeypatch.setattr(dispatch, "load", lambda _: given["backend"])
+    reason = gpus.why_not(f"cuda:{given.get('index', 1)}")
+    assert reason is None if expected is None else expected in str(reason)
+    monkeypatch.setattr(gpus, "HARDWARE", (Path("/"),))
+    device, notes = gpus.settle("auto")
+    if expected is not None and name != "too few":
+        assert device == "cpu"
+        assert expected in notes[0]

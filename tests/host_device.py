@@ -1,0 +1,104 @@
+"""A device that is the CPU, with streams that lag behind: what does not wait for what it needs sees something else."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+POISON = 0xA5
+
+
+class HostEvent:
+    def __init__(self) -> None:
+        self._done = threading.Event()
+
+    def set(self) -> None:
+        self._done.set()
+
+    def synchronize(self) -> None:
+        assert self._done.wait(60), "an event that never comes"
+
+
+class HostStream:
+    """Does what is put in in a thread of its own, `lag` seconds later."""
+
+    def __init__(self, lag: float) -> None:
+        self._lag = lag
+        self._tasks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        while True:
+            self._tasks.get()()
+
+    def copy(self, to: Tensor, source: Tensor) -> None:
+        def later() -> None:
+            time.sleep(self._lag)
+            to.copy_(source)
+
+        self._tasks.put(later)
+
+    def wait(self, event: Any) -> None:
+        self._tasks.put(event.synchronize)
+
+    def record(self) -> HostEvent:
+        event = HostEvent()
+        self._tasks.put(event.set)
+        return event
+
+    def current(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+
+class HostCompute(HostStream):
+    """What the calling thread computes itself, at once."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+
+    def wait(self, event: Any) -> None:
+        event.synchronize()
+
+    def record(self) -> HostEvent:
+        event = HostEvent()
+        event.set()
+        return event
+
+
+class HostDevice:
+    """`room`: bytes that can be had at a time; more is out of memory, as is every call of `empty` in `fails`."""
+
+    def __init__(self, lag: float = 0.001, room: int = 1 << 40, fails: set[int] | None = None) -> None:
+        self.place = torch.device("cpu")
+        self.incoming, self.computing, self.outgoing = HostStream(lag), HostCompute(), HostStream(lag)
+        self.room, self.fails = room, fails or set()
+        self.calls = self.forgotten = 0
+        self.pinned: set[int] = set()
+
+    def empty(self, nbytes: int) -> Tensor:
+        self.calls += 1
+        if nbytes > self.room or self.calls in self.fails:
+            raise torch.OutOfMemoryError(f"simulated: {nbytes} bytes")
+        return torch.full((nbytes,), POISON, dtype=torch.uint8)
+
+    def staging(self, nbytes: int) -> Tensor:
+        return torch.full((nbytes,), POISON, dtype=torch.uint8)
+
+    def pin(self, memory: Tensor) -> None:
+        self.pinned.add(memory.data_ptr())
+
+    def unpin(self, memory: Tensor) -> None:
+        self.pinned.remove(memory.data_ptr())
+
+    def free(self) -> int:
+        return self.room
+
+    def forget(self) -> None:
+        self.forgotten += 1
