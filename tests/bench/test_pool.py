@@ -14,6 +14,7 @@ pytest.importorskip("sklearn")
 
 import harness
 from quality.domain import Size
+from quality.pool import costs
 from quality.pool import run as pool
 from quality.pool.methods import METHODS
 from quality.pool.paper import CLAIMS, COUNTS, NOISY, TABLE
@@ -36,6 +37,7 @@ def test_from_training_to_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """A run in processes of its own is kept, is not done again, and is reported in all forms."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    monkeypatch.setattr(costs, "COUNTS", (2,))
     file = pool.run(quick=True, size=TINY)
     assert file is not None
     content = json.loads(file.read_text())
