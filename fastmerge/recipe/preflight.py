@@ -76,17 +76,17 @@ def align(
     *,
     task_specific: Sequence[str] = (),
     rename: Mapping[str, Rename] | None = None,
-    vocab: Vocab = "error",
+    vocab: Vocab | None = None,
 ) -> Alignment:
     """Match the tensors of all models with base's (the first model's, without a base).
 
     task_specific: patterns (`classifier.*`) of tensors that are not merged; rename: per model label, prefixes to
-    replace before matching; vocab: what becomes of embeddings with different numbers of rows (vocabulary.py). Raises
-    InputError with the problems of all models.
+    replace before matching; vocab: what becomes of embeddings with different numbers of rows (vocabulary.py), None
+    where that cannot be chosen. Raises InputError with the problems of all models.
     """
     problems: list[str] = []
     models = [_renamed(model, (rename or {}).get(model.label, ()), problems) for model in models]
-    vocabulary = resized(vocab, base, models)
+    vocabulary = resized(vocab or "error", base, models)
     base, models = vocabulary.base, vocabulary.models
     lead = base or models[0]
     specific = [name for name in lead.tensors if _matches(name, task_specific)]
@@ -100,7 +100,7 @@ def align(
     found: list[dict[str, TensorInfo]] = []
     kept: dict[str, tuple[TensorInfo, ...]] = {}
     for model in models:
-        own, model_problems, model_notes = _match(lead, model, groups, task_specific)
+        own, model_problems, model_notes = _match(lead, model, groups, task_specific, choice=vocab is not None)
         found.append(own)
         problems += model_problems
         notes += model_notes
@@ -183,9 +183,14 @@ def _says_tied(checkpoint: Checkpoint) -> bool | None:
 
 
 def _match(
-    lead: Checkpoint, model: Checkpoint, groups: Mapping[str, tuple[str, ...]], task_specific: Sequence[str]
+    lead: Checkpoint,
+    model: Checkpoint,
+    groups: Mapping[str, tuple[str, ...]],
+    task_specific: Sequence[str],
+    *,
+    choice: bool,
 ) -> tuple[dict[str, TensorInfo], list[str], list[str]]:
-    """The model's tensor for every name to merge, what is wrong, and notes."""
+    """The model's tensor for every name to merge, what is wrong, and notes; `choice`: there is --vocab."""
     own: dict[str, TensorInfo] = {}
     missing: list[str] = []
     shapes: list[str] = []
@@ -223,7 +228,9 @@ def _match(
         return f"{model.label}: tensor {name!r} of {lead.label} is missing{nearest(name, extra) or '; ' + alone(name)}"
 
     problems = limited(missing, lacks)
-    problems += limited(shapes, lambda name: _shape_problem(lead, model, name, groups[name], alone(name)))
+    problems += limited(
+        shapes, lambda name: _shape_problem(lead, model, name, groups[name], alone(name), choice=choice)
+    )
     problems += limited(extra, lambda name: f"{model.label}: tensor {name!r} is not in {lead.label}; {alone(name)}")
     return own, problems, notes
 
@@ -279,15 +286,16 @@ def _prefix_problem(lead: Checkpoint, model: Checkpoint, count: int, old: str, n
     )
 
 
-def _shape_problem(lead: Checkpoint, model: Checkpoint, name: str, aliases: tuple[str, ...], otherwise: str) -> str:
+def _shape_problem(
+    lead: Checkpoint, model: Checkpoint, name: str, aliases: tuple[str, ...], otherwise: str, *, choice: bool
+) -> str:
     stored = next(model.tensors[n] for n in (name, *aliases) if n in model.tensors)
     shape, expected = list(stored.shape), list(lead.tensors[name].shape)
     text = f"{model.label}: tensor {stored.name!r} has shape {shape}, {lead.label} has {expected}"
     if len(shape) == 2 == len(expected) and shape[1] == expected[1] and _tie_rank(name) < len(TIED):
-        return (
-            f"{text}: its vocabulary was resized; pass --vocab base (keep {lead.label}'s rows) or --vocab pad (keep "
-            f"all), or resize it back (resize_token_embeddings({expected[0]})) and save it"
-        )
+        option = f"pass --vocab base (keep {lead.label}'s rows) or --vocab pad (keep all), or " if choice else ""
+        back = f"resize it back (resize_token_embeddings({expected[0]})) and save it"
+        return f"{text}: its vocabulary was resized; {option}{back}"
     return f"{text}; {otherwise}"
 
 
