@@ -404,6 +404,7 @@ def without(names: Callable[[str], bool]) -> Callable[[dict[str, Tensor]], dict[
         (changed(SLICED, "merge_method", value="slerp") | {"parameters": {"t": 0.5}}, None, "slerp needs a base_model"),
         (based("slerp", model("a"), model("b"), t=0.5), None, "slerp merges 1 model beside base_model, these are 2"),
         ({**BASED, "merge_method": "emr", "parameters": {}}, None, "cannot be made of slices"),
+        (based("fr", model("a", coefficient=[0, 1])), None, "coefficients holds for the whole model"),
         (changed(BASED, "slices", 0, "base_model", value="b"), None, "slices[0]: base_model"),
         (TIES | {"chat_template": "alpaca"}, None, "chat_template: 'alpaca' is one of mergekit's own"),
     ],
