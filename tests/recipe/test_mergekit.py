@@ -444,6 +444,19 @@ def test_places(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.Mo
         fm.plan(file)
 
 
+@pytest.mark.parametrize("config", [TIES, BASED], ids=["whole", "slices"])
+def test_inputs_that_have_moved_are_verified(config: Config, folders: dict[str, Path], tmp_path: Path) -> None:
+    """By their names in the record; and other ones are not taken for them."""
+    made = {name: write(tmp_path / name, read(folder), llama.config(3)) for name, folder in folders.items()}
+    fm.run(located(config, made), tmp_path / "out")
+    for name in ("base", "a"):
+        made[name].rename(tmp_path / f"{name} moved")
+    moved: dict[str, Any] = {"base": tmp_path / "base moved", "models": {"a": tmp_path / "a moved"}}
+    assert not fm.verify(tmp_path / "out", **moved, samples=None).problems
+    with pytest.raises(fm.errors.VerifyError, match="is not what its inputs give"):
+        fm.verify(tmp_path / "out", **{**moved, "base": folders["b"]}, samples=None)
+
+
 def test_inputs_are_not_overwritten(folders: dict[str, Path]) -> None:
     """Not even those of which a slice takes a layer."""
     with pytest.raises(InputError, match="would overwrite the input"):
