@@ -24,7 +24,7 @@ OURS: dict[str, Config] = {
     "emr of a": based("emr", A, B, task="a"),
     "emr of b": based("emr", A, B, task="b", rescale="mean_of_means"),
     "fr": based("fr", A, B, cutoff=0.4),
-    "fr, coefficients": based("fr", model("a", coefficient=[0.1, 1]), model("b", coefficient=0.5), scale=0.5),
+    "fr, coefficients": based("fr", model("a", coefficient=0.1), model("b", coefficient=0.5), scale=0.5),
     "free": based("free", A, B, expert_density=0.05),
     "free of a": based("free", A, B, task="a", expert_density=0.05),
 }

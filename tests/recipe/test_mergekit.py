@@ -404,6 +404,7 @@ def without(names: Callable[[str], bool]) -> Callable[[dict[str, Tensor]], dict[
         (changed(SLICED, "merge_method", value="slerp") | {"parameters": {"t": 0.5}}, None, "slerp needs a base_model"),
         (based("slerp", model("a"), model("b"), t=0.5), None, "slerp merges 1 model beside base_model, these are 2"),
         ({**BASED, "merge_method": "emr", "parameters": {}}, None, "cannot be made of slices"),
+        (based("fr", model("a", coefficient=[0, 1])), None, "coefficients holds for the whole model"),
         (changed(BASED, "slices", 0, "base_model", value="b"), None, "slices[0]: base_model"),
         (TIES | {"chat_template": "alpaca"}, None, "chat_template: 'alpaca' is one of mergekit's own"),
     ],
@@ -441,6 +442,19 @@ def test_places(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.Mo
     file.write_text(yaml.safe_dump(TIES | {"parameters": {"densty": 1}}))
     with pytest.raises(InputError, match=r"config.yml: .*densty"):
         fm.plan(file)
+
+
+@pytest.mark.parametrize("config", [TIES, BASED], ids=["whole", "slices"])
+def test_inputs_that_have_moved_are_verified(config: Config, folders: dict[str, Path], tmp_path: Path) -> None:
+    """By their names in the record; and other ones are not taken for them."""
+    made = {name: write(tmp_path / name, read(folder), llama.config(3)) for name, folder in folders.items()}
+    fm.run(located(config, made), tmp_path / "out")
+    for name in ("base", "a"):
+        made[name].rename(tmp_path / f"{name} moved")
+    moved: dict[str, Any] = {"base": tmp_path / "base moved", "models": {"a": tmp_path / "a moved"}}
+    assert not fm.verify(tmp_path / "out", **moved, samples=None).problems
+    with pytest.raises(fm.errors.VerifyError, match="is not what its inputs give"):
+        fm.verify(tmp_path / "out", **{**moved, "base": folders["b"]}, samples=None)
 
 
 def test_inputs_are_not_overwritten(folders: dict[str, Path]) -> None:

@@ -26,6 +26,7 @@ from .vocabulary import Vocabulary, aligned, vocabulary
 from .weave import Weave, weave
 
 WORDS = (
+    (r"^tensors\[\d+\](\.|: )", ""),
     (r"; pass --rename .*$", "; which a recipe of fastmerge's can say (rename)"),
     (r"; if it belongs to the task alone, pass --task-specific .*$", ""),
     (r"(its vocabulary was resized);.*$", r"\1; say how tokens are matched: tokenizer: {source: union}"),
@@ -106,7 +107,7 @@ class MergekitRecipe:
                 hashes=hashes,
             )
         except InputError as error:
-            raise InputError(map(_in_our_words, error.problems)) from None
+            raise InputError(dict.fromkeys(map(_in_our_words, error.problems))) from None
         if self.config.models is None and any(set(o.layouts) != {"merged"} or o.experts for o in prepared.outputs):
             name = self.config.merge_method
             raise InputError(f"merge_method: {name} keeps base for its tasks, and cannot be made of slices or modules")
