@@ -102,6 +102,7 @@ def find(repo: str, revision: str | None) -> Snapshot:
         raise InputError(f"{named} is no folder here, nor a model of the Hub that can be had{access}") from None
     except Exception as error:
         return _cached(repo, revision, named, _first_line(error))
+    folder.mkdir(parents=True, exist_ok=True)  # a repository of weights alone has fetched nothing yet
     sizes = {own.rfilename: own.size or 0 for own in info.siblings or () if "/" not in own.rfilename}
     return Snapshot(repo, commit, folder, sizes)
 

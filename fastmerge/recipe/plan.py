@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from ..errors import InputError, attempt, nearest
 from ..formats.checkpoint import Checkpoint
-from ..formats.expanded import Expanded, stored_bytes
+from ..formats.expanded import stored_bytes
 from ..formats.hub import Missing
 from ..formats.layout import FilePlan
 from ..formats.models import open_models
@@ -246,10 +246,9 @@ def plan(
         for name, parameters in declared.items()
     )
     problems += _reading_problems(planned, names, alignment)
-    computed = lead is not None and any(isinstance(info, Expanded) for info in lead.tensors.values())
-    if computed and any("unified" in output.layouts for output in planned):
+    if lead is not None and not lead.path.exists() and any("unified" in output.layouts for output in planned):
         problems.append(
-            "base: tasks are made of base again, which MODEL+ADAPTER is no folder of; merge it into one first "
+            f"base: tasks are made of base again, which {lead.place} is not on disk; merge it into a folder first "
             "(fastmerge merge linear --model NAME=MODEL+ADAPTER)"
         )
     chunk = chunk_of(planned, alignment, names, budget, problems)

@@ -264,7 +264,7 @@ def test_tasks_need_a_base_that_lies_on_disk(tmp_path: Path) -> None:
     spec = f"{tmp_path / 'base'}+{write_adapter(tmp_path / 'a', own)}"
     write(tmp_path / "whole", expanded(base, own, 1.5))
     models = {"b": write_adapter(tmp_path / "b", lora(MODULES, 4, 2))}
-    with pytest.raises(InputError, match="merge it into one first"):
+    with pytest.raises(InputError, match="merge it into a folder first"):
         fm.plan("emr", spec, models)
     for name, start in (("one", spec), ("two", tmp_path / "whole")):
         fm.merge("task_arithmetic", start, models, tmp_path / name, {"scale": 0.3})
