@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, MergeError
 from .safetensors import Header, header_of, read_header
 
 SMALL = ["*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken"]  # configuration, tokenizer, index
@@ -70,13 +70,14 @@ class Missing:
     nbytes: int
 
     def fetch(self) -> None:
-        """Fetch them into the cache; the Hub's client shows its progress."""
+        """Fetch them into the cache; the Hub's client shows its progress. Raises MergeError where that fails."""
         from huggingface_hub import snapshot_download
 
         try:
             snapshot_download(self.repo, revision=self.commit, allow_patterns=list(self.files))
         except Exception as error:
-            raise InputError(f"{self.repo}: cannot be fetched from the Hub: {_first_line(error)}") from None
+            text = f"{self.repo}: cannot be fetched from the Hub: {_first_line(error)}"
+            raise MergeError(f"{text}; what was fetched stays, try again") from None
 
 
 def find(repo: str, revision: str | None) -> Snapshot:
@@ -101,6 +102,7 @@ def find(repo: str, revision: str | None) -> Snapshot:
         raise InputError(f"{named} is no folder here, nor a model of the Hub that can be had{access}") from None
     except Exception as error:
         return _cached(repo, revision, named, _first_line(error))
+    folder.mkdir(parents=True, exist_ok=True)  # a repository of weights alone has fetched nothing yet
     sizes = {own.rfilename: own.size or 0 for own in info.siblings or () if "/" not in own.rfilename}
     return Snapshot(repo, commit, folder, sizes)
 

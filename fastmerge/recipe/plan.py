@@ -268,7 +268,7 @@ def plan(
     problems += _vocabulary_problems(planned, alignment, lead)
     if lead is not None and not lead.path.exists() and any("unified" in output.layouts for output in planned):
         problems.append(
-            f"base: tasks are made of base again, which {lead.place} is not on disk; merge it into a folder first "
+            f"base: tasks are made from a base on disk, and {lead.place} is none; merge it into a folder first "
             "(fastmerge merge linear --model NAME=MODEL+ADAPTER)"
         )
     chunk = chunk_of(planned, alignment, names, budget, problems)
