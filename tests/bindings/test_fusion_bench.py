@@ -142,7 +142,7 @@ def test_ties_is_fusion_benchs_but_for_one_element_a_model(merge_func: str) -> N
 
 
 def test_ties_leaves_keys_out() -> None:
-    """They stay the pre-trained model's, and do not count among the elements trimmed; unknown ones are none."""
+    """They stay the pre-trained model's, and count not among the elements that are trimmed; unknown ones are none."""
     base, models = states(pool())
     without = [{name: t for name, t in state.items() if name != "body.weight"} for state in (base, *models.values())]
     expected = fm.merge_state_dicts("ties", without[0], dict(zip(TASKS, without[1:], strict=True)), **MERGES["ties"][1])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
 from typing import Any
@@ -85,8 +84,8 @@ def test_torch(folder: Path) -> None:
     assert torch.allclose(run("torch.md")["weights"].detach(), torch.tensor([0.75, 0.25]), atol=0.01)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("fusion_bench") is None, reason="fusion-bench is not installed")
 def test_fusion_bench(folder: Path) -> None:
+    pytest.importorskip("fusion_bench", reason="fusion-bench is not installed")
     found = run("fusion_bench.md")
     assert found["model"].current_task == "math"
     assert not found["merged"].weight.equal(found["models"]["_pretrained_"].weight)
