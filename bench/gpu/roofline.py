@@ -20,7 +20,7 @@ import triton
 from calls import arguments, calls, implemented, traffic
 from fastmerge.kernels import cuda
 from harness import save
-from timing import Copy, milliseconds
+from timing import DEVICE, Copy, milliseconds
 
 from fastmerge import ops
 
@@ -36,7 +36,7 @@ def elements(dtype: torch.dtype) -> int:
 
 def tensors(n: int, dtype: torch.dtype, count: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
     torch.manual_seed(0)
-    base = torch.randn(n, device="cuda", dtype=torch.float32)
+    base = torch.randn(n, device=DEVICE)
     models = [(base + 0.01 * torch.randn_like(base)).to(dtype) for _ in range(count)]
     return base.to(dtype), models
 

@@ -5,21 +5,22 @@ from __future__ import annotations
 import torch
 from calls import arguments, calls, implemented
 from fastmerge.kernels import cuda
+from timing import DEVICE
 
 SIZE = 65_536 + 1027  # two blocks, the last tile not whole
 
 
 def main() -> None:
     for dtype, k in ((torch.bfloat16, 3), (torch.bfloat16, 9), (torch.float32, 3)):
-        base, *models = (torch.randn(SIZE, device="cuda").to(dtype) for _ in range(k + 1))
+        base, *models = (torch.randn(SIZE, device=DEVICE).to(dtype) for _ in range(k + 1))
         for name, call in calls(base, models, None).items():
             if implemented(name, "cuda"):
                 call()
         for op in [name.removesuffix("_many") for name in cuda.__all__ if name.endswith("_many")]:
             getattr(cuda, f"{op}_many")([arguments(op, base[:n], [m[:n] for m in models]) for n in (1000, SIZE)])
-    torch.cuda.synchronize()
-    print("every op has run")
 
 
 if __name__ == "__main__":
     main()
+    torch.cuda.synchronize()
+    print("every op has run")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 
+DEVICE = "cuda"
 ROUNDS = 20
 COPIED = 1 << 30  # bytes, many times any L2 cache
 

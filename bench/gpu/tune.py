@@ -19,11 +19,10 @@ from fastmerge.kernels.cuda.settings import FILE, Settings, table
 from roofline import elements, tensors
 from timing import milliseconds
 
-TABLE = Path(__file__).parents[2] / "kernels" / "cuda" / FILE.name
 DTYPES = {1: torch.bfloat16, 2: torch.bfloat16, 4: torch.float32, 8: torch.float64}
 TILES, WARPS, UNROLLED = (512, 1024, 2048, 4096), (2, 4, 8), (2, 4, 8, 16)
 GAIN = 0.97
-STANDS_FOR = {"*": "modulate"}  # the op by which the entry of all others is measured
+STANDS_FOR = {"*": "moments"}  # the op by which the entry of all others is measured
 
 
 def candidates(now: Settings) -> list[Settings]:
@@ -59,20 +58,20 @@ def best(entry: dict[str, Any]) -> tuple[Settings, str]:
         )
     for k in UNROLLED if chosen.unrolled else ():
         looped, unrolled = (time_of(Settings(chosen.tile, chosen.warps, limit), k) for limit in (1, k))
-        if unrolled > looped:
+        if unrolled > GAIN * looped:
             break
         chosen = Settings(chosen.tile, chosen.warps, k)
     table()[key] = chosen
     return chosen, reason
 
 
-def main() -> None:
-    entries = json.loads(TABLE.read_text())
+def main(table_file: Path = Path(__file__).parents[2] / "kernels" / "cuda" / FILE.name) -> None:
+    entries = json.loads(table_file.read_text())
     for entry in entries:
         chosen, entry["reason"] = best(entry)
         entry |= {"tile": chosen.tile, "warps": chosen.warps, "unrolled": chosen.unrolled}
     lines = [f" {json.dumps(entry, ensure_ascii=False)}".replace(', "reason"', ',\n  "reason"') for entry in entries]
-    TABLE.write_text("[\n" + ",\n".join(lines) + "\n]\n")
+    table_file.write_text("[\n" + ",\n".join(lines) + "\n]\n")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ from triton.runtime import interpreter
 TESTS = Path(__file__).parents[1]
 sys.path[:0] = [str(TESTS), str(TESTS / "ops")]
 from batches import check_batches
+from fastmerge.kernels import cuda
+from misfits import check_misfits
 from tensors import BF16, F16, F32, F64, make
 from test_conformance import DEVICES, compare
 
@@ -65,7 +67,7 @@ def check(op: str) -> int:
                 what = f"{'+'.join(map(str, dtypes))} K={k} n={n}"
                 compare(op, "cuda", inputs, dtypes[0] if n % 2 else dtypes[-1], what)
                 cases += 1
-    return cases + check_batches(op, "cpu")
+    return cases + check_batches(op, "cpu") + check_misfits(op, cuda, "cpu")
 
 
 def main(ops: list[str]) -> None:

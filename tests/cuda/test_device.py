@@ -8,6 +8,7 @@ import torch
 pytest.importorskip("triton", reason="Triton is not installed")
 from batches import check_batches
 from fastmerge.kernels import cuda
+from misfits import check_misfits
 from ops.test_conformance import compare
 from tensors import BF16, F16, F32, F64, make
 
@@ -46,6 +47,11 @@ def test_op_equals_the_reference(op: str, form: int) -> None:
 @pytest.mark.parametrize("op", [op for op in OPS if hasattr(cuda, f"{op}_many")])
 def test_many_tensors_in_one_launch(op: str) -> None:
     assert check_batches(op, "cuda") > 0
+
+
+@pytest.mark.parametrize("op", ["gather", "scatter", "scatter_add"])
+def test_what_does_not_fit_changes_nothing(op: str) -> None:
+    assert check_misfits(op, cuda, "cuda") > 0
 
 
 @pytest.mark.parametrize("op", ["elect", "moments", "kept_sums", "inner_products"])

@@ -13,16 +13,25 @@ pytest.importorskip("triton", reason="Triton is not installed")
 from compiled import OPS
 
 
-@pytest.mark.parametrize("op", OPS)
-def test_interpreted_op_equals_the_reference(op: str, tmp_path: Path) -> None:
-    """In a process of its own: whether Triton interprets is settled when kernels are decorated."""
+def interpreted(script: str, argument: str, folder: Path) -> str:
+    """What a script prints in a process of its own: whether Triton interprets is settled when kernels are decorated."""
     run = subprocess.run(
-        [sys.executable, Path(__file__).with_name("interpreted.py"), op],
+        [sys.executable, Path(__file__).with_name(script), argument],
         env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        cwd=tmp_path,
+        cwd=folder,
         capture_output=True,
         text=True,
         check=False,
     )
     assert run.returncode == 0, run.stderr[-3000:]
-    assert run.stdout.startswith(f"{op}: "), run.stdout
+    return run.stdout
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_interpreted_op_equals_the_reference(op: str, tmp_path: Path) -> None:
+    assert interpreted("interpreted.py", op, tmp_path).startswith(f"{op}: ")
+
+
+def test_what_a_gpu_will_run_runs(tmp_path: Path) -> None:
+    """The programs of bench/gpu, but for the card: time on one is too dear for misprints."""
+    assert interpreted("rehearsed.py", str(tmp_path), tmp_path).endswith("tune: done\n")

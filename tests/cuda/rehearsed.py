@@ -1,0 +1,65 @@
+"""What `make gpu` and `make tune` run, in Triton's interpreter (TRITON_INTERPRET=1): times and card are stand-ins."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT / folder) for folder in ("tests", "tests/cuda", "bench", "bench/ops", "bench/gpu")]
+
+import timing
+import torch
+from interpreted import patched
+
+from fastmerge import dispatch
+
+
+def once(call: Callable[[], object], *_: int) -> float:
+    call()
+    return 1.0
+
+
+class Copy:
+    def gigabytes_per_second(self) -> float:
+        return 1.0
+
+
+def main(folder: Path) -> None:
+    warnings.simplefilter("ignore")
+    patched()
+    dispatch.DEVICES["cuda"], dispatch.PREFERENCE["cpu"] = ("cpu",), ("cuda", "reference")
+    timing.DEVICE, timing.milliseconds, timing.Copy = "cpu", once, Copy  # type: ignore[assignment, misc]
+    import roofline
+    import small
+    import tune
+    from calls import calls, implemented
+
+    small.SIZE = 130
+    small.main()
+    print("small: done", flush=True)
+
+    roofline.FORMS, roofline.BATCH, roofline.MATRIX = [(torch.bfloat16, 3)], 2, 1024
+    tune.elements = roofline.elements = lambda _: 2048
+    peers = roofline.ways
+    roofline.ways = lambda name, compiled: peers(name, False)
+    rows = list(roofline.rows())
+    named = calls(torch.zeros(8), [torch.zeros(8)])
+    assert {row["op"] for row in rows} >= {name for name in named if implemented(name, "cuda")}
+    json.dumps(rows)
+    roofline.show(rows[0])
+
+    torch.cuda.get_device_name = lambda *_: "a card"
+    tune.TILES, tune.WARPS, tune.UNROLLED = (1024, 2048), (4,), (2,)
+    file = folder / tune.FILE.name
+    file.write_text(tune.FILE.read_text())
+    tune.main(file)
+    assert json.loads(file.read_text()) == json.loads(tune.FILE.read_text()), "no faster, so nothing changes"
+    print("tune: done", flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
