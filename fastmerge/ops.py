@@ -339,6 +339,34 @@ def low_rank(
     return out
 
 
+def modulation(
+    jobs: Sequence[tuple[Tensor, Tensor, Tensor, float, Tensor]], *, backend: str | None = None
+) -> Callable[[], None]:
+    """modulate of many tensors, made ready: what is returned does them all, as often as it is called.
+
+    jobs: base, unified, mask, scale and a contiguous out, all on the CPU or all on GPUs. There a call is one launch for
+    all of equal dtypes, on the current stream; it neither allocates nor waits, so that a CUDA graph may capture it.
+    """
+    import torch
+
+    for base, unified, mask, _, out in jobs:
+        _check("modulation", {"base": base, "unified": unified, "out": out})
+        _check_buffer("mask", mask, (packed_bytes(base.numel()),), torch.uint8, base.device)
+        if not out.is_contiguous():
+            raise InputError(f"modulation: out {list(out.shape)} must be contiguous")
+    flat = [(*map(_flat, (base, unified, mask)), float(scale), _flat(out)) for base, unified, mask, scale, out in jobs]
+    device = jobs[0][0].device.type if jobs else "cpu"
+    if backend in (None, "cuda") and dispatch.why_not("modulation", "cuda", device) is None:
+        return dispatch.choose("modulation", device, "cuda")(flat)  # type: ignore[no-any-return]
+    kernel = dispatch.choose("modulate", device, backend)
+
+    def run() -> None:
+        for job in flat:
+            kernel(*job)
+
+    return run
+
+
 @takes_arrays()
 def mask_against(
     base: Tensor,

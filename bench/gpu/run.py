@@ -39,13 +39,8 @@ def commands() -> dict[str, list[list[str]]]:
     many = ["-n", "8"] if importlib.util.find_spec("xdist") else []
     # Without conftest.py, whose needs a machine with a GPU may lack, and which leaves out what is slow.
     options = ["--noconftest", "-q", "-p", "no:cacheprovider", *many]
-    tests = [
-        sys.executable,
-        "-m",
-        "pytest",
-        *options,
-        *(str(ROOT / "tests/cuda" / name) for name in ("test_device.py", "test_merging.py")),
-    ]
+    names = ("test_device.py", "test_merging.py", "test_modulation.py")
+    tests = [sys.executable, "-m", "pytest", *options, *(str(ROOT / "tests/cuda" / name) for name in names)]
     sanitizer = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
     small = [sys.executable, str(HERE / "small.py")]
     return {

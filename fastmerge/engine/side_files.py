@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
+from .. import __version__, gpus
 from ..formats import emr, experts, record
 from ..formats.checkpoint import Checkpoint, open_checkpoint
 from ..formats.folder import copy_side_files, model_card, set_dtype, write_json
@@ -57,6 +57,7 @@ def merge_record(
     """The record of an output that lies in `folder`."""
     return MergeRecord(
         fastmerge=__version__,
+        backend="cuda" if gpus.is_gpu(plan.device) else None,
         method=output.method.name,
         reference=output.method.source,
         **_said(plan, output),

@@ -21,8 +21,9 @@ from ..formats.folder import to_json
 from ..formats.models import open_models
 from ..formats.record import RECORD, FileRecord, MergeRecord, read_record
 from ..formats.safetensors import read_header
-from ..methods import names
+from ..methods import get, names
 from ..methods._declaration import Statistics
+from ..methods._filter import Filter
 from ..recipe.mergekit.recipe import MergekitRecipe
 from ..recipe.plan import MergePlan, plan
 from .hashes import hash_files
@@ -90,16 +91,25 @@ def verify(
         if not any(check.problems for check in checks):
             known, check = _hash_check(one, record, inputs, hashes)
             checks += [check] if known else []
-            if record.method in names():
-                checks += _merge_checks(one, record, inputs, samples, seed, progress)
-            else:
+            if record.method not in names():
                 found.notes.append(f"{one}: {record.method} is no method of merge; its blocks were not merged again")
+            elif record.backend == "cuda" and _filters(record):
+                text = "filtered on a GPU, which the CPU's filter agrees with to 1e-6, but not to the byte"
+                found.notes.append(f"{one}: {text}; its blocks were not merged again")
+            else:
+                checks += _merge_checks(one, record, inputs, samples, seed, progress)
         found.checks += checks
         if hashes and not any(check.problems for check in checks):
             _add_hashes(one, record, inputs, known)
     if found.problems:
         raise VerifyError(found)
     return found
+
+
+def _filters(record: MergeRecord) -> bool:
+    """Whether a merge transforms task vectors, whose bits are those of one backend only."""
+    made = [record.params, *(own.parameters for own in record.tensors)]
+    return issubclass(get(record.method), Filter) or any(params.get("prefilter") for params in made)
 
 
 def _opened(folder: Path, record: MergeRecord, places: Mapping[str, str | Path]) -> dict[str, Checkpoint]:

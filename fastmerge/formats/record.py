@@ -44,14 +44,16 @@ class TensorsRecord(BaseModel):
 
 
 class MergeRecord(BaseModel):
-    """`base` and `models` in the order of merging; `results` the method's numbers per model, such as rescalers; `files`
-    those of this folder; `mergekit` is the configuration of mergekit's that the merge was made by, if it was."""
+    """`base` and `models` in the order of merging; `backend` where it was a GPU's; `results` the method's numbers per
+    model, such as rescalers; `files` those of this folder; `mergekit` is the configuration of mergekit's that the merge
+    was made by, if it was."""
 
     model_config = ConfigDict(extra="ignore")
 
     format: Literal["fastmerge.merge"] = "fastmerge.merge"
     version: Literal[1] = 1
     fastmerge: str
+    backend: Literal["cuda"] | None = None
     method: str
     reference: str = Field("", description="where the method is from")
     params: dict[str, Any]

@@ -26,13 +26,16 @@ def load(
     base: str | Path | None = None,
     device: str | torch.device | None = None,
     rename: Rename = (),
+    resident: bool = False,
 ) -> TaskModel:
     """A live model of an EMR artefact or a folder of experts, which `set_task` makes the model of one task or another.
 
     model: gets the weights, in place and in its own dtypes; by default a Hugging Face model is built from the folder's
     configuration. task: the one to begin with. base: where an artefact's base model is now, if no longer where it says;
     of a folder of experts, what they must have been cut from. device: where the model is moved. rename: (old, new)
-    prefixes that turn the model's names into the folder's. Raises InputError with every problem found, before a weight
+    prefixes that turn the model's names into the folder's. resident: keep an artefact and its base in the memory of the
+    model's GPU: a switch is then a launch or two, which a CUDA graph can capture once the task has been set before.
+    Raises InputError with every problem found, before a weight
     is changed.
     """
     contents = open_contents(Path(path).expanduser(), base)
@@ -45,7 +48,7 @@ def load(
     files = Inputs(contents.headers(contents.folder.tasks))
     weights: Weights
     if isinstance(contents.folder, EmrArtefact):
-        weights = EmrWeights(model, contents, matched, files, contents.folder)
+        weights = EmrWeights(model, contents, matched, files, contents.folder, resident)
     else:
         weights = ExpertWeights(model, contents, matched, files, contents.folder)
     live = TaskModel(model, contents.folder, weights, Heads(model, contents, matched, files))

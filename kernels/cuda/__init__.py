@@ -27,7 +27,7 @@ from .launch import rejection
 from .low_rank import low_rank
 from .magnitude_histogram import magnitude_histogram
 from .mask_against import mask_against
-from .modulate import modulate, modulate_many
+from .modulate import modulate, modulate_many, modulation
 from .moments import moments, moments_many
 from .pack_bits import pack_bits
 from .rank_drop import rank_drop
@@ -56,6 +56,7 @@ __all__ = [
     "mask_against",
     "modulate",
     "modulate_many",
+    "modulation",
     "moments",
     "moments_many",
     "pack_bits",

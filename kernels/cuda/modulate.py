@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import triton
@@ -45,10 +45,27 @@ def modulate(base: Tensor, unified: Tensor, mask: Tensor, scale: float, out: Ten
 
 def modulate_many(jobs: Sequence[tuple[Any, ...]]) -> None:
     """modulate of each job's arguments; those of equal dtypes take one launch."""
+    modulation(jobs)()
+
+
+def modulation(jobs: Sequence[tuple[Any, ...]]) -> Callable[[], None]:
+    """modulate_many made ready: what is returned launches, and neither allocates nor waits."""
+    launches = []
     for group in alike(jobs, lambda base, unified, mask, scale, out: (base, unified, out)):
         base, unified, _, _, out = jobs[group[0]]
         rows = [Row(jobs[i][0].numel(), jobs[i]) for i in group]
-        Launch("modulate", rows, (base, unified, out))(
-            modulate_tile, BASE=TYPES[base.dtype], UNIFIED=TYPES[unified.dtype], OUT=TYPES[out.dtype],
-            ALIGNED=aligned((base, unified, out)), WORKING=working((base, unified)),
-        )  # fmt: skip
+        constants = {
+            "BASE": TYPES[base.dtype],
+            "UNIFIED": TYPES[unified.dtype],
+            "OUT": TYPES[out.dtype],
+            "ALIGNED": aligned((base, unified, out)),
+            "WORKING": working((base, unified)),
+        }
+        # The jobs, since the launch has no more than their addresses.
+        launches.append((Launch("modulate", rows, (base, unified, out)), constants, [jobs[i] for i in group]))
+
+    def run() -> None:
+        for launch, constants, _ in launches:
+            launch(modulate_tile, **constants)
+
+    return run

@@ -11,8 +11,10 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / folder) for folder in ("tests", "tests/cuda", "bench", "bench/ops", "bench/gpu")]
 
+import on_cpu
 import timing
 import torch
+from fastmerge.kernels.cuda import nvrtc
 from interpreted import patched
 
 from fastmerge import dispatch
@@ -31,6 +33,7 @@ class Copy:
 def main(folder: Path) -> None:
     warnings.simplefilter("ignore")
     patched()
+    nvrtc.launch = on_cpu.launcher(Path(nvrtc.__file__).parent)
     dispatch.DEVICES["cuda"], dispatch.PREFERENCE["cpu"] = ("cpu",), ("cuda", "reference")
     timing.DEVICE, timing.milliseconds, timing.Copy = "cpu", once, Copy  # type: ignore[assignment, misc]
     import roofline

@@ -13,6 +13,7 @@ import torch
 from folders import content, near, state, write
 from host_device import HostDevice
 
+import fastmerge as fm
 from fastmerge import dispatch, gpus
 from fastmerge.engine import merge, pipeline
 from fastmerge.engine.identity import backend
@@ -56,7 +57,7 @@ def planned(
 ) -> MergePlan:
     base, models = checkpoints
     used = dict(list(models.items())[:1]) if method == "slerp" else models
-    made = plan(method, base, used, out, METHODS[method], **options)
+    made = plan(method, base, used, out, METHODS[method], device="cpu", **options)
     return replace(made, chunk=blocks * BLOCK)
 
 
@@ -251,3 +252,15 @@ def test_why_a_gpu_cannot_be_used(name: str, monkeypatch: pytest.MonkeyPatch) ->
     if expected is not None and name != "too few":
         assert device == "cpu"
         assert expected in notes[0]
+
+
+@pytest.mark.parametrize(("method", "noted"), [("emr", False), ("fr", True)])
+def test_what_a_gpu_has_merged_is_verified(
+    method: str, noted: bool, checkpoints: tuple[Path, dict[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the byte where the CPU gives the same; what was filtered is not merged again, and that is told."""
+    monkeypatch.setattr(gpus, "settle", lambda _: ("cuda:0", []))
+    piped(monkeypatch, planned(checkpoints, method, tmp_path / "out"), [HostDevice()])
+    found = fm.verify(tmp_path / "out")
+    assert any("filtered on a GPU" in note for note in found.notes) == noted
+    assert any("blocks" in check.what for check in found.checks) != noted

@@ -221,3 +221,18 @@ def test_base_of_another_place(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not the base model it was made with") as caught:
         fm.runtime.load(artefact, Net(1), base=tmp_path / "law")
     assert len(caught.value.problems) == 1
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "apart"])
+def test_resident_artefacts_give_the_same_bits(tmp_path: Path, tied: bool) -> None:
+    """Made ready once a task; again where the model has changed its dtype, or its memory."""
+    path = emr(tmp_path, BF16, tied)
+    models = [Net(9, BF16, tied) for _ in range(2)]
+    plain, resident = (fm.runtime.load(path, m, resident=r) for m, r in zip(models, (False, True), strict=True))
+    for dtype in (BF16, F32):
+        for model in models:
+            model.to(dtype)
+        for task in ["law", "math", None, "math", "law"]:
+            plain.set_task(task)
+            resident.set_task(task)
+            assert same(models[1], bits(models[0])), task
