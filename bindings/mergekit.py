@@ -44,7 +44,7 @@ from torch import Tensor
 from fastmerge import methods, ops
 from fastmerge.engine.gather import gather_statistics
 from fastmerge.engine.passes import TensorPass
-from fastmerge.engine.state_dicts import run_tensor, stored_expert
+from fastmerge.engine.state_dicts import run_tensor, stored_expert, with_expert
 from fastmerge.engine.statistics import Kept
 from fastmerge.errors import InputError, nearest
 from fastmerge.methods._declaration import Method, Statistics, Subject, Written
@@ -178,7 +178,7 @@ class _Tensor:
             )
         merged = written["merged"].view(self.base.shape)
         for share in work.shares:
-            ops.scatter_add(merged, stored_expert(share.experts[k], self.base), found["scales"][k])
+            merged = with_expert(merged, stored_expert(share.experts[k], self.base), found["scales"][k])
         return merged
 
     def _run(self, declared: Method, earlier: Sequence[Statistics]) -> tuple[Mapping[Written, Tensor], TensorPass]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import cast
 
 import torch
 from fusion_bench.models.modulator import ModulatedModel, TaskModulator
@@ -42,7 +43,8 @@ class Modulated(ModulatedModel):
         """Of a FREE merge: backbone + scale · expert."""
         model, tensors = cls(backbone, {}, {}), backbone.state_dict()
         for task, own in merged.own.items():
-            experts = {name: merged.experts[task][name] for name in _distinct(backbone, merged.experts[task])}
+            found = cast("dict[str, ops.Expert]", merged.experts[task])
+            experts = {name: found[name] for name in _distinct(backbone, found)}
             scale = merged.stats["scales"][task]
             model.add_modulator(task, ExpertModulator(_fitting(task, own, tensors), experts, scale))
         return model

@@ -51,12 +51,7 @@ class Merged:
         model = dict(self.state_dict)
         if self.experts:
             for tensor, expert in self.experts[name].items():
-                scale = self.stats["scales"][name]
-                if isinstance(expert, ops.LowRank):
-                    model[tensor] = ops.low_rank(model[tensor], *expert, scale)
-                    continue
-                model[tensor] = model[tensor].clone()
-                ops.scatter_add(model[tensor], expert, scale)
+                model[tensor] = with_expert(model[tensor], expert, self.stats["scales"][name])
             return model | self.own[name]
         row, scale = list(self.own).index(name), self.stats["rescalers"][name]
         for tensor, (unified, masks) in self.unified.items():
@@ -161,6 +156,15 @@ def run_tensor(work: TensorPass, base: Tensor | None, models: Sequence[Tensor], 
     written = {kind: memory[kind]() for kind in work.shares[0].one.writes}
     work.run(0, own, flat, [written])
     return written
+
+
+def with_expert(tensor: Tensor, expert: ops.Expert | ops.LowRank, scale: float) -> Tensor:
+    """A copy of the backbone's tensor, with scale · expert added."""
+    if isinstance(expert, ops.LowRank):
+        return ops.low_rank(tensor, *expert, scale)
+    changed = tensor.clone()
+    ops.scatter_add(changed, expert, scale)
+    return changed
 
 
 def stored_expert(expert: ops.Expert | ops.LowRank, like: Tensor) -> ops.Expert | ops.LowRank:

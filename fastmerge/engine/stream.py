@@ -23,6 +23,14 @@ class Source:
     info: TensorInfo
     row: int | None = None
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return TORCH_DTYPES.get(self.info.dtype, torch.uint8)
+
+    def nbytes(self, a: int, b: int) -> int:
+        """What elements a to b take, `a` a multiple of 8."""
+        return (b - a) * DTYPES[self.info.dtype] if self.row is None else -(-b // 8) - a // 8
+
     def spans(self, a: int, b: int) -> list[Span]:
         """The bytes that elements a to b are read from."""
         if self.row is None:
