@@ -22,11 +22,13 @@ namespace fm {
 int Spectrum::lanes() const { return VECTOR / (wide ? 8 : 4); }
 int64_t Spectrum::groups() const { return (columns + lanes() - 1) / lanes(); }
 int64_t Spectrum::blocks() const { return (h + lanes() - 1) / lanes(); }
+int64_t Spectrum::block_vectors() const { return 2 * along.n + 64; }
 
 namespace {
 
 using Addresses = std::vector<uintptr_t>;
 using Dtypes = std::vector<int>;
+using Weights = std::vector<double>;
 // n, radices, tables
 using Direct = std::tuple<int64_t, std::vector<int>, uintptr_t>;
 // and what it is convolved with, if it is
@@ -67,11 +69,11 @@ class Filter {
         s_.along = described(along, inner_[0]), s_.across = described(across, inner_[1]);
     }
 
-    void forward(uintptr_t base, int base_dtype, const Addresses &models, const Dtypes &dtypes, const std::vector<double> &weights) {
+    void forward(uintptr_t base, int base_dtype, const Addresses &models, const Dtypes &dtypes, const Weights &weights) {
         const Call call(*this, base, base_dtype, models, dtypes, weights);
-        forward({this}, {&call.args});
+        transform_all({this}, {&call.args});
     }
-    int64_t back(uintptr_t base, int base_dtype, const Addresses &models, const Dtypes &dtypes, const std::vector<double> &weights,
+    int64_t back(uintptr_t base, int base_dtype, const Addresses &models, const Dtypes &dtypes, const Weights &weights,
                  double scale, bool as_delta, int64_t start, int64_t stop, uintptr_t out, int out_dtype, bool streaming) {
         Call call(*this, base, base_dtype, models, dtypes, weights);
         call.come_back(*this);
@@ -95,10 +97,10 @@ class Filter {
         std::vector<const Args *> args;
         calls.reserve(count);
         for (size_t k = 0; k < count; ++k) {
-            calls.emplace_back(*filters[k], base, base_dtype, Addresses{models[k]}, Dtypes{dtypes[k]}, std::vector{1.0});
+            calls.emplace_back(*filters[k], base, base_dtype, Addresses{models[k]}, Dtypes{dtypes[k]}, Weights{1.0});
             args.push_back(&calls[k].args);
         }
-        forward(filters, args);
+        transform_all(filters, args);
         for (size_t k = 0; k < count; ++k) calls[k].come_back(*filters[k]);
         std::vector<double> sums(s.blocks() * count), all(count);
         filters[0]->each(s.blocks(), [&](int64_t block, void *work) {
@@ -113,10 +115,10 @@ class Filter {
     struct Call {
         Args args{};
         std::vector<In> models;
-        std::vector<double> weights;
+        Weights weights;
 
         Call(const Filter &filter, uintptr_t base, int base_dtype, const Addresses &addresses, const Dtypes &dtypes,
-             std::vector<double> given)
+             Weights given)
             : weights(std::move(given)) {
             args.base = {pointer<const void>(base), base_dtype};
             for (size_t k = 0; k < addresses.size(); ++k) models.push_back({pointer<const void>(addresses[k]), dtypes[k]});
@@ -126,7 +128,8 @@ class Filter {
             args.wide = filter.s_.wide;
             args.out.dtype = args.wide ? F64 : F32;
         }
-        // Where all that is kept comes back, v takes no part; where nothing is kept, times zero, so that what is not finite is seen.
+        // Where all that is kept comes back, v takes no part; where nothing is kept, times zero, so that what is not
+        // finite is seen.
         void come_back(const Filter &filter) {
             if (filter.s_.subtract) return;
             if (filter.s_.columns) args.models_count = 0;
@@ -134,7 +137,7 @@ class Filter {
         }
     };
 
-    static void forward(const std::vector<Filter *> &filters, const std::vector<const Args *> &args) {
+    static void transform_all(const std::vector<Filter *> &filters, const std::vector<const Args *> &args) {
         const Spectrum &s = filters[0]->s_;
         const int64_t count = int64_t(filters.size());
         if (!s.columns) return;
@@ -159,7 +162,7 @@ class Filter {
     template <class Body> void each(int64_t count, Body body) {
         nb::gil_scoped_release release;
         const auto convolution = [](const Transform &t) { return t.inner ? 2 * t.inner->n : 0; };
-        const int64_t numbers = std::max(2 * s_.along.n + convolution(s_.along), s_.h + convolution(s_.across));
+        const int64_t numbers = std::max(s_.block_vectors() + convolution(s_.along), s_.h + convolution(s_.across));
         Workspaces<Scratch> all(count, [&] { return Scratch(2 * VECTOR * numbers); });
         parallel_for(count, [&](int64_t i) { all.with([&](Scratch &scratch) { body(i, scratch.memory.get()); }); });
     }
@@ -174,7 +177,7 @@ void bind_filter(nb::module_ &m) {
     nb::class_<Filter>(m, "Filter")
         .def(nb::init<int64_t, int64_t, bool, int64_t, int64_t, bool, int64_t, uintptr_t, uintptr_t, uintptr_t, const Described &,
                       const Described &, uintptr_t>())
-        .def("forward", nb::overload_cast<uintptr_t, int, const Addresses &, const Dtypes &, const std::vector<double> &>(&Filter::forward))
+        .def("forward", &Filter::forward)
         .def("back", &Filter::back)
         .def_static("magnitudes", &Filter::magnitudes);
 }

@@ -1,11 +1,9 @@
-// The filter's sweeps over rows, strip by strip of a block: v = Σ_k w_k · τ_k is formed, and turned so that a vector is a
-// column; or what came back is turned, and joins v, which is formed again, and base.
+// The filter's sweeps over rows. A block's rows are read one after the other, as they lie in memory: v = Σ_k w_k · τ_k is
+// formed, and turned so that a vector is a column; or what came back is turned, and joins v, formed again, and base.
 #include "plain.hpp"
 #include "rows.hpp"
 
 namespace fm::FM_ISA {
-
-constexpr int GAP = 32;  // between the strips of two rows, so that these do not share cache sets
 
 // Takes results as they are, in the order of the lanes of pairs.
 template <class T> struct Raw {
@@ -13,43 +11,33 @@ template <class T> struct Raw {
     void put(int i, const typename Working<T>::V &a, const typename Working<T>::V &b) { a.store(to + i), b.store(to + i + 16); }
 };
 
-// A strip of each row of the block, results in the order of lanes.
-template <class T> struct Strips {
-    using W = Wide<T>;
-    static constexpr int rows = LANES<W>;
-    alignas(64) W at[rows][STRIP + GAP];
-
-    // To columns x … x + n of the block, as vectors that `place` has of them.
-    template <class Place> void turn_into(Vector<W> *columns, int64_t x, int n, Place place) const {
-        each_tile(n, [&](int begin) {
-            Vector<W> tile[rows];
-            for (int r = 0; r < rows; ++r) tile[r] = load(at[r] + begin);
-            transpose(tile);
-            for (int i = 0; i < rows; ++i)
-                if (const int j = element<T>(begin + i); j < n) columns[place(x + j)] = tile[i];
-        });
+// Rows in the order of lanes to columns, and back.
+template <class T, class W = Wide<T>> static void turn_into_columns(const Spectrum &s, const Rows<W> &rows) {
+    for (int64_t begin = 0; begin < whole_pairs(s.w); begin += LANES<W>) {
+        Vector<W> tile[LANES<W>];
+        for (int r = 0; r < LANES<W>; ++r) tile[r] = load(rows.row(s, r) + begin);
+        transpose(tile);
+        for (int i = 0; i < LANES<W>; ++i)
+            if (const int64_t x = element<T>(begin + i); x < s.w) rows.columns[going(s, x)] = tile[i];
     }
-    template <class Place> void turn_from(const Vector<W> *columns, int64_t x, int n, Place place) {
-        each_tile(n, [&](int begin) {
-            Vector<W> tile[rows];
-            for (int i = 0; i < rows; ++i) {
-                const int j = element<T>(begin + i);
-                tile[i] = j < n ? columns[place(x + j)] : Vector<W>{};
-            }
-            transpose(tile);
-            for (int r = 0; r < rows; ++r) store(at[r] + begin, tile[r]);
-        });
+}
+template <class T, class W = Wide<T>> static void turn_into_rows(const Spectrum &s, const Rows<W> &rows) {
+    for (int64_t begin = 0; begin < whole_pairs(s.w); begin += LANES<W>) {
+        Vector<W> tile[LANES<W>];
+        for (int i = 0; i < LANES<W>; ++i) {
+            const int64_t x = element<T>(begin + i);
+            tile[i] = x < s.w ? rows.columns[coming(s, x)] : Vector<W>{};
+        }
+        transpose(tile);
+        for (int r = 0; r < LANES<W>; ++r) store(rows.row(s, r) + begin, tile[r]);
     }
+}
 
-  private:
-    template <class Body> static void each_tile(int n, Body body) {
-        for (int begin = 0, end = (n + PAIR - 1) / PAIR * PAIR; begin < end; begin += rows) body(begin);
-    }
-};
-
-// Calls body(x, n) for the strips of a row.
-template <class Body> static void each_strip(int64_t w, Body body) {
-    for (int64_t x = 0; x < w; x += STRIP) body(x, int(w - x < STRIP ? w - x : STRIP));
+// Calls body(r, x, n, begin) for the strips of the block's rows: n elements from column x of row r on, which is element
+// `begin` of the matrix.
+template <class W, class Body> static void each_strip(const Spectrum &s, int64_t block, Body body) {
+    for (int64_t r = 0, y = block * LANES<W>; r < LANES<W> && y < s.h; ++r, ++y)
+        for (int64_t x = 0; x < s.w; x += STRIP) body(int(r), x, int(s.w - x < STRIP ? s.w - x : STRIP), y * s.w + x);
 }
 
 void filter_forward(const Args &a, const Spectrum &s, int64_t block, void *work) {
@@ -59,22 +47,16 @@ void filter_forward(const Args &a, const Spectrum &s, int64_t block, void *work)
         const Rows<W> rows(s, work);
         const auto strip = a.base.data ? plain_strip<T, true, false, Raw<T>> : plain_strip<T, false, false, Raw<T>>;
         Reader<T> reader(inputs, direct);
-        Strips<T> v;
         const T *in[MAX_INPUTS];
-        if (s.w % 2) memset(static_cast<void *>(rows.columns), 0, 2 * s.w * sizeof *rows.columns);
-        each_strip(s.w, [&](int64_t x, int n) {
-            for (int r = 0; r < v.rows; ++r) {
-                const int64_t y = block * v.rows + r;
-                if (y >= s.h) {
-                    memset(v.at[r], 0, sizeof v.at[r]);
-                    continue;
-                }
-                const int padded = reader.at(y * s.w + x, n, in);
-                Raw<T> raw{v.at[r]};
-                strip(in, a, nullptr, n, padded, raw);
-            }
-            v.turn_into(rows.columns, x, n, [&](int64_t column) { return going(s, column); });
+        each_strip<W>(s, block, [&](int r, int64_t x, int n, int64_t begin) {
+            const int padded = reader.at(begin, n, in);
+            Raw<T> raw{rows.row(s, r) + x};
+            strip(in, a, nullptr, n, padded, raw);
         });
+        for (int64_t r = s.h - block * LANES<W>; r < LANES<W>; ++r)  // of the last block, beyond the matrix
+            memset(rows.row(s, int(r)), 0, whole_pairs(s.w) * sizeof(W));
+        if (s.w % 2) memset(static_cast<void *>(rows.columns), 0, 2 * s.w * sizeof *rows.columns);
+        turn_into_columns<T>(s, rows);
         rows_to_panel(s, block, rows);
         return 0;
     });
@@ -143,18 +125,13 @@ int64_t filter_back(const Args &a, const Spectrum &s, int64_t block, int64_t sta
     const Inputs inputs(a);
     return by_type(inputs, a.wide, [&]<class T>(T, bool direct) -> int64_t {
         const Rows<Wide<T>> rows(s, work);
-        if (s.columns) panel_to_rows(s, block, rows);
+        if (s.columns) panel_to_rows(s, block, rows), turn_into_rows<T>(s, rows);
         Merger<T> merger(a, inputs, direct, start, stop);
-        Strips<T> low;
         int64_t nonfinite = 0;
-        each_strip(s.w, [&](int64_t x, int n) {
-            if (s.columns) low.turn_from(rows.columns, x, n, [&](int64_t column) { return coming(s, column); });
-            for (int64_t r = 0, y = block * low.rows; r < low.rows && y < s.h; ++r, ++y) {
-                const int64_t begin = y * s.w + x;
-                const auto *filtered = s.columns ? low.at[r] : nullptr;
-                if (magnitude) *magnitude += merger.magnitude(begin, n, filtered);
-                else nonfinite += merger.merge(begin, n, filtered);
-            }
+        each_strip<Wide<T>>(s, block, [&](int r, int64_t x, int n, int64_t begin) {
+            const auto *filtered = s.columns ? rows.row(s, r) + x : nullptr;
+            if (magnitude) *magnitude += merger.magnitude(begin, n, filtered);
+            else nonfinite += merger.merge(begin, n, filtered);
         });
         fence();
         return nonfinite;

@@ -4,13 +4,17 @@
 
 namespace fm::FM_ISA {
 
+static inline int64_t whole_pairs(int64_t n) { return (n + 31) / 32 * 32; }
+
 template <class W> struct Rows {
     Vector<W> *columns, *other;  // of the block; and as much to work with
     void *convolution;
 
     Rows(const Spectrum &s, void *work) : columns(static_cast<Vector<W> *>(work)) {
-        other = columns + 2 * s.along.n, convolution = other + 2 * s.along.n;
+        other = columns + s.block_vectors(), convolution = other + s.block_vectors();
     }
+    // Row r, where `other` has them one after the other: whole pairs, and apart so that rows do not share cache sets
+    W *row(const Spectrum &s, int r) const { return reinterpret_cast<W *>(other) + r * (whole_pairs(s.w) + 32); }
 };
 
 // Which vector has column x on its way to the panel, and back from there, where real and imaginary parts are swapped.

@@ -22,11 +22,11 @@ constexpr int REGISTER = 16;  // of bfloat16
 #else
 constexpr int REGISTER = 32;
 #endif
-template <class T> constexpr int lane(int i) {
+template <class T, class I> constexpr I lane(I i) {
     return dtype_of<T> == BF16 ? i / REGISTER * REGISTER + i % 2 * (REGISTER / 2) + i % REGISTER / 2 : i;
 }
 // The element in it.
-template <class T> constexpr int element(int lane) {
+template <class T, class I> constexpr I element(I lane) {
     constexpr int half = REGISTER / 2;
     return dtype_of<T> == BF16 ? lane / REGISTER * REGISTER + lane % half * 2 + lane % REGISTER / half : lane;
 }

@@ -22,7 +22,10 @@ template <class W> struct Tile {
     }
     void take(const Spectrum &s, int64_t group, int64_t at) {
         const Complex<W> *from = group_of<W>(s, group) + at;
-        for (int64_t i = 0; i < LANES<W>; ++i) re[i] = at + i < s.h ? from[i].re : Vector<W>{}, im[i] = at + i < s.h ? from[i].im : Vector<W>{};
+        for (int64_t i = 0; i < LANES<W>; ++i) {
+            const bool there = at + i < s.h;
+            re[i] = there ? from[i].re : Vector<W>{}, im[i] = there ? from[i].im : Vector<W>{};
+        }
         turn();
     }
 };

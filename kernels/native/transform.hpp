@@ -37,6 +37,7 @@ struct Spectrum {
     int lanes() const;
     int64_t groups() const;
     int64_t blocks() const;
+    int64_t block_vectors() const;  // what a block's rows take, padded
 };
 
 #define FM_DECLARE(isa)                                                                                             \
