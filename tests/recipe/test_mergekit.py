@@ -265,6 +265,19 @@ def test_the_union_of_tokens(tmp_path: Path) -> None:
     fm.verify(tmp_path / "out", samples=None)
 
 
+def test_tasks_need_the_tokens_of_base(tmp_path: Path) -> None:
+    """A task's model is made of base as it lies on disk; models may have other tokens."""
+    folders = {"base": with_tokens(tmp_path / "base", 0, "abc"), "a": with_tokens(tmp_path / "a", 1, "abd")}
+    config = located(based("emr", model("a")), folders)
+    assert problems(config | {"tokenizer_source": "union"}) == [
+        "merge_method: emr needs base for its tasks as it is, without slices and other tokens"
+    ]
+    fm.run(config | {"tokenizer_source": "base"}, tmp_path / "out")
+    fm.task(tmp_path / "out", "a", tmp_path / "again")
+    base, a, again = (read(place)["lm_head.weight"] for place in (folders["base"], folders["a"], tmp_path / "again"))
+    torch.testing.assert_close(again, torch.stack([a[0], a[1], base[2]]))
+
+
 def test_said_tokens_means_and_padding(tmp_path: Path) -> None:
     """A token's source may be said; without base, models that lack one have the mean of the others; rows are padded by
     the mean of all, and cut where there are no tokens for them."""
@@ -403,7 +416,7 @@ def without(names: Callable[[str], bool]) -> Callable[[dict[str, Tensor]], dict[
         ),
         (changed(SLICED, "merge_method", value="slerp") | {"parameters": {"t": 0.5}}, None, "slerp needs a base_model"),
         (based("slerp", model("a"), model("b"), t=0.5), None, "slerp merges 1 model beside base_model, these are 2"),
-        ({**BASED, "merge_method": "emr", "parameters": {}}, None, "cannot be made of slices"),
+        ({**BASED, "merge_method": "emr", "parameters": {}}, None, "emr needs base for its tasks as it is"),
         (based("fr", model("a", coefficient=[0, 1])), None, "coefficients holds for the whole model"),
         (changed(BASED, "slices", 0, "base_model", value="b"), None, "slices[0]: base_model"),
         (TIES | {"chat_template": "alpaca"}, None, "chat_template: 'alpaca' is one of mergekit's own"),

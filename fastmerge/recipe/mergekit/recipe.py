@@ -12,6 +12,7 @@ import yaml
 
 from ...errors import InputError, attempt
 from ...formats.checkpoint import Checkpoint
+from ...formats.gathered import Gathered
 from ...formats.models import open_models
 from ...formats.spec import ModelSpec, parse_spec
 from ..destination import output_problems
@@ -108,9 +109,10 @@ class MergekitRecipe:
             )
         except InputError as error:
             raise InputError(dict.fromkeys(map(_in_our_words, error.problems))) from None
-        if self.config.models is None and any(set(o.layouts) != {"merged"} or o.experts for o in prepared.outputs):
+        needs_base = any(set(output.layouts) != {"merged"} or output.experts for output in prepared.outputs)
+        if needs_base and (self.config.models is None or _regathered(prepared)):
             name = self.config.merge_method
-            raise InputError(f"merge_method: {name} keeps base for its tasks, and cannot be made of slices or modules")
+            raise InputError(f"merge_method: {name} needs base for its tasks as it is, without slices and other tokens")
         return self._finished(prepared, woven, words, opened)
 
     def _opened(self, places: Mapping[str, str | Path]) -> dict[str, Checkpoint]:
@@ -157,6 +159,11 @@ class MergekitRecipe:
             if problems:
                 raise InputError(problems)
         return replace(plan, checkpoints=checkpoints, sources={c.label: c.place for c in checkpoints})
+
+
+def _regathered(plan: MergePlan) -> bool:
+    """Whether base's embeddings have other rows than on disk."""
+    return any(isinstance(tensor.base, Gathered) for tensor in plan.alignment.tensors)
 
 
 def _learned(model: Checkpoint) -> Checkpoint:
