@@ -194,7 +194,7 @@ def test_settings() -> None:
     for chosen in settings.table().values():
         assert launch.BLOCK % chosen.tile == 0
         assert chosen.tile % (32 * chosen.warps) == 0
-    assert settings.settings(F64.itemsize, "elect") == settings.settings(F64.itemsize)
+    assert settings.settings(F64.itemsize, "elect") == settings.settings(F64.itemsize), "which has no entry of its own"
 
 
 @pytest.mark.parametrize(
