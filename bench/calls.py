@@ -12,7 +12,7 @@ from torch import Tensor
 from fastmerge import dispatch, ops
 
 OF_AN_EXPERT = ("scatter_add", "gather", "scatter")
-OF_ONE_MODEL = ("extract_topk", *OF_AN_EXPERT)
+OF_ONE_MODEL = ("low_rank", "extract_topk", *OF_AN_EXPERT)
 ELEMENTS_FOR_ONE = 100  # of a tensor, for one of its expert's
 CUT = ops.Cut(0.0128, 0)  # about the largest fifth of task vectors near 0.01
 
@@ -29,6 +29,8 @@ def calls(base: Tensor, models: list[Tensor], backend: str | None = None) -> dic
     drop = ops.Kept(drop=[ops.Drop(i, 1 << 31) for i in range(k)])
     columns = next(c for c in (2048, 1) if n % c == 0)
     thresholds = [torch.linspace(3e9, 1e9, columns).to(torch.int64).to(device)] * k
+    table = torch.full((k, n // columns), 0.3, device=device)
+    up, down = (torch.randn(shape, device=device) for shape in [(n // columns, 16), (16, columns)])  # a LoRA of rank 16
     expert = functools.cache(lambda: ops.extract_topk(base, models[0], n // ELEMENTS_FOR_ONE))
     return {
         "elect": lambda: ops.elect(base, models, out=(out, masks), **how),
@@ -38,6 +40,8 @@ def calls(base: Tensor, models: list[Tensor], backend: str | None = None) -> dic
         "combine, trim and vote": lambda: ops.combine(
             base, models, weights, consensus="weighted", merge="weighted_mean", kept=trim, out=out, **how
         ),
+        "blend": lambda: ops.blend(base, models, table, inner=columns, out=out, **how),
+        "low_rank": lambda: ops.low_rank(base, up, down, 0.5, out=out, **how),
         "combine, drop": lambda: ops.combine(base, models, weights, kept=drop, out=out, **how),
         "delta_sum": lambda: ops.delta_sum(base, models, weights, out=wide, **how),
         "moments": lambda: ops.moments(base, models, **how),

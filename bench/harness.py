@@ -61,14 +61,14 @@ class Process:
     output: str
 
 
-def run_process(command: list[str], env: Mapping[str, str] | None = None) -> Process:
+def run_process(command: list[str], env: Mapping[str, str] | None = None, cwd: str | Path | None = None) -> Process:
     """Run a command to its end, watching its memory; SystemExit with what it printed where it fails."""
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         begin = time.perf_counter()
-        process = subprocess.Popen(command, stdout=output, stderr=errors, env=env)
+        process = subprocess.Popen(command, stdout=output, stderr=errors, env=env, cwd=cwd)
         peak, pid = 0.0, 0
         while not pid:
-            peak = max(peak, _anonymous_mib(process.pid))
+            peak = max(peak, anonymous_mib(process.pid))
             time.sleep(0.02)
             pid, status, usage = os.wait4(process.pid, os.WNOHANG)
         took = time.perf_counter() - begin
@@ -79,11 +79,12 @@ def run_process(command: list[str], env: Mapping[str, str] | None = None) -> Pro
         return Process(took, usage.ru_utime + usage.ru_stime, peak, output.read())
 
 
-def _anonymous_mib(pid: int) -> float:
+def anonymous_mib(pid: int) -> float:
+    """What a process holds that is no file's; 0 where it has ended."""
     try:
         lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
         return (int(lines["RssAnon"].split()[0]) + int(lines["RssShmem"].split()[0])) / 1024
-    except (OSError, KeyError, ValueError):  # it has ended
+    except (OSError, KeyError, ValueError):
         return 0.0
 
 

@@ -1,15 +1,20 @@
 """Run benchmarks, print their tables, keep the run in bench/results/.
 
-    python bench/run.py [ops] [merges] [switching] [peers] [--layers N]
+    python bench/run.py [ops] [merges] [scoring] [switching] [peers] [--layers N]
     python bench/run.py quality [--quick] [--fresh] [--domain NAME]… [--seed N]…
+    python bench/run.py pool [--quick] [--fresh] [--seed N]…
     python bench/run.py --markdown bench/results/….json
 
-Without a name ops, merges and switching run. peers merges by mergekit too, which it installs in bench/peers/.venv; that
-takes twenty minutes. --layers tries switching and peers on models with fewer than the 22 layers of 1.1 B parameters.
+Without a name ops, merges, scoring and switching run. peers merges by mergekit too, which it installs in
+bench/peers/.venv; that takes twenty minutes. --layers tries switching and peers on models with fewer than the 22 layers
+of 1.1 B parameters.
 
 quality trains small models in four domains (images, text, adapters, two_stream), merges them by every method and tests
 the results; that takes less than thirty minutes on two cores, --quick less than five. What is done is kept in .quality/
 and not done again but with --fresh; --domain and --seed do a part, and the report is written once all is there.
+
+pool merges four to twenty small models, trained likewise, as irrelevant and relevant ones join; it takes twenty minutes
+on two cores.
 
 --markdown prints a kept result of peers or quality as the README's table.
 """
@@ -71,6 +76,14 @@ def show_merges(rows: list[dict[str, Any]]) -> None:
             console.print(f"{row['sweep']} in one run: {times}")
 
 
+def show_scoring(rows: list[dict[str, Any]]) -> None:
+    for row in rows:
+        console.print(
+            f"scoring a pool of {row['pool']}, {row['gigabytes']:.1f} GB: {row['seconds']:.2f} s, {row['of_read']:.2f} "
+            f"of reading it ({row['read_seconds']:.2f} s), {row['memory_mib']:.0f} MiB beyond gradient and files"
+        )
+
+
 def show_switching(rows: list[dict[str, Any]]) -> None:
     table = Table(title="switching a live model's task, against a copy of its bytes", box=None)
     for heading in ("kind", "from", "to", "10⁶ parameters", "threads", "copy ms", "switch ms", "of copy"):
@@ -85,19 +98,24 @@ def show_switching(rows: list[dict[str, Any]]) -> None:
 def main() -> None:
     import merges
     import peers
+    import scoring
     import switching
     from harness import save
     from quality import report
     from quality import run as quality
+    from quality.pool import run as pool
 
     kinds = {
         "ops": (ops, show_ops),
         "merges": (merges.run, show_merges),
+        "scoring": (scoring.run, show_scoring),
         "switching": (lambda: switching.run(layers=wanted.layers), show_switching),
     }
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kinds", nargs="*", default=list(kinds), metavar="ops|merges|switching|peers|quality")
+    parser.add_argument(
+        "kinds", nargs="*", default=list(kinds), metavar="ops|merges|scoring|switching|peers|quality|pool"
+    )
     parser.add_argument("--layers", type=int, default=22)
     parser.add_argument("--markdown", type=Path, metavar="FILE")
     parser.add_argument("--quick", action="store_true")
@@ -109,7 +127,7 @@ def main() -> None:
         content = json.loads(wanted.markdown.read_text())
         print({"peers": peers.markdown, "quality": report.summary}[content["kind"]](content))
         return
-    if unknown := set(wanted.kinds) - {*kinds, "peers", "quality"}:
+    if unknown := set(wanted.kinds) - {*kinds, "peers", "quality", "pool"}:
         parser.error(f"no such benchmark: {', '.join(sorted(unknown))}")
     for kind, (measure, show) in kinds.items():
         if kind in wanted.kinds:
@@ -121,6 +139,10 @@ def main() -> None:
         file = save("peers", rows, **about)
         print(peers.markdown(json.loads(file.read_text())))
         console.print(f"kept in {file.relative_to(Path.cwd())}")
+    if "pool" in wanted.kinds:
+        kept = pool.run(quick=wanted.quick, fresh=wanted.fresh, seeds=wanted.seed)
+        if kept:
+            console.print(f"kept in {kept.relative_to(Path.cwd())}, .md, .csv and .png")
     if "quality" in wanted.kinds:
         kept = quality.run(quick=wanted.quick, fresh=wanted.fresh, seeds=wanted.seed, domains=wanted.domain)
         if kept:

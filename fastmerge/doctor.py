@@ -11,7 +11,7 @@ from typing import Any
 
 from . import gpus
 from .formats import emr, experts
-from .formats.checkpoint import open_checkpoint
+from .formats.models import open_model
 
 
 def examine() -> dict[str, Any]:
@@ -95,7 +95,8 @@ def describe(path: str) -> dict[str, Any]:
             "method": folder.record.method,
             "base": folder.record.base.source,
             "scales": {task: folder.record.experts[task].scale for task in folder.tasks},
-            "densities": {task: folder.record.experts[task].density for task in folder.tasks},
+            "densities": {task: own.density for task, own in folder.record.experts.items() if own.density is not None},
+            "ranks": {task: own.rank for task, own in folder.record.experts.items() if own.rank is not None},
             "parameters": sum(info.numel for info in folder.backbone.tensors.values()),
             "bytes": {
                 "backbone": sum(info.nbytes for info in folder.backbone.tensors.values()),
@@ -105,10 +106,10 @@ def describe(path: str) -> dict[str, Any]:
                 },
             },
         }
-    checkpoint = open_checkpoint(path, "checkpoint")
+    checkpoint = open_model(path, "checkpoint", fetch=False)
     tensors = checkpoint.tensors.values()
     return {
-        "kind": "checkpoint",
+        "kind": "checkpoint" if checkpoint.adapter is None else f"{checkpoint.adapter.get('peft_type')} adapter",
         "architecture": ", ".join(checkpoint.config.get("architectures") or ["unknown"]),
         "files": len(checkpoint.headers),
         "tensors": len(tensors),

@@ -1,8 +1,9 @@
 """The vocabulary: one record and one public function an op.
 
 Every function takes tensors of any shape and any mixture of bfloat16, float16, float32 and float64 on one device
-(memory-mapped ones too, without copying them), K = 1…64 models, writes into `out=` where given, and computes on the
-fastest backend of that device or on `backend=`. The arithmetic that all backends share is stated in kernels/README.md.
+(memory-mapped ones too, without copying them; or arrays, see fastmerge.arrays), K = 1…64 models, writes into `out=`
+where given, and computes on the fastest backend of that device or on `backend=`. The arithmetic that all backends share
+is stated in kernels/README.md.
 Functions that return sums add to `sums=` where given, so that a tensor may be worked on in chunks; cut at multiples of
 `BLOCK` elements, the sums are those of the whole tensor to the bit. Argument errors are InputError, an unusable backend
 BackendError.
@@ -16,9 +17,10 @@ import ctypes
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from . import dispatch
+from .arrays import takes_arrays
 from .cutoff import Convention, Cutoff
 from .errors import InputError
 
@@ -71,6 +73,7 @@ OPS: dict[str, Op] = {
             {"base": "weight", "unified": "delta", "mask": "mask", "out": "weight"},
             lambda n, _, size: n * size * 3 + packed_bytes(n),
         ),
+        Op("low_rank", {"base": "weight", "out": "weight"}, lambda n, _, size: n * size * 2),
         Op(
             "mask_against",
             {"base": "weight", "models": "weight", "merged": "delta", "masks": "mask"},
@@ -81,6 +84,7 @@ OPS: dict[str, Op] = {
             {"base": "weight", "models": "weight", "out": "weight"},
             lambda n, k, size: n * size * (k + 2),
         ),
+        Op("blend", {"base": "weight", "models": "weight", "out": "weight"}, lambda n, k, size: n * size * (k + 2)),
         Op("kept_sums", {"base": "weight", "models": "weight"}, lambda n, k, size: n * size * (k + 1)),
         Op(
             "delta_sum",
@@ -214,12 +218,24 @@ class Expert(NamedTuple):
     values: Tensor
 
 
+class LowRank(NamedTuple):
+    """A matrix [R, C] of rank r at most, as a product: up [R, r] and down [r, C]."""
+
+    up: Tensor
+    down: Tensor
+
+
 class InnerProducts(NamedTuple):
     """All float64: ⟨g, θ_k⟩ [K], ‖θ_k‖² [K] and ‖g‖² (0-d)."""
 
     dots: Tensor
     norms: Tensor
     gradient_norm: Tensor
+
+
+def expert_of(parts: Sequence[Tensor]) -> Expert | LowRank:
+    """An expert of its parts: sparse of three, a product of two."""
+    return LowRank(*parts) if len(parts) == 2 else Expert(*parts)
 
 
 def working_dtype(tensors: Sequence[Tensor]) -> torch.dtype:
@@ -229,6 +245,7 @@ def working_dtype(tensors: Sequence[Tensor]) -> torch.dtype:
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
+@takes_arrays()
 def elect(
     base: Tensor,
     models: Sequence[Tensor],
@@ -256,6 +273,7 @@ def elect(
     return Elected(unified, masks, sums[0], sums[1])
 
 
+@takes_arrays()
 def modulate(
     base: Tensor,
     unified: Tensor,
@@ -279,6 +297,45 @@ def modulate(
     kernel = dispatch.choose("modulate", base.device.type, backend)
     with _Flat(out) as flat:
         kernel(_flat(base), _flat(unified), _flat(mask), float(scale), flat)
+    return out
+
+
+@takes_arrays()
+def low_rank(
+    base: Tensor,
+    up: Tensor,
+    down: Tensor,
+    scale: float = 1.0,
+    *,
+    first: int = 0,
+    out: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """LoRA merged into its base: base + scale · up · down, rounded once to base's dtype, or that of `out`.
+
+    up: [R, r], r of 1 at least; down: [r, C]; base: the elements of the [R, C] matrix from `first` on, all by default
+    (Hu et al. 2021, arXiv 2106.09685, §4.1). The sum over r runs in order, multiply and add rounding apart.
+    """
+    import torch
+
+    out = _empty(base, None) if out is None else out
+    _check("low_rank", {"base": base, "out": out})
+    _check("low_rank", {"base": base.new_empty(0), "up": up.reshape(-1)[:0], "down": down.reshape(-1)[:0]})
+    if up.ndim != 2 or down.ndim != 2 or up.shape[1] != down.shape[0] or not up.shape[1]:
+        raise InputError(f"low_rank: up {list(up.shape)} and down {list(down.shape)} must be [R, r] and [r, C], r ≥ 1")
+    elements = up.shape[0] * down.shape[1]
+    if first < 0 or first + base.numel() > elements:
+        raise InputError(f"low_rank: base has {base.numel()} elements from {first} on, the product {elements}")
+    if not base.numel():
+        return out
+    wide, columns = working_dtype([base, up, down]), down.shape[1]
+    rows = slice(first // columns, -(-(first + base.numel()) // columns))
+    own, shared = (t.detach().to(wide).contiguous() for t in (up[rows], down))
+    if shared.data_ptr() % wide.itemsize or own.data_ptr() % wide.itemsize:  # in a file they may lie anywhere
+        own, shared = own.clone(), shared.clone()
+    kernel = dispatch.choose("low_rank", base.device.type, backend)
+    with _Flat(out) as flat:
+        kernel(_flat(base), own, shared, float(torch.tensor(scale, dtype=wide)), first % columns, flat)
     return out
 
 
@@ -310,6 +367,7 @@ def modulation(
     return run
 
 
+@takes_arrays()
 def mask_against(
     base: Tensor,
     models: Sequence[Tensor],
@@ -341,6 +399,7 @@ def mask_against(
     return Masked(masks, sums[0], sums[1])
 
 
+@takes_arrays()
 def combine(
     base: Tensor | None,
     models: Sequence[Tensor],
@@ -390,6 +449,44 @@ def combine(
     return Combined(out, nonfinite)
 
 
+@takes_arrays()
+def blend(
+    base: Tensor | None,
+    models: Sequence[Tensor],
+    weights: Tensor,
+    *,
+    inner: int,
+    offset: int = 0,
+    dtype: torch.dtype | None = None,
+    out: Tensor | None = None,
+    backend: str | None = None,
+) -> Combined:
+    """base + Σ_k w_k · τ_k, or without a base Σ_k w_k · θ_k, with weights for every row or column of a tensor.
+
+    weights: float32 [K, G]; element i of the tensor, whose first one here is number `offset`, has the weights of group
+    (i // inner) mod G: rows of C elements are inner = C, the C columns of such rows inner = 1 and G = C. Without `out`
+    the result has `dtype`, or base's (the first model's).
+    """
+    import torch
+
+    _check("blend", {**({} if base is None else {"base": base}), **_numbered(models)})
+    first = models[0] if base is None else base
+    out = _empty(first, dtype) if out is None else out
+    _check("blend", {"models[0]": first, "out": out})
+    if inner < 1 or offset < 0 or weights.ndim != 2 or weights.shape[1] < 1:
+        raise InputError(
+            f"blend: weights [K, G], inner and offset must be of a tensor's groups; they are {list(weights.shape)}, "
+            f"{inner} and {offset}"
+        )
+    _check_buffer("weights", weights, (len(models), weights.shape[1]), torch.float32, first.device)
+    kernel = dispatch.choose("blend", first.device.type, backend)
+    flat_base = None if base is None else _flat(base)
+    with _Flat(out) as flat:
+        nonfinite = kernel(flat_base, _flat_all(models), weights.contiguous(), inner, offset, flat)
+    return Combined(out, nonfinite)
+
+
+@takes_arrays()
 def kept_sums(
     base: Tensor,
     models: Sequence[Tensor],
@@ -411,6 +508,7 @@ def kept_sums(
     return KeptSums(sums[0], sums[1])
 
 
+@takes_arrays()
 def geodesic(
     base: Tensor,
     model: Tensor,
@@ -446,6 +544,7 @@ def arc(dot: float, base_norm: float, model_norm: float, t: float) -> tuple[floa
     return first, second
 
 
+@takes_arrays()
 def delta_sum(
     base: Tensor,
     models: Sequence[Tensor],
@@ -470,6 +569,7 @@ def delta_sum(
     return out
 
 
+@takes_arrays()
 def highpass(
     x: Tensor,
     *,
@@ -499,6 +599,7 @@ def highpass(
     return out
 
 
+@takes_arrays()
 def highpass_merge(
     base: Tensor,
     models: Sequence[Tensor],
@@ -576,7 +677,19 @@ class Filtered:
             )
         return self._filtered.write(start, float(scale), as_delta, out.detach())  # type: ignore[no-any-return]
 
+    @staticmethod
+    def magnitudes(
+        base: Tensor, models: Sequence[Tensor], limits: Cutoff, *, backend: str | None = None
+    ) -> list[float]:
+        """Σ|G(τ_k)| of every model, in float64. It holds the transforms of a matrix of each of them."""
+        _check("Filtered", {"base": base, **_numbered(models)})
+        h, w = _matrix("Filtered", "base", base)
+        kernel: Any = dispatch.choose("Filtered", base.device.type, backend)
+        first, *others = (_flat(t).view(-1, h, w) for t in (base, *models))
+        return list(kernel.magnitudes(first, others, limits.convention, limits.limit(h, w)))
 
+
+@takes_arrays()
 def moments(
     base: Tensor,
     models: Sequence[Tensor],
@@ -598,6 +711,7 @@ def moments(
     return Moments(sums[0], sums[1], sums[2], sums[3], nonfinite)
 
 
+@takes_arrays()
 def inner_products(
     g: Tensor, models: Sequence[Tensor], *, sums: Tensor | None = None, backend: str | None = None
 ) -> InnerProducts:
@@ -609,6 +723,7 @@ def inner_products(
     return InnerProducts(sums[:k], sums[k : 2 * k], sums[2 * k])
 
 
+@takes_arrays()
 def magnitude_histogram(
     base: Tensor,
     models: Sequence[Tensor],
@@ -646,6 +761,7 @@ def magnitude_histogram(
     return counts
 
 
+@takes_arrays()
 def kth_magnitude(
     base: Tensor,
     models: Sequence[Tensor],
@@ -670,6 +786,7 @@ def kth_magnitude(
     return [[Cut(*cut) for cut in zip(*row, strict=True)] for row in rows]
 
 
+@takes_arrays()
 def rank_drop(
     base: Tensor,
     models: Sequence[Tensor],
@@ -727,6 +844,7 @@ def rank_drop(
     return masks
 
 
+@takes_arrays()
 def extract_topk(
     base: Tensor,
     model: Tensor,
@@ -762,6 +880,7 @@ def extract_topk(
     return Expert(counts, offsets[:found], values[:found])
 
 
+@takes_arrays("theta")
 def scatter_add(theta: Tensor, expert: Expert, scale: float = 1.0, *, backend: str | None = None) -> None:
     """theta += scale · expert, in place and only where the expert has elements, each sum rounded once."""
     _check("scatter_add", {"theta": theta})
@@ -772,6 +891,7 @@ def scatter_add(theta: Tensor, expert: Expert, scale: float = 1.0, *, backend: s
         _need_elements("scatter_add", theta, [expert], kernel(flat, *map(_flat, expert), float(scale)))
 
 
+@takes_arrays()
 def gather(theta: Tensor, expert: Expert, *, out: Tensor | None = None, backend: str | None = None) -> Tensor:
     """What theta has at an expert's elements, to the bit: [k], theta's dtype. The expert's values play no part."""
     out = theta.new_empty(expert.offsets.shape) if out is None else out
@@ -784,6 +904,7 @@ def gather(theta: Tensor, expert: Expert, *, out: Tensor | None = None, backend:
     return out
 
 
+@takes_arrays("theta")
 def scatter(theta: Tensor, experts: Sequence[Expert], *, backend: str | None = None) -> None:
     """Write experts' values in the place of theta's, to the bit, one expert after the other: the last one's stays.
 
@@ -824,6 +945,7 @@ def scattering(jobs: Sequence[tuple[Tensor, Sequence[Expert]]], *, backend: str 
     return each
 
 
+@takes_arrays()
 def pack_bits(mask: Tensor, *, out: Tensor | None = None, backend: str | None = None) -> Tensor:
     """A bool tensor of N elements as uint8 [ceil(N/8)]: bit i of byte j is element 8j + i, padded with zeros."""
     import torch
@@ -838,6 +960,7 @@ def pack_bits(mask: Tensor, *, out: Tensor | None = None, backend: str | None = 
     return out
 
 
+@takes_arrays()
 def unpack_bits(
     packed: Tensor, shape: Sequence[int], *, out: Tensor | None = None, backend: str | None = None
 ) -> Tensor:

@@ -17,6 +17,8 @@ import sys
 import time
 from pathlib import Path
 
+import torch
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 KINDS = ("conformance", "sanitize", "roofline", "tune")
@@ -55,6 +57,9 @@ def commands() -> dict[str, list[list[str]]]:
 
 
 def main() -> int:
+    if not torch.cuda.is_available():
+        print("torch sees no GPU here")
+        return 2
     wanted = sys.argv[1:] or KINDS[:-1]
     paths = [ROOT / "bench", ROOT / "bench/ops", ROOT / "tests", HERE]
     if importlib.util.find_spec("fastmerge") is None:

@@ -16,9 +16,9 @@ from fastmerge import dispatch
 ELEMENTS = 1 << 25
 PEER_ELEMENTS = 1 << 22  # PyTorch works on a part, or it would take an hour; per element it is no slower there
 CASES = [(torch.bfloat16, 3), (torch.bfloat16, 8), (torch.float16, 3), (torch.float32, 3)]
-OPS = ["elect", "modulate", "mask_against", "combine", "delta_sum", "moments", "inner_products"]
+OPS = ["elect", "modulate", "mask_against", "combine", "blend", "delta_sum", "moments", "inner_products"]
 OPS += ["kept_sums", "magnitude_histogram", "kth_magnitude", "rank_drop", "extract_topk", "scatter_add"]
-OPS += ["gather", "scatter"]
+OPS += ["gather", "scatter", "low_rank"]
 OPS += ["combine, trim and vote", "combine, drop"]  # what TIES-Merging and DARE make of it
 
 

@@ -12,13 +12,7 @@ from .domain import Data, Domain, Family, State, Training
 
 def train(domain: Domain, seed: int) -> Family:
     """All models of a domain. The seed is that of initial weights and of the order of samples."""
-    torch.manual_seed(seed)
-    base = domain.model(None)
-    trained = [(n, p) for n, p in base.named_parameters() if not domain.is_adapter(n)]
-    fit(
-        domain, trained, domain.pretraining, domain.pretraining.steps, lambda _: step(domain, base, domain.corpus.train)
-    )
-    start = {n: t for n, t in base.state_dict().items() if not domain.is_head(n)}
+    start = pretrain(domain, seed)
     models = {task: finetune(domain, start, [task]) for task in domain.tasks}
     return Family(
         domain,
@@ -27,6 +21,17 @@ def train(domain: Domain, seed: int) -> Family:
         finetune(domain, start, list(domain.tasks)),
         {n: t for n, t in start.items() if not domain.merges(n)},
     )
+
+
+def pretrain(domain: Domain, seed: int) -> State:
+    """The base model without its head."""
+    torch.manual_seed(seed)
+    base = domain.model(None)
+    trained = [(n, p) for n, p in base.named_parameters() if not domain.is_adapter(n)]
+    fit(
+        domain, trained, domain.pretraining, domain.pretraining.steps, lambda _: step(domain, base, domain.corpus.train)
+    )
+    return {n: t for n, t in base.state_dict().items() if not domain.is_head(n)}
 
 
 def finetune(domain: Domain, start: State, tasks: list[str]) -> dict[str, State]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..interrupts import end_at_once
+from . import adapters as adapters
 from . import frank_wolfe as frank_wolfe
 from . import looking as looking
 from . import merging as merging

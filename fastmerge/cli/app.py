@@ -27,6 +27,10 @@ SpecificOption = Annotated[
 RenameOption = Annotated[
     list[str], typer.Option("--rename", metavar="NAME:OLD=NEW", help="replace a prefix of a model's tensor names")
 ]
+VocabOption = Annotated[
+    str,
+    typer.Option("--vocab", help="embeddings of different lengths: error, base (keep base's rows) or pad (keep all)"),
+]
 DtypeOption = Annotated[str | None, typer.Option("--dtype", help="of the result; base's by default")]
 MemoryOption = Annotated[str, typer.Option("--memory", help="bound of the buffers")]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="of random methods; short for -p seed=N")]

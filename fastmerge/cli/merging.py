@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -24,6 +24,7 @@ from .app import (
     ResumeOption,
     SeedOption,
     SpecificOption,
+    VocabOption,
     app,
     check,
     nested,
@@ -34,6 +35,7 @@ from .output import echo_json, errors, progress, show_report, show_rows, size
 
 if TYPE_CHECKING:
     from ..recipe.plan import MergePlan
+    from ..recipe.vocabulary import Vocab
 
 
 @app.command()
@@ -45,6 +47,7 @@ def merge(
     param: ParamOption = [],  # noqa: B006
     task_specific: SpecificOption = [],  # noqa: B006
     rename: RenameOption = [],  # noqa: B006
+    vocab: VocabOption = "error",
     dtype: DtypeOption = None,
     memory: MemoryOption = "1GiB",
     seed: SeedOption = None,
@@ -65,6 +68,7 @@ def merge(
             param,
             task_specific,
             rename,
+            vocab,
             dtype,
             memory,
             device,
@@ -84,6 +88,7 @@ def plan(
     param: ParamOption = [],  # noqa: B006
     task_specific: SpecificOption = [],  # noqa: B006
     rename: RenameOption = [],  # noqa: B006
+    vocab: VocabOption = "error",
     dtype: DtypeOption = None,
     memory: MemoryOption = "1GiB",
     device: DeviceOption = "auto",
@@ -93,7 +98,9 @@ def plan(
     """Check a merge and show what it would read and write, from headers only."""
     with errors(as_json):
         show_plan(
-            _plan(method, out_folder, base, model, param, task_specific, rename, dtype, memory, device, overwrite),
+            _plan(
+                method, out_folder, base, model, param, task_specific, rename, vocab, dtype, memory, device, overwrite
+            ),
             as_json,
         )
 
@@ -125,6 +132,7 @@ def _plan(
     params: list[str],
     task_specific: list[str],
     rename: list[str],
+    vocab: str,
     dtype: str | None,
     memory: str,
     device: str,
@@ -147,6 +155,7 @@ def _plan(
         values,
         task_specific=task_specific,
         rename=renamed,
+        vocab=cast("Vocab", vocab),  # which the plan checks
         dtype=dtype,
         memory=memory,
         device=device,
@@ -160,6 +169,7 @@ def execute(prepared: MergePlan, as_json: bool) -> None:
     """Carry out a plan, and say what was done."""
     from ..engine.merge import execute as carry_out
 
+    prepared = prepared.fetched()  # under a bar of its own
     title = f"{prepared.method.name} → {prepared.out}"
     with raised(), progress(title, prepared.bytes_read, as_json) as advance:
         report = carry_out(prepared, advance)
@@ -179,6 +189,7 @@ def show_plan(prepared: MergePlan, as_json: bool) -> None:
         ("reads", size(summary["bytes_read"])),
         ("writes", f"{size(summary['bytes_written'])} in {len(summary['files'])} files"),
     ]
+    rows += [(f"fetches {repo}", size(nbytes)) for repo, nbytes in summary["fetches"].items()]
     for name, changes in summary["outputs"].items():
         rows.append((f"output {name}", ", ".join(f"{key} {json.dumps(value)}" for key, value in changes.items())))
     rows += [(f"kept for {name}", ", ".join(tensors)) for name, tensors in summary["task_specific"].items()]

@@ -17,7 +17,9 @@ from .output import echo_json, errors, out, show_rows
 
 @app.command()
 def run(
-    recipe: Annotated[Path, typer.Argument(help="a YAML file; README, section Recipes", metavar="RECIPE")],
+    recipe: Annotated[
+        Path, typer.Argument(help="a YAML file: a recipe, or mergekit's configuration", metavar="RECIPE")
+    ],
     out_folder: Annotated[Path | None, typer.Option("--out", help="folder to write; a folder in it per output")] = None,
     plan_only: Annotated[bool, typer.Option("--plan", help="check it, and show what it would read and write")] = False,
     dtype: Annotated[str | None, typer.Option("--dtype", help="of the result; goes before the recipe's")] = None,
@@ -30,9 +32,9 @@ def run(
 ) -> None:
     """Merge what a recipe says."""
     with errors(as_json, out_folder):
-        from ..recipe.schema import Recipe
+        from ..recipe.reading import read_recipe
 
-        content = Recipe.read(recipe)
+        content = read_recipe(recipe)
         if out_folder is None and not plan_only:
             raise InputError("say where the result goes (--out DIR), or pass --plan")
         prepared = content.plan(

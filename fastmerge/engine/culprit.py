@@ -19,7 +19,7 @@ def check_finite(tensor: TensorPlan, names: Sequence[str], files: Inputs, chunk:
     for label, info in infos:
         source = Source(info)
         starts = range(0, info.numel, chunk)
-        views = (files.tensor(source.span(a, min(a + chunk, info.numel)), source.dtype) for a in starts)
+        views = (source.read(files, a, min(a + chunk, info.numel)) for a in starts)
         bad = sum(ops.combine(None, [view]).nonfinite for view in views)
         if bad:
             found.append(f"{label} ({bad} of {info.numel} values, {info.file.name})")

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..formats.mapping import Inputs, Span
+from ..formats.mapping import Inputs
+from ..formats.safetensors import DTYPES
 from .devices import Device, Event
-from .stream import Work
+from .stream import Source, Work
 
 ROOMS = 2  # loads on the device: one is computed with while the next comes in
 READERS = 4  # threads that read files
@@ -55,7 +56,11 @@ def loads_of(work: Work, chunk: int) -> Iterator[tuple[int, int, bool]]:
 
 
 def load_bytes(work: Work, start: int, stop: int) -> int:
-    return sum(-(-(b - a) // ALIGN) * ALIGN for _, a, b in (source.span(start, stop) for source in work.sources))
+    return sum(_aligned(source.nbytes(start, stop)) for source in work.sources)
+
+
+def _aligned(nbytes: int) -> int:
+    return -(-nbytes // ALIGN) * ALIGN
 
 
 class Feed:
@@ -129,27 +134,28 @@ class Feed:
             room.memory = self._device.empty(nbytes)
         copies, at = [], 0
         for source in work.sources:
-            file, first, last = source.span(load.start, load.stop)
-            to = room.memory[at : at + last - first]
+            to = room.memory[at : at + source.nbytes(load.start, load.stop)]
             load.sources.append(to.view(source.dtype))
-            for a in range(first, last, self._segment_bytes):
-                b = min(a + self._segment_bytes, last)
-                copies.append(self._readers.submit(self._copy, (file, a, b), to[a - first : b - first]))
-            at += -(-(last - first) // ALIGN) * ALIGN
+            step = self._segment_bytes // DTYPES[source.info.dtype] // 8 * 8  # elements
+            for a in range(load.start, load.stop, step):
+                part = slice(source.nbytes(load.start, a), source.nbytes(load.start, min(a + step, load.stop)))
+                copies.append(self._readers.submit(self._copy, source, a, min(a + step, load.stop), to[part]))
+            at += _aligned(to.numel())
         for copy in copies:
             copy.result()
         load.arrived = self._device.incoming.record()
         return load
 
-    def _copy(self, span: Span, to: Tensor) -> None:
+    def _copy(self, source: Source, a: int, b: int, to: Tensor) -> None:
         segment, used = self._segments.get()
         try:
             if used is not None:
                 used.synchronize()
-            self._inputs.populate([span])
+            spans = source.spans(a, b)
+            self._inputs.populate(spans)
             stage = segment[: to.numel()]
-            stage.copy_(self._inputs.tensor(span, torch.uint8))
-            self._inputs.release([span])
+            stage.copy_(source.read(self._inputs, a, b).view(torch.uint8))
+            self._inputs.release(spans)
             self._device.incoming.copy(to, stage)
             used = self._device.incoming.record()
         finally:

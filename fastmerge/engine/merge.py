@@ -15,6 +15,7 @@ from ..methods._declaration import Method, Statistics
 from ..recipe.parameters import Override
 from ..recipe.plan import MergePlan, plan
 from ..recipe.preflight import Rename
+from ..recipe.vocabulary import Vocab
 from .devices import open_devices
 from .hashes import hash_files
 from .identity import backend, fingerprint, inputs_key
@@ -38,6 +39,7 @@ def merge(
     outputs: Mapping[str, Mapping[str, Any]] | None = None,
     task_specific: Sequence[str] = (),
     rename: Mapping[str, Rename] | None = None,
+    vocab: Vocab = "error",
     dtype: str | None = None,
     memory: str | int = "1GiB",
     device: str = "auto",
@@ -64,6 +66,7 @@ def merge(
         outputs=outputs,
         task_specific=task_specific,
         rename=rename,
+        vocab=vocab,
         dtype=dtype,
         memory=memory,
         device=device,
@@ -78,6 +81,7 @@ def execute(plan: MergePlan, progress: Progress | None = None) -> Report:
     """Carry out a plan that has an output folder."""
     out = plan.out
     assert out is not None
+    plan = plan.fetched()
     begin = time.perf_counter()
     device, device_notes = gpus.settle(plan.device)
     plan = replace(plan, device=device, notes=(*plan.notes, *device_notes))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import ops
 from ..methods._declaration import Block, Pass, Statistics, Subject, Written
-from ..ops import Cut, Expert
+from ..ops import Cut, Expert, LowRank
 from .statistics import Kept
 
 Whole = tuple[Tensor | None, list[Tensor]]
@@ -31,7 +31,7 @@ class Share:
     ranks: list[list[int]] = field(default_factory=list)
     cuts: list[dict[int, Cut]] = field(default_factory=list)
     prepared: Any = None
-    experts: list[Expert] = field(default_factory=list)
+    experts: list[Expert | LowRank] = field(default_factory=list)
     replaced: tuple[Tensor, list[Tensor]] | None = None
 
 

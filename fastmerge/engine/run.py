@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..recipe.schema import Recipe
+from ..recipe.reading import AnyRecipe, read_recipe
 from .merge import execute
 from .report import Report
 from .run_pass import Progress
 
 
 def run(
-    recipe: str | Path | Mapping[str, Any] | Recipe,
+    recipe: str | Path | Mapping[str, Any] | AnyRecipe,
     out: str | Path,
     *,
     dtype: str | None = None,
@@ -26,13 +26,10 @@ def run(
 ) -> Report:
     """Merge what a recipe says into the folder `out`; several outputs are folders in it.
 
-    recipe: a YAML file, its content, or a Recipe. dtype and memory go before the recipe's; the rest is as in `merge`.
+    recipe: a YAML file, its content, or a Recipe; a configuration of mergekit's is known by its keys. dtype and memory
+    go before the recipe's; the rest is as in `merge`.
     """
-    if isinstance(recipe, (str, Path)):
-        recipe = Recipe.read(recipe)
-    elif isinstance(recipe, Mapping):
-        recipe = Recipe(**recipe)
-    prepared = recipe.plan(
+    prepared = read_recipe(recipe).plan(
         out, dtype=dtype, memory=memory, device=device, overwrite=overwrite, resume=resume, hashes=hashes
     )
     return execute(prepared, progress)

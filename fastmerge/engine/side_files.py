@@ -33,9 +33,12 @@ def write_side_files(
     for layout in output.layouts.values():
         if layout.index is not None:
             (folder / layout.index_name).write_bytes(layout.index)
-    if plan.lead.config and plan.dtype:
+    for name, data in plan.beside.items():
+        if data is not None:
+            (own / name).write_bytes(data)
+    if plan.lead.config and plan.dtype and "config.json" not in plan.beside:
         write_json(own / "config.json", set_dtype(plan.lead.config, _dtype_name(plan.dtype)))
-    copy_side_files(plan.lead.path, own)
+    copy_side_files(plan.lead.folders[0], own, plan.beside)
     if "unified" in output.layouts:
         _write_emr_record(plan, output, own, statistics, results)
     if output.experts:
@@ -57,15 +60,22 @@ def merge_record(
         backend="cuda" if gpus.is_gpu(plan.device) else None,
         method=output.method.name,
         reference=output.method.source,
-        **output.parameters.record(),
+        **_said(plan, output),
         task_specific=list(plan.task_specific),
         rename={label: [(old, new) for old, new in pairs] for label, pairs in plan.rename.items()},
+        vocab=None if plan.vocab == "error" else plan.vocab,
         dtype=_dtype_name(plan.dtype) if plan.dtype else None,
-        base=None if plan.base is None else _input(plan, plan.base, hashes),
-        models={model.label: _input(plan, model, hashes) for model in plan.models},
+        base=_input(plan, plan.inputs["base"], hashes) if "base" in plan.inputs else None,
+        models={label: _input(plan, own, hashes) for label, own in plan.inputs.items() if label != "base"},
         results=dict(results),
         files=file_records(output, folder, hashes),
     )
+
+
+def _said(plan: MergePlan, output: Output) -> dict[str, Any]:
+    """The parameters as a recipe would say them, or as a configuration of mergekit's says them."""
+    own = output.parameters.record()
+    return own if plan.mergekit is None else {"params": own["params"], "mergekit": dict(plan.mergekit)}
 
 
 def file_records(output: Output, folder: Path, hashes: Hashes) -> list[FileRecord]:
@@ -125,7 +135,7 @@ def _write_emr_record(
 
 def _write_experts_record(plan: MergePlan, output: Output, folder: Path, results: Mapping[str, list[float]]) -> None:
     params = output.parameters.record()["params"]
-    kept = {"density": params["expert_density"], "scope": params["scope"]}
+    kept = {"density": params.get("expert_density"), "scope": params.get("scope"), "rank": params.get("rank")}
     written = experts.ExpertsRecord(
         **_tasks_record(plan, output),
         experts={
@@ -134,7 +144,7 @@ def _write_experts_record(plan: MergePlan, output: Output, folder: Path, results
         },
         backbone=open_checkpoint(folder, "backbone").identity(),
     )
-    write_json(folder / experts.RECORD, written.model_dump(mode="json"))
+    write_json(folder / experts.RECORD, written.model_dump(mode="json", exclude_none=True))
 
 
 def _tasks_record(plan: MergePlan, output: Output) -> dict[str, Any]:

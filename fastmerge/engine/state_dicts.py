@@ -29,32 +29,34 @@ CODES = {dtype: code for code, dtype in (TORCH_DTYPES | INTEGER_DTYPES).items()}
 
 @dataclass(slots=True)
 class Merged:
-    """`state_dict` is the merged model (of an EMR merge, base + unified task vector); `stats` the method's numbers;
-    `experts` by task and tensor what a FREE merge has extracted."""
+    """`state_dict` is the merged model (of an EMR merge, base + unified task vector); `stats` the method's numbers.
+
+    unified: by tensor the unified task vector and the packed masks, a row a task. experts: by task and tensor what a
+    FREE or Twin merge has extracted. own: by task what is merged with no other, such as heads.
+    """
 
     state_dict: dict[str, Tensor]
     stats: dict[str, dict[str, float]] = field(default_factory=dict)
-    _tasks: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    own: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     _base: StateDict = field(default_factory=dict)
-    _unified: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    experts: dict[str, dict[str, ops.Expert]] = field(default_factory=dict)
+    unified: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    experts: dict[str, dict[str, ops.Expert | ops.LowRank]] = field(default_factory=dict)
 
     def task(self, name: str) -> dict[str, Tensor]:
         """One task's model: by its mask and its rescaler, or with its expert. InputError for other methods."""
-        if not self._unified and not self.experts and "rescalers" not in self.stats:
+        if not self.unified and not self.experts and "rescalers" not in self.stats:
             raise InputError("this method keeps no tasks apart: merge with emr or free, or with modulators=True")
-        if name not in self._tasks:
-            raise InputError(f"no task {name!r}{nearest(name, self._tasks)}; there are {', '.join(self._tasks)}")
-        own = dict(self.state_dict)
+        if name not in self.own:
+            raise InputError(f"no task {name!r}{nearest(name, self.own)}; there are {', '.join(self.own)}")
+        model = dict(self.state_dict)
         if self.experts:
             for tensor, expert in self.experts[name].items():
-                own[tensor] = own[tensor].clone()
-                ops.scatter_add(own[tensor], expert, self.stats["scales"][name])
-            return own | self._tasks[name]
-        row, scale = list(self._tasks).index(name), self.stats["rescalers"][name]
-        for tensor, (unified, masks) in self._unified.items():
-            own[tensor] = ops.modulate(self._base[tensor], unified, masks[row], scale)
-        return own | self._tasks[name]
+                model[tensor] = with_expert(model[tensor], expert, self.stats["scales"][name])
+            return model | self.own[name]
+        row, scale = list(self.own).index(name), self.stats["rescalers"][name]
+        for tensor, (unified, masks) in self.unified.items():
+            model[tensor] = ops.modulate(self._base[tensor], unified, masks[row], scale)
+        return model | self.own[name]
 
 
 def merge_state_dicts(
@@ -93,7 +95,7 @@ def merge_state_dicts(
 
     merged: dict[str, Tensor] = {info.name: (base or {})[info.name] for info in alignment.base_specific}
     unified: dict[str, tuple[Tensor, Tensor]] = {}
-    experts: dict[str, dict[str, ops.Expert]] = {name: {} for name in names}
+    experts: dict[str, dict[str, ops.Expert | ops.LowRank]] = {name: {} for name in names}
     statistics: list[Statistics] = []
     for number in range(len(declared.passes(names, alignment.wide))):
         gathered = Statistics(len(names))
@@ -109,12 +111,12 @@ def merge_state_dicts(
             if one.idle:
                 continue
             work = TensorPass.of(tensor.subject, len(names), [one], [statistics], kept, like.device)
-            written = _run(work, like if declared.uses_base else None, stored, like)
+            written = run_tensor(work, like if declared.uses_base else None, stored, like)
             if not work.acceptable([declared.nonfinite == "allow"]):
                 _blame(tensor, every, labels)
             share = work.shares[0]
             for name, expert in zip(names, share.experts, strict=bool(share.experts)):
-                experts[name][tensor.name] = _stored(expert, like)
+                experts[name][tensor.name] = stored_expert(expert, like)
             work.gather([gathered])
             if "merged" in written:
                 merged[tensor.name] = written["merged"].view(like.shape)
@@ -139,8 +141,8 @@ def _described(state: StateDict, label: str) -> Checkpoint:
     return Checkpoint(file, label, infos, {}, (), ())
 
 
-def _run(work: TensorPass, base: Tensor | None, models: Sequence[Tensor], like: Tensor) -> dict[Written, Tensor]:
-    """The pass on one whole tensor, and what it wrote."""
+def run_tensor(work: TensorPass, base: Tensor | None, models: Sequence[Tensor], like: Tensor) -> dict[Written, Tensor]:
+    """The pass on one whole tensor, and what it wrote, 1-D; merged has the dtype of `like`."""
     own = None if base is None else base.detach().reshape(-1)
     flat = [t.detach().reshape(-1) for t in models]
     if work.needs_whole:
@@ -156,9 +158,20 @@ def _run(work: TensorPass, base: Tensor | None, models: Sequence[Tensor], like: 
     return written
 
 
-def _stored(expert: ops.Expert, like: Tensor) -> ops.Expert:
+def with_expert(tensor: Tensor, expert: ops.Expert | ops.LowRank, scale: float) -> Tensor:
+    """A copy of the backbone's tensor, with scale · expert added."""
+    if isinstance(expert, ops.LowRank):
+        return ops.low_rank(tensor, *expert, scale)
+    changed = tensor.clone()
+    ops.scatter_add(changed, expert, scale)
+    return changed
+
+
+def stored_expert(expert: ops.Expert | ops.LowRank, like: Tensor) -> ops.Expert | ops.LowRank:
     """An expert with values as they are stored."""
     dtype = TORCH_DTYPES[delta_dtype(CODES[like.dtype])]
+    if isinstance(expert, ops.LowRank):
+        return ops.LowRank(*(ops.combine(None, [part], dtype=dtype).merged for part in expert))
     return expert._replace(values=ops.combine(None, [expert.values], dtype=dtype).merged)
 
 
@@ -181,7 +194,7 @@ def _restore_aliases(
     alignment: Alignment,
     merged: dict[str, Tensor],
     unified: dict[str, tuple[Tensor, Tensor]],
-    experts: dict[str, dict[str, ops.Expert]],
+    experts: dict[str, dict[str, ops.Expert | ops.LowRank]],
 ) -> None:
     for tensor in alignment.tensors:
         for alias in tensor.aliases:

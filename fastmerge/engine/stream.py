@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ..formats.layout import Place
-from ..formats.mapping import TORCH_DTYPES, Inputs, ReadAhead, Span
+from ..formats.mapping import LITTLE, TORCH_DTYPES, Inputs, Little, ReadAhead, Span
 from ..formats.safetensors import DTYPES, TensorInfo
+from .reading import read, spans
 from .writer import PAGE, Segment, Slot
 
 
@@ -26,13 +27,23 @@ class Source:
     def dtype(self) -> torch.dtype:
         return TORCH_DTYPES.get(self.info.dtype, torch.uint8)
 
-    def span(self, a: int, b: int) -> Span:
-        """The bytes of elements a to b."""
+    def nbytes(self, a: int, b: int) -> int:
+        """What elements a to b take, `a` a multiple of 8."""
+        return (b - a) * DTYPES[self.info.dtype] if self.row is None else -(-b // 8) - a // 8
+
+    def spans(self, a: int, b: int) -> list[Span]:
+        """The bytes that elements a to b are read from."""
         if self.row is None:
-            size = DTYPES[self.info.dtype]
-            return self.info.file, self.info.start + a * size, self.info.start + b * size
+            return spans(self.info, a, b)
         start = self.info.start + self.row * self.info.shape[1]
-        return self.info.file, start + a // 8, start + -(-b // 8)
+        return [(self.info.file, start + a // 8, start + -(-b // 8))]
+
+    def read(self, inputs: Inputs, a: int, b: int) -> Tensor:
+        """Elements a to b, 1-D."""
+        if self.row is None:
+            return read(inputs, self.info, a, b)
+        (span,) = self.spans(a, b)
+        return inputs.tensor(span, torch.uint8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +100,7 @@ class Work:
 
     @property
     def bytes_read(self) -> int:
-        return sum(stop - start for _, start, stop in (source.span(0, self.numel) for source in self.sources))
+        return sum(stop - start for _, start, stop in _spans(self, 0, self.numel))
 
     @property
     def bytes_written(self) -> int:
@@ -116,7 +127,7 @@ class Piece:
 
     @property
     def spans(self) -> list[Span]:
-        return [source.span(self.start, self.stop) for source in self.work.sources]
+        return _spans(self.work, self.start, self.stop)
 
 
 class Sink(Protocol):
@@ -146,7 +157,7 @@ def stream(
 ) -> None:
     """Run the pieces in order. `finished` is told each work and its sums once all of it has been put into the sink,
     `progress` the bytes read."""
-    with ReadAhead(inputs, [(piece.spans, not piece.whole) for piece in pieces]) as ahead:
+    with _reading(pieces, inputs) as ahead:
         for piece in pieces:
             if piece.whole:
                 _prepare(piece, inputs, sink, ahead)
@@ -158,7 +169,13 @@ def stream(
                 progress(sum(stop - start for _, start, stop in piece.spans))
 
 
-def _prepare(piece: Piece, inputs: Inputs, sink: Sink, ahead: ReadAhead) -> None:
+def _reading(pieces: Sequence[Piece], inputs: Inputs) -> ReadAhead | Little:
+    chunks = [(piece.spans, not piece.whole) for piece in pieces]
+    much = sum(stop - start for spans, _ in chunks for _, start, stop in spans) > LITTLE
+    return ReadAhead(inputs, chunks) if much else Little()
+
+
+def _prepare(piece: Piece, inputs: Inputs, sink: Sink, ahead: ReadAhead | Little) -> None:
     work = piece.work
     assert work.prepare is not None
     slot = sink.slot() if work.whole_targets else None
@@ -170,7 +187,7 @@ def _prepare(piece: Piece, inputs: Inputs, sink: Sink, ahead: ReadAhead) -> None
         sink.put(slot)
 
 
-def _run(piece: Piece, inputs: Inputs, sink: Sink, ahead: ReadAhead) -> None:
+def _run(piece: Piece, inputs: Inputs, sink: Sink, ahead: ReadAhead | Little) -> None:
     work = piece.work
     slot = sink.slot()
     ahead.wait()
@@ -184,4 +201,9 @@ def _run(piece: Piece, inputs: Inputs, sink: Sink, ahead: ReadAhead) -> None:
 
 
 def _sources(piece: Piece, inputs: Inputs) -> list[Tensor]:
-    return [inputs.tensor(span, source.dtype) for span, source in zip(piece.spans, piece.work.sources, strict=True)]
+    return [source.read(inputs, piece.start, piece.stop) for source in piece.work.sources]
+
+
+def _spans(work: Work, start: int, stop: int) -> list[Span]:
+    """The bytes that elements of a work are read from, each once."""
+    return list(dict.fromkeys(span for source in work.sources for span in source.spans(start, stop)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
@@ -127,13 +128,15 @@ def _modulating(artefact: EmrArtefact, name: str) -> Making:
 
 
 def _adding(folder: ExpertsFolder, name: str, inputs: Inputs) -> Making:
-    experts = {tensor: ops.Expert(*parts) for tensor, parts in folder.read(name, inputs).items()}
+    experts = {tensor: ops.expert_of(parts) for tensor, parts in folder.read(name, inputs).items()}
     scale = folder.record.experts[name].scale
 
     def making(info: TensorInfo) -> tuple[tuple[Source, ...], Run]:
         expert = experts.get(info.name)
         if expert is None:
             return (Source(info),), _copy
+        if isinstance(expert, ops.LowRank):
+            return (Source(info),), partial(_multiply, expert, scale)
         ends = [0, *expert.counts.long().cumsum(0).tolist()]
 
         def add(start: int, sources: list[Tensor], targets: list[Tensor]) -> None:
@@ -143,6 +146,10 @@ def _adding(folder: ExpertsFolder, name: str, inputs: Inputs) -> Making:
         return (Source(info),), add
 
     return making
+
+
+def _multiply(expert: ops.LowRank, scale: float, start: int, sources: list[Tensor], targets: list[Tensor]) -> None:
+    ops.low_rank(sources[0], *expert, scale, first=start, out=targets[0])
 
 
 def _within(expert: ops.Expert, ends: list[int], start: int, stop: int) -> ops.Expert:

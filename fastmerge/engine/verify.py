@@ -14,16 +14,18 @@ import torch
 from .. import __version__
 from ..errors import InputError, MergeError, VerifyError, nearest
 from ..formats import experts
-from ..formats.checkpoint import Checkpoint, open_checkpoint
+from ..formats.checkpoint import Checkpoint
 from ..formats.emr import EmrArtefact
 from ..formats.experts import ExpertsFolder
 from ..formats.folder import to_json
+from ..formats.models import open_models
 from ..formats.record import RECORD, FileRecord, MergeRecord, read_record
 from ..formats.safetensors import read_header
 from ..methods import get, names
 from ..methods._declaration import Statistics
 from ..methods._filter import Filter
-from ..recipe.plan import plan
+from ..recipe.mergekit.recipe import MergekitRecipe
+from ..recipe.plan import MergePlan, plan
 from .hashes import hash_files
 from .journal import fsync_all
 from .remerge import Remerge
@@ -118,16 +120,16 @@ def _opened(folder: Path, record: MergeRecord, places: Mapping[str, str | Path])
         for label in places
         if label not in known
     ]
-    opened = {}
-    for label, given in known.items():
-        try:
-            opened[label] = open_checkpoint(places.get(label, given.source), label)
-        except InputError as error:  # noqa: PERF203 - the problems of all inputs are wanted
-            option = "--base PATH" if label == "base" else f"--model {label}=PATH"
-            problems += [f"{problem}; say where it is now by {option}" for problem in error.problems]
+    sources = {label: places.get(label, given.source) for label, given in known.items()}
+    trouble: list[str] = []
+    base, models = open_models(sources.pop("base", None), list(sources.items()), trouble)
+    for problem in trouble:
+        label = problem.partition(":")[0]
+        option = "--base PATH" if label == "base" else f"--model {label}=PATH"
+        problems.append(f"{problem}; say where it is now by {option}")
     if problems:
         raise InputError(problems)
-    return opened
+    return {checkpoint.label: checkpoint for checkpoint in (base, *models) if checkpoint is not None}
 
 
 def _file_checks(folder: Path, record: MergeRecord, inputs: Mapping[str, Checkpoint]) -> list[Check]:
@@ -177,18 +179,7 @@ def _merge_checks(
     progress: Progress | None,
 ) -> list[Check]:
     """Blocks merged again, and the method's numbers."""
-    paths = {label: checkpoint.path for label, checkpoint in inputs.items()}
-    prepared = plan(
-        record.method,
-        paths.pop("base", None),
-        paths,
-        params=record.params,
-        tensors=[(own.match, own.parameters) for own in record.tensors],
-        task_specific=record.task_specific,
-        rename=record.rename,
-        dtype=record.dtype,
-    )
-    again = Remerge(prepared, folder, samples, seed)
+    again = Remerge(_planned(record, {label: c.path for label, c in inputs.items()}), folder, samples, seed)
     trouble = []
     try:
         again.gather(progress)
@@ -201,6 +192,23 @@ def _merge_checks(
         trouble = [str(error)]
     checks = [Check(f"{again.blocks} blocks", again.problems + trouble)]
     return checks if checks[0].problems else [*checks, *_number_checks(folder, record, again)]
+
+
+def _planned(record: MergeRecord, paths: dict[str, Path]) -> MergePlan:
+    """The merge of a record, of inputs that are in these places."""
+    if record.mergekit:
+        return MergekitRecipe(record.mergekit).plan(dtype=record.dtype, places=paths)
+    return plan(
+        record.method,
+        paths.pop("base", None),
+        paths,
+        params=record.params,
+        tensors=[(own.match, own.parameters) for own in record.tensors],
+        task_specific=record.task_specific,
+        rename=record.rename,
+        vocab=record.vocab or "error",
+        dtype=record.dtype,
+    )
 
 
 def _number_checks(folder: Path, record: MergeRecord, again: Remerge) -> Iterator[Check]:

@@ -97,7 +97,7 @@ class Reading:
 
         def prepare(sources: list[Tensor], memory: list[Tensor]) -> None:
             pass_.prepare(*split(sources))
-            found = [part for share in pass_.shares for expert in share.experts for part in expert]
+            found = [part.reshape(-1) for share in pass_.shares for expert in share.experts for part in expert]
             if [part.numel() for part in found] != [target.numel for target in experts]:  # NaN are in no expert
                 check_finite(tensor, plan.names, self.files, plan.chunk)
             for part, stored in zip(found, memory, strict=True):
@@ -131,12 +131,13 @@ class Reading:
     def _expert_targets(self, tensor: TensorPlan) -> tuple[Target, ...]:
         """Where the parts of every output's experts of a tensor go, in the order of models."""
         places = [
-            (layout.places[f"{tensor.name}/{part}"], part)
+            (place, part)
             for output in self.plan.outputs
             for layout in output.experts.values()
             for part in PARTS
+            if (place := layout.places.get(f"{tensor.name}/{part}"))
         ]
-        dtypes = {"counts": "I32", "offsets": "U16", "values": self.plan.stored_dtype(tensor)}
+        dtypes = dict.fromkeys(PARTS, self.plan.stored_dtype(tensor)) | {"counts": "I32", "offsets": "U16"}
         return tuple(
             Target((place,), dtypes[part], numel=(place.stop - place.start) // DTYPES[dtypes[part]])
             for place, part in places

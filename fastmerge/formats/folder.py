@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,12 @@ RECORDS = {"emr.json", "experts.json", "router.json", "fastmerge.json"}  # of an
 SIZE_LIMIT = 100_000_000  # bytes
 
 
-def copy_side_files(source: Path, folder: Path) -> None:
+def copy_side_files(source: Path, folder: Path, leave_out: Collection[str] = ()) -> None:
     """Copy configuration and tokenizer files of a checkpoint folder, not its weights, indices and model card."""
     if not source.is_dir():
         return
     for file in sorted(source.iterdir()):
-        weights = ".index." in file.name or file.name in RECORDS or file.suffix not in SUFFIXES
+        weights = ".index." in file.name or file.name in (*RECORDS, *leave_out) or file.suffix not in SUFFIXES
         target = folder / file.name
         if not weights and file.is_file() and file.stat().st_size <= SIZE_LIMIT and not target.exists():
             target.write_bytes(file.read_bytes())

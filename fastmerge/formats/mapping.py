@@ -34,6 +34,7 @@ INTEGER_DTYPES = {
 }
 POPULATE_READ, DONTNEED = 22, 4  # madvise(2) on Linux
 AHEAD = 4  # chunks
+LITTLE = 4 << 20  # bytes
 
 Span = tuple[Path, int, int]  # bytes of a file
 
@@ -94,6 +95,22 @@ class Inputs:
             first = start - start % mmap.PAGESIZE
             if stop > first:
                 self._madvise(self._addresses[file] + first, stop - first, advice)
+
+
+class Little:
+    """In the place of ReadAhead where there is so little to read that handing it over would take longer."""
+
+    def __enter__(self) -> Little:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def wait(self) -> None:
+        """Pages come as they are read."""
+
+    def done(self) -> None:
+        """They stay until the map goes."""
 
 
 class ReadAhead:

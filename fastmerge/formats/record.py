@@ -45,7 +45,8 @@ class TensorsRecord(BaseModel):
 
 class MergeRecord(BaseModel):
     """`base` and `models` in the order of merging; `backend` where it was a GPU's; `results` the method's numbers per
-    model, such as rescalers; `files` those of this folder."""
+    model, such as rescalers; `files` those of this folder; `mergekit` is the configuration of mergekit's that the merge
+    was made by, if it was."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -57,8 +58,10 @@ class MergeRecord(BaseModel):
     reference: str = Field("", description="where the method is from")
     params: dict[str, Any]
     tensors: list[TensorsRecord] = []
+    mergekit: dict[str, Any] = {}
     task_specific: list[str] = []
     rename: dict[str, list[tuple[str, str]]] = {}
+    vocab: Literal["base", "pad"] | None = None
     dtype: str | None = None
     base: CheckpointRecord | None = None
     models: dict[str, CheckpointRecord] = Field(min_length=1)

@@ -9,17 +9,20 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 
 from .. import ops
+from ..engine.reading import whole
 from ..engine.stream import Source, Target, Work, stream
 from ..errors import InputError, MergeError, attempt
-from ..formats.checkpoint import Checkpoint, open_checkpoint
+from ..formats.checkpoint import Checkpoint
 from ..formats.layout import plan_layout
 from ..formats.mapping import Inputs
+from ..formats.models import open_model
 from ..formats.safetensors import Header, TensorInfo
 from ..recipe.memory import MAX_CHUNK
-from .matching import Slot, Stored, find
+from .matching import Slot, Stored, find, slots
 
 INITIAL = "initial"
 PIECE = 1 << 24  # elements of all candidates together that are swept through at a time
@@ -51,6 +54,22 @@ class Candidates:
         self._headers: dict[Path, Header] = {}
         self._files: Inputs | None = None
 
+    @classmethod
+    def of(
+        cls, model: nn.Module, pool: Pool, init: Member | None, task_specific: Sequence[str], skip_misfits: bool
+    ) -> Candidates:
+        """An initial solution ("base": the model as it is; None: there is none), and a pool; InputError with all
+        problems."""
+        candidates, problems = cls(slots(model, task_specific)), list[str]()
+        attempt(problems, lambda: candidates.add_pool(pool, task_specific, skip_misfits))
+        if init is not None and init != "base":
+            attempt(problems, lambda: candidates.add(INITIAL, init, task_specific, first=True))
+        if problems:
+            raise InputError(problems)
+        if init == "base":
+            candidates.keep(INITIAL, model.state_dict())
+        return candidates
+
     @property
     def lead(self) -> Checkpoint | None:
         """The first that lies on disk."""
@@ -64,12 +83,13 @@ class Candidates:
     def add(self, name: str, member: Member, others: Sequence[str], *, first: bool = False) -> None:
         """Take a checkpoint or a state dict; InputError where it is none that fits the slots."""
         if isinstance(member, Mapping):
-            stored: Mapping[str, Stored] = {n: t for n, t in member.items() if isinstance(t, Tensor)}
+            stored: Mapping[str, Stored] = {n: t.detach() for n, t in member.items() if isinstance(t, Tensor)}
             found = find(name, stored, self.slots, others)
             self._take(name, found, None, (), first)
         else:
-            _refuse_adapter(name, Path(member).expanduser())
-            opened = open_checkpoint(member, name)
+            opened = open_model(member, name)
+            if opened.adapter is not None:
+                raise InputError(f"{name}: {opened.path} is an adapter; write MODEL+ADAPTER")
             found = find(name, opened.tensors, self.slots, others)
             identity = {"source": str(member), "files": opened.identity()}
             self.checkpoints[name] = opened
@@ -127,7 +147,7 @@ class Candidates:
     def whole(self, slot: str, k: int) -> Tensor:
         """A candidate's tensor, not copied."""
         stored = self._stored[k][slot]
-        return self.files.whole(stored) if isinstance(stored, TensorInfo) else stored.detach()
+        return whole(self.files, stored) if isinstance(stored, TensorInfo) else stored
 
     def work(self, slot: str, wanted: Sequence[int], use: Use, targets: tuple[Target, ...] = ()) -> Work:
         """Sweep through one tensor of some candidates."""
@@ -136,7 +156,7 @@ class Candidates:
 
         def run(start: int, read: list[Tensor], made: list[Tensor]) -> None:
             chunks, stop = iter(read), min(start + self.chunk, numel)
-            own = [next(chunks) if isinstance(t, TensorInfo) else t.detach().reshape(-1)[start:stop] for t in stored]
+            own = [next(chunks) if isinstance(t, TensorInfo) else t.reshape(-1)[start:stop] for t in stored]
             use(start, own, made)
 
         return Work(numel, tuple(Source(t) for t in stored if isinstance(t, TensorInfo)), targets, run)
@@ -166,6 +186,17 @@ class Candidates:
             n, found = len(group), sums.cpu()
             dots[row, group], norms[row, group], own[row] = found[:n], found[n : 2 * n], found[2 * n]
         return Scores(dots, norms, own)
+
+    def check(self, scores: Scores, when: str) -> None:
+        """MergeError that names a gradient, or a candidate's tensor, that is not finite."""
+        names = list(self.slots)
+        wild = [names[i] for i in (~scores.gradient_norms.isfinite()).nonzero().flatten().tolist()]
+        if wild:
+            raise MergeError(f"the gradient of {wild[0]!r} is not finite {when}{_more(wild)}")
+        bad = (~scores.norms.isfinite()).nonzero().tolist()
+        if bad:
+            where = [f"{self.names[k]}: tensor {names[i]!r}" for i, k in bad]
+            raise MergeError(f"{where[0]} holds NaN or infinity{_more(where)}; mend the checkpoint, or leave it out")
 
     def combining(
         self, slot: str, weights: Sequence[float], out: Tensor | None, bad: list[str], targets: tuple[Target, ...] = ()
@@ -235,8 +266,19 @@ def weighted_sum(tensors: Sequence[Tensor], weights: Sequence[float], out: Tenso
 def check_combined(bad: Sequence[str]) -> None:
     """MergeError that names the tensors of `combining` that are not finite."""
     if bad:
-        more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
-        raise MergeError(f"tensor {bad[0]!r}: the combination is not finite{more}; mend the candidates")
+        raise MergeError(f"tensor {bad[0]!r}: the combination is not finite{_more(bad)}; mend the candidates")
+
+
+def rewrite(
+    candidates: Candidates, tensors: Mapping[str, Tensor], make: Callable[[str, Tensor, list[str]], Work]
+) -> None:
+    """Give a model's tensors what works make of the candidates; MergeError where that is not finite."""
+    bad: list[str] = []
+    candidates.sweep([make(name, tensor.detach().view(-1), bad) for name, tensor in tensors.items()])
+    for tensor in tensors.values():
+        increment_version(tensor)
+    torch.clear_autocast_cache()  # of the weights before, where all of a run is within autocast
+    check_combined(bad)
 
 
 class _Nowhere:
@@ -261,6 +303,10 @@ def _scoring(g: Tensor, sums: Tensor) -> _Chunks:
     return score
 
 
+def _more(items: Sequence[str]) -> str:
+    return f" (and {len(items) - 1} more)" if len(items) > 1 else ""
+
+
 def _groups(wanted: Sequence[int]) -> list[list[int]]:
     """As many at a time as ops take."""
     return [list(wanted[i : i + ops.MAX_MODELS]) for i in range(0, len(wanted), ops.MAX_MODELS)]
@@ -272,11 +318,3 @@ def _numel(slot: Slot) -> int:
 
 def _called(member: str | Path) -> str:
     return Path(member).expanduser().resolve().name.removesuffix(".safetensors")
-
-
-def _refuse_adapter(name: str, path: Path) -> None:
-    if (path / "adapter_config.json").is_file():
-        raise InputError(
-            f"{name}: {path} is an adapter, not a checkpoint; merge it into its base first (peft: merge_and_unload), "
-            "and save that"
-        )

@@ -10,14 +10,12 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import increment_version
 
 from .. import __version__
-from ..errors import MergeError
 from . import choice
-from .candidates import Candidates, Scores, check_combined
+from .candidates import Candidates, rewrite
 from .line_search import line_search
-from .matching import layers_of
+from .matching import rows_of
 from .objective import Gradient, Objective, check_finite
 from .record import Record, Step, TensorRecord
 from .settings import Settings
@@ -25,7 +23,6 @@ from .soft import blend, descend, slopes
 
 MergeFn = Callable[[Tensor, list[Tensor], list[float]], Tensor]
 Ended = Literal["gap", "stalled"] | None
-WHOLE = "model"  # the row of a model that has the same coefficients everywhere
 
 
 class Iterate:
@@ -43,12 +40,9 @@ class Iterate:
         self.merge_fn = merge_fn
         state = model.state_dict(keep_vars=True)
         self.tensors: dict[str, Tensor] = {name: state[name] for name in candidates.slots}
-        layers = layers_of(list(self.tensors), settings.layers) if settings.by_layer else {WHOLE: list(self.tensors)}
-        numbers = {name: row for row, own in enumerate(layers.values()) for name in own}
-        self.row_names = list(layers)
-        self.rows = [numbers[name] for name in self.tensors]  # of the tensors, in order
+        self.row_names, self.rows = rows_of(list(self.tensors), settings.layers if settings.by_layer else None)
         self.gradient = Gradient({n: t for n, t in self.tensors.items() if isinstance(t, nn.Parameter)})
-        self.coefficients = torch.zeros((len(layers), len(candidates.names)), dtype=torch.float64)
+        self.coefficients = torch.zeros((len(self.row_names), len(candidates.names)), dtype=torch.float64)
         self.coefficients[:, 0] = 1
         self.allowed = range(0 if settings.initial_vertex else 1, len(candidates.names))
         self._written: Tensor | None = None  # the coefficients that the model's weights are of
@@ -91,17 +85,13 @@ class Iterate:
     def write(self, coefficients: Tensor) -> None:
         """Give the model the weights that coefficients make; rows that it has already are left alone."""
         before, self._written = self._written, None
-        bad: list[str] = []
-        works = []
-        for row, (name, tensor) in zip(self.rows, self.tensors.items(), strict=True):
-            if before is None or not torch.equal(before[row], coefficients[row]):
-                flat = tensor.detach().view(-1)
-                works.append(self.candidates.combining(name, coefficients[row].tolist(), flat, bad))
-        self.candidates.sweep(works)
-        for tensor in self.tensors.values():
-            increment_version(tensor)
-        torch.clear_autocast_cache()  # of the weights before, where all of a run is within autocast
-        check_combined(bad)
+        weights = {
+            name: coefficients[row].tolist()
+            for row, name in zip(self.rows, self.tensors, strict=True)
+            if before is None or not torch.equal(before[row], coefficients[row])
+        }
+        changed = {name: self.tensors[name] for name in weights}
+        rewrite(self.candidates, changed, lambda n, out, bad: self.candidates.combining(n, weights[n], out, bad))
         self._written = coefficients.clone()
 
     def step(self, number: int) -> tuple[Step, float | None, Ended]:
@@ -139,7 +129,7 @@ class Iterate:
             check_finite(losses, f"at step {number}")
             with self._timed("scores"):
                 scores = self.candidates.scores(self.gradient.of, every)
-            self._check(scores, number)
+            self.candidates.check(scores, f"at step {number}")
             dots += (1.0 if part is None else part.weight) * choice.by_row(scores.dots, self.rows)
             alignments.append(choice.by_row(choice.aligned(scores, self.settings.alignment), self.rows))
         return losses, dots, alignments
@@ -213,17 +203,6 @@ class Iterate:
                 own = [self.candidates.whole(name, k).to(tensor.device) for k in vertices[row].tolist()]
                 tensor.copy_(merge_fn(tensor.detach(), own, [gamma] * len(own)))
 
-    def _check(self, scores: Scores, number: int) -> None:
-        """MergeError that names a gradient, or a candidate's tensor, that is not finite."""
-        names = list(self.tensors)
-        wild = [names[i] for i in (~scores.gradient_norms.isfinite()).nonzero().flatten().tolist()]
-        if wild:
-            raise MergeError(f"the gradient of {wild[0]!r} is not finite at step {number}{_more(wild)}")
-        bad = (~scores.norms.isfinite()).nonzero().tolist()
-        if bad:
-            where = [f"{self.candidates.names[k]}: tensor {names[i]!r}" for i, k in bad]
-            raise MergeError(f"{where[0]} holds NaN or infinity{_more(where)}; mend the checkpoint, or leave it out")
-
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:
         begin = time.perf_counter()
@@ -233,7 +212,3 @@ class Iterate:
 
 def _single(step: float) -> Tensor:
     return torch.full((1, 1), step, dtype=torch.float64)
-
-
-def _more(items: Sequence[str]) -> str:
-    return f" (and {len(items) - 1} more)" if len(items) > 1 else ""

@@ -9,10 +9,9 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from ..errors import InputError, attempt
-from .candidates import INITIAL, Candidates, Pool
+from .candidates import Candidates, Pool
 from .choice import Alignment, Level
 from .iterate import Iterate, MergeFn
-from .matching import slots
 from .objective import Batches, LossFn, Objective, check_finite
 from .record import Record, Step, differences
 from .result import Result
@@ -108,7 +107,7 @@ def frank_wolfe(
         ),
     )
     objective = attempt(problems, lambda: Objective(loss_fn, batches, task_weights))
-    candidates = attempt(problems, lambda: _candidates(model, pool, init, task_specific, skip_misfits))
+    candidates = attempt(problems, lambda: Candidates.of(model, pool, init, task_specific, skip_misfits))
     if merge_fn is not None and (variant != "hard" or step == "line_search" or checkpoint is not None):
         problems.append("merge_fn: goes with variant='hard', a fixed step and no checkpoint")
     if resume and checkpoint is None:
@@ -160,24 +159,6 @@ def _kept_whole(iterate: Iterate) -> Iterator[None]:
     except Exception:
         iterate.go_back()
         raise
-
-
-def _candidates(
-    model: nn.Module,
-    pool: Pool,
-    init: str | Path | Mapping[str, Tensor],
-    task_specific: Sequence[str],
-    skip_misfits: bool,
-) -> Candidates:
-    candidates, problems = Candidates(slots(model, task_specific)), list[str]()
-    attempt(problems, lambda: candidates.add_pool(pool, task_specific, skip_misfits))
-    if init != "base":
-        attempt(problems, lambda: candidates.add(INITIAL, init, task_specific, first=True))
-    if problems:
-        raise InputError(problems)
-    if init == "base":
-        candidates.keep(INITIAL, model.state_dict())
-    return candidates
 
 
 def _check_folder(file: Path) -> None:

@@ -16,6 +16,7 @@ from ..recipe.layers import LAYER
 from ..runtime.matching import memory_key
 
 FLOATS = {dtype: code for code, dtype in TORCH_DTYPES.items()}
+WHOLE = "model"  # the row of a model that has the same coefficients everywhere
 Stored = TensorInfo | Tensor  # in a file, or in memory
 
 
@@ -94,6 +95,13 @@ def layers_of(names: Sequence[str], layers: str | Sequence[str]) -> dict[str, li
     if unused:
         raise InputError(f"layers: {pattern!r} matches no tensor of its own" for pattern in unused)
     return found
+
+
+def rows_of(names: Sequence[str], layers: str | Sequence[str] | None) -> tuple[list[str], list[int]]:
+    """What rows of coefficients are called, and each tensor's row: one of all (None), or a row for each layer."""
+    found = {WHOLE: list(names)} if layers is None else layers_of(names, layers)
+    numbers = {name: row for row, own in enumerate(found.values()) for name in own}
+    return list(found), [numbers[name] for name in names]
 
 
 def matches(name: str, patterns: Sequence[str]) -> bool:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -101,6 +102,12 @@ class Objective:
         of = loss_fn if isinstance(loss_fn, Mapping) else dict.fromkeys(tasks, loss_fn)
         self.parts = [Part(name, weights[name] / total, of[name], own) for name, own in tasks.items()]
 
+    def on(self, batches: Mapping[str, Batches]) -> Objective:
+        """The same on other batches, by task."""
+        other = copy(self)
+        other.parts = [replace(part, batches=batches[part.name]) for part in self.parts]
+        return other
+
     def losses(self, model: nn.Module) -> dict[str, float]:
         """Each task's loss, without a gradient; not checked."""
         with torch.no_grad():
@@ -145,6 +152,17 @@ def check_finite(losses: Mapping[str, float], when: str) -> None:
         )
 
 
+def check_batches(tasks: Mapping[str, Batches]) -> list[str]:
+    """What is wrong with batches, by task."""
+    problems = []
+    for name, own in tasks.items():
+        if isinstance(own, Iterator):
+            problems.append(f"batches of {name}: are an iterator, which can be gone through once; pass a list")
+        elif isinstance(own, Sized) and not len(own):
+            problems.append(f"batches of {name}: are empty; pass one batch at least")
+    return problems
+
+
 def _problems(
     loss_fn: LossFn | Mapping[str, LossFn], tasks: Mapping[str, Batches], weights: Mapping[str, float]
 ) -> list[str]:
@@ -157,11 +175,7 @@ def _problems(
         problems.append(f"task_weights: must be finite, not negative and not all 0, they are {dict(weights)}")
     if not tasks:
         problems.append("batches: there is no task; pass batches, or a mapping of tasks to batches")
-    for name, own in tasks.items():
-        if isinstance(own, Iterator):
-            problems.append(f"batches of {name}: are an iterator, which can be gone through once; pass a list")
-        elif isinstance(own, Sized) and not len(own):
-            problems.append(f"batches of {name}: are empty; pass one batch at least")
+    problems += check_batches(tasks)
     if isinstance(loss_fn, Mapping):
         problems += [f"loss_fn: has none for the task {name!r}" for name in tasks if name not in loss_fn]
     return problems

@@ -23,7 +23,7 @@ IGNORED = -100  # a label that does not count
 def cross_entropy(model: nn.Module, batch: Any) -> Tensor:
     """Labelled classification: logits [N, C] and labels int64 [N] (those of -100 do not count)."""
     inputs, labels = _labelled(batch, model)
-    return functional.cross_entropy(_logits(model, inputs), labels, ignore_index=IGNORED)
+    return functional.cross_entropy(logits(model, inputs), labels, ignore_index=IGNORED)
 
 
 def causal_lm(model: nn.Module, batch: Any) -> Tensor:
@@ -38,8 +38,8 @@ def causal_lm(model: nn.Module, batch: Any) -> Tensor:
     labels = given.pop("labels", given["input_ids"])
     if "attention_mask" in given:
         labels = labels.masked_fill(given["attention_mask"] == 0, IGNORED)
-    logits = _logits(model, given)[:, :-1]
-    return functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
+    found = logits(model, given)[:, :-1]
+    return functional.cross_entropy(found.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
 
 
 def entropy(model: nn.Module, batch: Any) -> Tensor:
@@ -47,12 +47,24 @@ def entropy(model: nn.Module, batch: Any) -> Tensor:
 
     `labels`, where the batch has them, are not looked at (AdaMerging, Yang et al. 2024, arXiv 2310.02575).
     """
+    logs = functional.log_softmax(logits(model, unlabelled(batch, model)), -1)
+    return -(logs.exp() * logs).sum(-1).mean()
+
+
+def logits(model: nn.Module, inputs: Any) -> Tensor:
+    """What a model returns for inputs that are on its device, float32 at least."""
+    output = model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
+    found: Tensor = output if isinstance(output, Tensor) else output.logits
+    return found.float() if found.dtype != torch.float64 else found
+
+
+def unlabelled(batch: Any, model: nn.Module) -> Any:
+    """A batch's inputs on the model's device, without the labels that it may have."""
     if isinstance(batch, Mapping):
         inputs: Any = {name: value for name, value in batch.items() if name != "labels"}
     else:
         inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
-    logs = functional.log_softmax(_logits(model, _moved(inputs, model)), -1)
-    return -(logs.exp() * logs).sum(-1).mean()
+    return _moved(inputs, model)
 
 
 def _labelled(batch: Any, model: nn.Module) -> tuple[Any, Tensor]:
@@ -62,12 +74,6 @@ def _labelled(batch: Any, model: nn.Module) -> tuple[Any, Tensor]:
     if isinstance(batch, (tuple, list)) and len(batch) == 2:
         return _moved(batch[0], model), _moved(batch[1], model)
     raise InputError("cross_entropy: a batch must be a mapping with labels, or a pair (inputs, labels)")
-
-
-def _logits(model: nn.Module, inputs: Any) -> Tensor:
-    output = model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
-    logits: Tensor = output if isinstance(output, Tensor) else output.logits
-    return logits.float() if logits.dtype != torch.float64 else logits
 
 
 def _moved(value: Any, model: nn.Module) -> Any:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..errors import InputError
 from ..formats.checkpoint import read_json
 
-RECORD = "frank_wolfe.json"
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 SUM_ERROR = 1e-9  # of a row of coefficients
 COMPARED = ("fastmerge", "candidates", "identities", "rows", "tensors", "tasks")  # of two records
 
@@ -46,35 +48,45 @@ class TensorRecord(BaseModel):
     names: list[str] = Field(min_length=1)
 
 
-class Record(BaseModel):
-    """`coefficients`: for each of `rows` the convex coefficient of each candidate; None of a merge_fn's model.
+class RunRecord(BaseModel):
+    """What all runs tell: of whom (`pool`, and of `candidates` the initial solution before them), and how.
 
-    `identities`: where candidates were read from, None of those in memory. `loss`: of the final model. `ended`: why,
-    "gap" (at most the tolerance), "steps", "stalled" (no step made the loss less), or "callback"; None: not yet.
+    `coefficients`: for each of `rows`, those of each candidate. `identities`: where candidates were read from, None of
+    those in memory. `loss`: of the final model.
     """
 
     model_config = ConfigDict(extra="forbid")
+    method: ClassVar[str]
+    title: ClassVar[str]
+    reference: ClassVar[str]
 
-    format: Literal["fastmerge.frank_wolfe"] = "fastmerge.frank_wolfe"
+    format: str
     version: Literal[1] = 1
     fastmerge: str
     settings: dict[str, Any]
-    candidates: list[str] = Field(min_length=2)
+    candidates: list[str] = Field(min_length=1)
     identities: dict[str, Any]
     rows: list[str]
-    tensors: dict[str, TensorRecord]
     tasks: dict[str, float]
     coefficients: list[list[float]] | None
-    steps: list[Step] = []
     loss: float | None = None
-    ended: Literal["gap", "steps", "stalled", "callback"] | None = None
     notes: list[str] = []
 
+    @property
+    def file(self) -> str:
+        """What it is called in a folder."""
+        return f"{self.method}.json"
+
+    @property
+    def pool(self) -> list[str]:
+        """The candidates but for the initial solution."""
+        return self.candidates[1:]
+
     @classmethod
-    def read(cls, path: str | Path) -> Record:
+    def read(cls, path: str | Path) -> Self:
         """The record in a file, or in a folder that a run wrote. InputError where it is none, or not whole."""
         file = Path(path).expanduser()
-        file = file / RECORD if file.is_dir() else file
+        file = file / f"{cls.method}.json" if file.is_dir() else file
         if not file.is_file():
             raise InputError(f"{file}: there is no such record")
         try:
@@ -95,13 +107,32 @@ class Record(BaseModel):
         os.replace(scratch, file)
 
     def _problems(self) -> list[str]:
+        if self.coefficients is None or len(self.coefficients) == len(self.rows):
+            return []
+        return [f"has {len(self.coefficients)} rows of coefficients for {len(self.rows)}"]
+
+
+class Record(RunRecord):
+    """A run of Frank-Wolfe: its coefficients are convex, of each candidate; None of a merge_fn's model. `ended`: why,
+    "gap" (at most the tolerance), "steps", "stalled" (no step made the loss less), or "callback"; None: not yet.
+    """
+
+    method = "frank_wolfe"
+    title = "Frank-Wolfe optimisation"
+    reference = "FW-Merging, Chen et al. 2025, arXiv 2503.12649"
+
+    format: Literal["fastmerge.frank_wolfe"] = "fastmerge.frank_wolfe"
+    candidates: list[str] = Field(min_length=2)
+    tensors: dict[str, TensorRecord]
+    steps: list[Step] = []
+    ended: Literal["gap", "steps", "stalled", "callback"] | None = None
+
+    def _problems(self) -> list[str]:
         rows, k = self.coefficients or [], len(self.candidates)
         odd = [row for row in rows if len(row) != k or not min(row) >= 0 or not abs(sum(row) - 1) < SUM_ERROR]
         problems = [f"coefficients must be {k} in a row, ≥ 0, with the sum 1, not {row}" for row in odd]
-        if self.coefficients is not None and len(rows) != len(self.rows):
-            problems.append(f"has {len(rows)} rows of coefficients for {len(self.rows)}")
         wrong = [name for name, tensor in self.tensors.items() if tensor.row >= len(self.rows)]
-        return problems + [f"tensor {name!r} is of no row" for name in wrong]
+        return problems + super()._problems() + [f"tensor {name!r} is of no row" for name in wrong]
 
 
 def differences(before: Record, now: Record) -> list[str]:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from ..engine.report import Report
 from ..errors import InputError
 from .candidates import Candidates
 from .folder import write_folder
+from .output import not_merged
 from .record import Record, Step
 
 
@@ -64,10 +64,5 @@ class Result:
         Configuration and tokenizer are those of the initial solution's folder, or else of the first that is one; what
         is not merged (integers, task-specific tensors) is the model's. frank_wolfe.json beside it is the record.
         """
-        merged = {name for slot in self.candidates.slots.values() for name in slot.names}
-        own: Mapping[str, Tensor] = {
-            name: tensor.detach()
-            for name, tensor in self.model.state_dict().items()
-            if isinstance(tensor, Tensor) and name not in merged
-        }
+        own = not_merged(self.model, self.candidates)
         return write_folder(self.record, self.candidates, own, Path(out), overwrite=overwrite)

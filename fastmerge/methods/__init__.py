@@ -13,8 +13,19 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InputError, nearest
 
 if TYPE_CHECKING:
-    from ._declaration import Method
+    from ._declaration import Block, Method, Pass, Statistics, Subject
     from ._faults import Fault
+    from ._modulators import TaskVectorMethod
+
+__all__ = ["Block", "Method", "Pass", "Statistics", "Subject", "TaskVectorMethod", "build", "check", "get", "names"]
+
+
+def __getattr__(name: str) -> Any:
+    """What methods are declared with, loaded when first used: pydantic takes a while."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = "_modulators" if name == "TaskVectorMethod" else "_declaration"
+    return getattr(importlib.import_module(f"{__name__}.{home}"), name)
 
 
 def names() -> list[str]:

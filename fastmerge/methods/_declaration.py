@@ -13,10 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchem
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..ops import Cut, Expert
+    from ..ops import Cut, Expert, LowRank
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Written = Literal["merged", "unified", "masks"]
+ExpertSize = int | tuple[int, int, int]  # elements of a sparse expert; or rows, rank and columns of a product
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ class Block:
     merged: Tensor | None = None
     unified: Tensor | None = None
     masks: Tensor | None = None
-    experts: list[Expert] = field(default_factory=list)
+    experts: list[Expert | LowRank] = field(default_factory=list)
     sums: Tensor | None = None
     nonfinite: int = 0
 
@@ -93,8 +94,8 @@ class Pass:
     Where given, `ranks` names per model the ranks whose cuts the pass needs (ops.kth_magnitude), and `prepare` works on
     the whole tensor before its first block; what it returns is `Block.prepared`. `rows_whole`: no row may be cut.
     `statistic` names sums that depend on the inputs alone, so that another run may use them. `prefilter` gives, of the
-    whole tensor, task vectors that take the models' place, as if base were zero. `experts` tells how many elements of a
-    tensor each model's expert has; before the passes that decide it, about how many. `held`: bytes of memory that it
+    whole tensor, task vectors that take the models' place, as if base were zero. `experts` tells the size of each
+    model's expert of a tensor, if it has some; before the passes that decide it, about. `held`: bytes of memory that it
     takes beside the block. `idle`: it has nothing to do with the tensor, which is not read.
     """
 
@@ -106,7 +107,7 @@ class Pass:
     rows_whole: bool = False
     statistic: str | None = None
     prefilter: Callable[[Block], list[Tensor]] | None = None
-    experts: Callable[[Subject, Sequence[Statistics]], list[int]] | None = None
+    experts: Callable[[Subject, Sequence[Statistics]], Sequence[ExpertSize]] | None = None
     held: int = 0
     idle: bool = False
 
@@ -187,6 +188,7 @@ class Method(BaseModel):
     name: ClassVar[str]
     source: ClassVar[str]  # paper and equation
     uses_base: ClassVar[bool] = True
+    counts: ClassVar[tuple[int, int]] = (1, 64)  # models at least, and at most
     per_tensor: ClassVar[frozenset[str]] = frozenset()  # parameters that may differ from tensor to tensor
     by_model: ClassVar[tuple[str, ...]] = ()  # parameters that may differ from model to model
 
@@ -194,7 +196,12 @@ class Method(BaseModel):
 
     def problems(self, models: Sequence[str]) -> list[str]:
         """What is wrong with the parameters for these models (names, in order)."""
+        least, most = self.counts
         problems = []
+        if not least <= len(models) <= most:
+            wanted = f"{least}" if least == most else f"{least} or more" if len(models) < least else f"{most} or fewer"
+            noun = "model" if wanted == "1" else "models"
+            problems.append(f"{self.name} merges {wanted} {noun}, these are {len(models)} ({', '.join(models)})")
         for name in self.by_model:
             value = getattr(self, name)
             if isinstance(value, dict) and set(value) != set(models):

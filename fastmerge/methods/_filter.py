@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from ..ops import Filtered
 
 IDENTITY = 0.995  # of the bins kept: a filter that hardly filters
-ROWS = 1 << 19  # elements of the rows that a filter works on together, about
-SLAB = 1 << 20  # filtered elements that are measured at a time; a multiple of ops.BLOCK
+ROWS = 1 << 19  # elements of the rows that all threads work on together, about
 
 
 def _patterns(value: object) -> object:
@@ -89,30 +88,17 @@ class Filter(BaseModel):
 
     def magnitudes(self, block: Block) -> list[float]:
         """Per model Σ|G(τ_k)| of a whole tensor; one filter a model."""
-        import torch
-
         from .. import ops
 
+        shape = self.matrices(block.subject)
         assert block.base is not None
-        wide = ops.working_dtype([block.base, *block.models])
-        n = block.subject.numel
-        out, zeros = (block.base.new_empty(min(SLAB, n), dtype=wide) for _ in range(2))
-        zeros.zero_()
-        found = []
-        for model in block.models:
-            filtered = self.filtered(block, [model], [1.0])
-            sums = torch.zeros(4, 1, dtype=torch.float64, device=out.device)
-            for start in range(0, n, SLAB):
-                part = out[: min(SLAB, n - start)]
-                filtered.write(start, part, as_delta=True)
-                ops.moments(zeros[: len(part)], [part], sums=sums)
-            found.append(float(sums[0, 0]))
-        return found
+        assert shape is not None
+        return ops.Filtered.magnitudes(block.base.view(shape), [m.view(shape) for m in block.models], self.limits)
 
-    def panel_bytes(self, subject: Subject, wide: bool) -> int:
-        """What a filter of the tensor holds of its spectrum, and of rows between two pieces."""
+    def panel_bytes(self, subject: Subject, wide: bool, filters: int = 1) -> int:
+        """What filters of the tensor hold of its spectrum, and of rows that are worked on."""
         _, h, w = self.matrices(subject) or (0, 0, 0)
-        elements = 2 * self.limits.columns(h, w) * h + min(h * w, ROWS) if h * w else 0
+        elements = 2 * filters * self.limits.columns(h, w) * h + min(h * w, ROWS) if h * w else 0
         return elements * (8 if wide else 4)
 
 

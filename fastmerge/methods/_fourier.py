@@ -75,6 +75,11 @@ class FourierMethod(Filter, Method):
         """Whether the method needs a first reading that sums up magnitudes."""
         return self.coefficients in ("global", "mean_of_means")
 
+    @property
+    def filters_each(self) -> bool:
+        """Whether the method needs E|G(τ_k)| of every model."""
+        return self.align == "layer"
+
     def passes(self, models: Sequence[str], wide: bool = False) -> tuple[Pass, ...]:
         return (*((Pass(measure, rows=4, statistic="moments"),) if self.measures else ()), self.merging(models))
 
@@ -101,7 +106,8 @@ class FourierMethod(Filter, Method):
             self.merge(block, prepared)
 
         plain = subject is not None and self.matrices(subject) is None and self.coefficients != "tensor"
-        held = 0 if subject is None else self.panel_bytes(subject, wide)
+        filters = len(models) if self.filters_each else 1
+        held = 0 if subject is None else self.panel_bytes(subject, wide, filters)
         return Pass(merge, writes=("merged",), rows=1, prepare=None if plain else prepare, held=held)
 
     def prepare(self, block: Block, models: Sequence[str], earlier: Sequence[Statistics]) -> Prepared:

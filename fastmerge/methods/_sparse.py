@@ -17,17 +17,17 @@ from ._seeds import drop_threshold, philox_key
 if TYPE_CHECKING:
     from ..ops import Kept
 
-Rescaling = Literal["density", "l1"]
 SLAB = 1 << 22  # elements whose masks are held at a time; a multiple of ops.BLOCK
 
 
 class SparseMethod(TaskVectorMethod):
     """A task-vector method that keeps the fraction `density` of each task vector."""
 
-    per_tensor = TaskVectorMethod.per_tensor | {"density"}
+    per_tensor = TaskVectorMethod.per_tensor | {"density", "rescale"}
     by_model: ClassVar[tuple[str, ...]] = ("weights", "density")
 
     density: per_model(0, 1) = Field(0.2, description="fraction of each task vector that is kept")  # type: ignore[valid-type]
+    rescale: Literal["none", "l1"] = Field("none", description="what is kept is brought to its L1 norm, or left")
 
     def densities(self, models: Sequence[str]) -> list[Fraction]:
         """Each model's density, exactly as written."""
@@ -37,9 +37,33 @@ class SparseMethod(TaskVectorMethod):
         """Which elements take part."""
         raise NotImplementedError
 
+    @property
+    def prepares(self) -> bool:
+        return self.rescale == "l1"
+
+    def prepare(self, block: Block, models: Sequence[str], earlier: Sequence[Statistics]) -> list[float]:
+        """Per model the L1 norm before the drop over the one after, rounded to float32; 0 where all is dropped."""
+        import torch
+
+        from .. import ops
+
+        assert block.base is not None
+        sums = torch.zeros(2, len(models), dtype=torch.float64, device=block.base.device)
+        for start in range(0, block.subject.numel, SLAB):
+            own = slice(start, start + SLAB)
+            part = replace(block, start=start, base=block.base[own], models=[model[own] for model in block.models])
+            ops.kept_sums(block.base[own], part.models, self.kept(part, models, earlier), offset=start, sums=sums)
+        before, after = sums.tolist()
+        return [ctypes.c_float(b / a).value if a else 0.0 for b, a in zip(before, after, strict=True)]
+
+    def factors(self, block: Block, models: Sequence[str]) -> list[float] | None:
+        """What each model's kept elements are multiplied by, where they are."""
+        factors: list[float] | None = block.prepared if self.rescale == "l1" else None
+        return factors
+
     def arguments(self, block: Block, models: Sequence[str], earlier: Sequence[Statistics]) -> dict[str, Any]:
-        kept = self.kept(block, models, earlier)
-        return super().arguments(block, models, earlier) | {"kept": kept, "offset": block.start}
+        selection = {"kept": self.kept(block, models, earlier), "offset": block.start}
+        return super().arguments(block, models, earlier) | selection | {"factors": self.factors(block, models)}
 
 
 class TrimmedMethod(SparseMethod):
@@ -74,40 +98,18 @@ class RandomMethod(SparseMethod):
 
     density: per_model(0, 1) = Field(0.5, description="fraction of each task vector that is kept, on average")  # type: ignore[valid-type]
     seed: int = Field(0, description="of the random numbers; one seed drops the same elements everywhere")
-    rescale: Rescaling = Field("density", description="what is kept is divided by density, or brought to its L1 norm")
-
-    @property
-    def prepares(self) -> bool:
-        return self.rescale == "l1"
+    rescale: Literal["density", "l1", "none"] = Field(  # type: ignore[assignment]
+        "density", description="what is kept is divided by density, brought to its L1 norm, or left"
+    )
 
     def keys(self, subject: Subject, models: Sequence[str]) -> list[int]:
         """Each model's key for this tensor's random numbers."""
         return [philox_key(self.seed, self.name, subject.name, model) for model in models]
 
-    def prepare(self, block: Block, models: Sequence[str], earlier: Sequence[Statistics]) -> list[float]:
-        """Per model the L1 norm before the drop over the one after, rounded to float32; 0 where all is dropped."""
-        import torch
-
-        from .. import ops
-
-        assert block.base is not None
-        sums = torch.zeros(2, len(models), dtype=torch.float64, device=block.base.device)
-        for start in range(0, block.subject.numel, SLAB):
-            own = slice(start, start + SLAB)
-            part = replace(block, start=start, base=block.base[own], models=[model[own] for model in block.models])
-            ops.kept_sums(block.base[own], part.models, self.kept(part, models, earlier), offset=start, sums=sums)
-        before, after = sums.tolist()
-        return [ctypes.c_float(b / a).value if a else 0.0 for b, a in zip(before, after, strict=True)]
-
-    def factors(self, block: Block, models: Sequence[str]) -> list[float]:
-        """What each model's kept elements are multiplied by."""
-        if self.rescale == "l1":
-            factors: list[float] = block.prepared
-            return factors
+    def factors(self, block: Block, models: Sequence[str]) -> list[float] | None:
+        if self.rescale != "density":
+            return super().factors(block, models)
         return [float(1 / density) if density else 0.0 for density in self.densities(models)]
-
-    def arguments(self, block: Block, models: Sequence[str], earlier: Sequence[Statistics]) -> dict[str, Any]:
-        return super().arguments(block, models, earlier) | {"factors": self.factors(block, models)}
 
 
 class DroppingMethod(RandomMethod):

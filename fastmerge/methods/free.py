@@ -12,17 +12,19 @@ from pydantic import Field, PlainValidator, WithJsonSchema
 
 from . import _quantiles
 from ._declaration import Block, Pass, Statistics, Subject, exact
-from ._filter import SLAB
 from ._fourier import FourierMethod, Prepared, single
 from ._rows import largest_of_rows
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..ops import Expert
 
 RESCALES = ("released", "paper")
 # Rows of the last pass's sums, after the coefficients: the sum of kept magnitudes, their number, and the sum of
 # magnitudes that μ_k is divided by.
 KEPT, COUNT, BELOW = 1, 2, 3
+PIECE = 1 << 14
 
 
 def _rescale(value: Any) -> str | float:
@@ -40,6 +42,20 @@ def _rescale(value: Any) -> str | float:
 Rescale = Annotated[
     str | float, PlainValidator(_rescale), WithJsonSchema({"anyOf": [{"enum": list(RESCALES)}, {"type": "number"}]})
 ]
+
+
+def magnitude(values: Tensor) -> Tensor:
+    """Σ|values| in float64, in pieces of which torch makes zeros without its threads, which would spin in our way."""
+    import torch
+
+    from .. import ops
+
+    sums = torch.zeros(4, 1, dtype=torch.float64, device=values.device)
+    zeros = values.new_zeros(min(PIECE, values.numel()))
+    for start in range(0, values.numel(), PIECE):
+        piece = values[start : start + PIECE]
+        ops.moments(zeros[: piece.numel()], [piece], sums=sums)
+    return sums[0, 0]
 
 
 class FREE(FourierMethod):
@@ -82,6 +98,10 @@ class FREE(FourierMethod):
     def passes_on(self, subject: Subject, models: Sequence[str], wide: bool = False) -> tuple[Pass, ...]:
         return (*self._histograms(models, wide), *super().passes_on(subject, models, wide))
 
+    @property
+    def filters_each(self) -> bool:
+        return super().filters_each or self.rescale == "released"
+
     def _histograms(self, models: Sequence[str], wide: bool) -> tuple[Pass, ...]:
         """The readings after which the whole task vector's largest elements are known."""
         return _quantiles.passes([self.density] * len(models), wide, math.ceil) if self.scope == "global" else ()
@@ -98,7 +118,7 @@ class FREE(FourierMethod):
 
         merging = super().merging(models, subject, wide)
         elements = 0 if subject is None else len(models) * math.ceil(self.density * subject.numel)
-        held = merging.held + elements * (10 if wide else 6) + SLAB * (16 if wide else 8)
+        held = merging.held + elements * (10 if wide else 6)
         return replace(merging, rows=4, ranks=ranks, prepare=prepare, experts=sizes, held=held)
 
     def sizes(self, subject: Subject, models: Sequence[str], earlier: Sequence[Statistics], wide: bool) -> list[int]:
@@ -116,15 +136,13 @@ class FREE(FourierMethod):
         return int(self.density * subject.columns)
 
     def prepare(self, block: Block, models: Sequence[str], earlier: Sequence[Statistics]) -> Prepared:
-        from .. import ops
-
         assert block.base is not None
         assert block.sums is not None
-        block.experts = [self._expert(block, k) for k in range(len(models))]
-        for k, expert in enumerate(block.experts):
-            values = expert.values
-            block.sums[KEPT, k] = ops.moments(values.new_zeros(values.shape), [values]).magnitude[0]
-            block.sums[COUNT, k] = values.numel()
+        experts = [self._expert(block, k) for k in range(len(models))]
+        block.experts = [*experts]
+        for k, expert in enumerate(experts):
+            block.sums[KEPT, k] = magnitude(expert.values)
+            block.sums[COUNT, k] = expert.values.numel()
         if self.others == "base" and self.matrices(block.subject) is None:
             block.sums[KEPT] = 0.0
         elif not isinstance(self.rescale, float):

@@ -14,13 +14,10 @@ class Slerp(Method):
 
     name = "slerp"
     source = "Shoemake 1985, as in mergekit: straight where the vectors are nearly parallel"
+    counts = (1, 1)
     per_tensor = frozenset({"t"})
 
     t: float = Field(0.5, ge=0, le=1, description="0 is base, 1 the model")
-
-    def problems(self, models: Sequence[str]) -> list[str]:
-        count = f"these are {len(models)} ({', '.join(models)})"
-        return [] if len(models) == 1 else [f"slerp goes from base to one model, {count}; give one"]
 
     def passes(self, models: Sequence[str], wide: bool = False) -> tuple[Pass, ...]:
         def measure(block: Block, _: Sequence[Statistics]) -> list[float]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -24,26 +24,33 @@ INPUT = re.compile(
 )
 
 
+def placed(tensors: Iterable[str]) -> dict[str, tuple[str, int]]:
+    """The stack and the number of every tensor that is in a layer; empty if none is."""
+    names = list(tensors)
+    for pattern in (LAYER, NUMBERED):
+        found = {name: (match["stack"], int(match["number"])) for name in names if (match := pattern.match(name))}
+        if found:
+            return found
+    return {}
+
+
 def depths(tensors: Sequence[str]) -> dict[str, Fraction]:
     """The depth of every tensor, from 0 to 1; empty if none is in a layer."""
-    for pattern in (LAYER, NUMBERED):
-        found = {name: match for name in tensors if (match := pattern.match(name))}
-        if found:
-            break
-    else:
+    found = placed(tensors)
+    if not found:
         return {}
     stacks: dict[str, set[int]] = {}
-    for match in found.values():
-        stacks.setdefault(match["stack"], set()).add(int(match["number"]))
+    for stack, number in found.values():
+        stacks.setdefault(stack, set()).add(number)
     ranks = {stack: {number: rank for rank, number in enumerate(sorted(own))} for stack, own in stacks.items()}
     result = {}
     for name in tensors:
-        match = found.get(name)
-        if match is None:
+        if name not in found:
             result[name] = Fraction(0 if INPUT.search(name) else 1)
         else:
-            own = ranks[match["stack"]]
-            result[name] = Fraction(own[int(match["number"])], max(1, len(own) - 1))
+            stack, number = found[name]
+            own = ranks[stack]
+            result[name] = Fraction(own[number], max(1, len(own) - 1))
     return result
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from fractions import Fraction
@@ -15,6 +15,7 @@ from ..methods._declaration import Method
 from ..methods._faults import Fault, Path
 from .layers import at_depth, depths, has_gradient, is_gradient, wrong_gradient
 
+WILD = re.compile(r"[*?\[]")
 # One or several patterns of tensor names, and the parameters that they change.
 Override = tuple[str | Sequence[str], Mapping[str, Any]]
 
@@ -45,10 +46,11 @@ class Parameters:
             problems.append("layers: no tensor's name has the number of a layer (layers.7.); give numbers alone")
         for i, (patterns, _) in enumerate(self.overrides):
             problems += [f"tensors[{i}]: {text}" for text in _unmatched(patterns, tensors)]
+        matches = [_matcher(patterns) for patterns, _ in self.overrides]
         known: dict[tuple[tuple[int, ...], Fraction], Method] = {}
         wrong: set[tuple[int, ...]] = set()  # one report for all depths
         for name in tensors:
-            hits = tuple(i for i, (patterns, _) in enumerate(self.overrides) if _matches(name, patterns))
+            hits = tuple(i for i, match in enumerate(matches) if match(name))
             key = hits, placed.get(name, Fraction(0))
             if key not in known and hits not in wrong:
                 known[key], found = self._built(*key)
@@ -192,11 +194,15 @@ def plain(value: Any) -> Any:
         return value
 
 
-def _matches(tensor: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatchcase(tensor, pattern) for pattern in patterns)
+def _matcher(patterns: Sequence[str]) -> Callable[[str], bool]:
+    """Tells the tensors that a pattern matches; there may be as many patterns as tensors."""
+    plain = {pattern for pattern in patterns if not WILD.search(pattern)}
+    wild = [pattern for pattern in patterns if pattern not in plain]
+    return lambda tensor: tensor in plain or any(fnmatchcase(tensor, pattern) for pattern in wild)
 
 
 def _unmatched(patterns: Sequence[str], tensors: Sequence[str]) -> list[str]:
-    unmatched = [p for p in patterns if not any(fnmatchcase(name, p) for name in tensors)]
+    known = set(tensors)
+    unmatched = [p for p in patterns if p not in known and not any(fnmatchcase(name, p) for name in tensors)]
     names = dict.fromkeys(re.sub(r"\d+", "*", name) for name in tensors) if unmatched else ()
     return [f"{pattern!r} matches no tensor that is merged{nearest(pattern, names)}" for pattern in unmatched]

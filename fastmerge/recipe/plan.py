@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from .. import gpus
 from ..errors import InputError, attempt, nearest
-from ..formats.checkpoint import Checkpoint, open_checkpoint
+from ..formats.checkpoint import Checkpoint
+from ..formats.expanded import stored_bytes
+from ..formats.folder import set_dtype, to_json
+from ..formats.hub import Missing
 from ..formats.layout import FilePlan
+from ..formats.models import Location, open_models
 from ..formats.safetensors import TensorInfo
 from ..methods._declaration import Method, Pass, Statistics
 from .destination import output_problems
@@ -20,8 +24,7 @@ from .memory import chunk_of
 from .outputs import Output, delta_dtype, passes_on, plan_experts, plan_output
 from .parameters import Override, Parameters, declare
 from .preflight import Alignment, Rename, TensorPlan, align
-
-T = TypeVar("T")
+from .vocabulary import VOCABS, Vocab, files_beside, rows_of, set_rows
 
 DTYPE_NAMES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "float64": "F64"}
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -31,7 +34,12 @@ MAX_MODELS = 64
 
 @dataclass(frozen=True, slots=True)
 class MergePlan:
-    """A merge that has passed preflight."""
+    """A merge that has passed preflight.
+
+    `checkpoints` are all inputs, base first: base and the models, or what these are woven of. `beside`: files of the
+    result that lie beside its weights in the place of the lead's, by name; None: there is none. `mergekit`: the
+    configuration of mergekit's that the plan was made of.
+    """
 
     outputs: tuple[Output, ...]
     base: Checkpoint | None
@@ -49,6 +57,10 @@ class MergePlan:
     memory: int
     device: str
     notes: tuple[str, ...]
+    checkpoints: tuple[Checkpoint, ...]
+    beside: Mapping[str, bytes | None] = field(default_factory=dict)
+    mergekit: Mapping[str, Any] | None = None
+    vocab: Vocab = "error"
 
     @property
     def method(self) -> Method:
@@ -64,9 +76,20 @@ class MergePlan:
         return self.base or self.models[0]
 
     @property
-    def checkpoints(self) -> list[Checkpoint]:
-        """All inputs, base first."""
-        return [*([self.base] if self.base else []), *self.models]
+    def inputs(self) -> dict[str, Checkpoint]:
+        """All inputs by their names, base first."""
+        return {checkpoint.label: checkpoint for checkpoint in self.checkpoints}
+
+    @property
+    def missing(self) -> list[Missing]:
+        """What is yet to be fetched from the Hub."""
+        return list(dict.fromkeys(missing for checkpoint in self.checkpoints for missing in checkpoint.missing))
+
+    def fetched(self) -> MergePlan:
+        """The plan with all of its inputs on this disk."""
+        base = None if self.base is None else self.base.fetched()
+        models, checkpoints = (tuple(one.fetched() for one in own) for own in (self.models, self.checkpoints))
+        return replace(self, base=base, models=models, checkpoints=checkpoints)
 
     @property
     def pass_count(self) -> int:
@@ -96,12 +119,10 @@ class MergePlan:
     def bytes_read(self) -> int:
         """Bytes that all passes read."""
         merged = sum(
-            info.nbytes * self._readings(tensor)
-            for tensor in self.alignment.tensors
-            for info in inputs(tensor, self.method)
+            stored_bytes(inputs(tensor, self.method)) * self._readings(tensor) for tensor in self.alignment.tensors
         )
-        own = sum(info.nbytes for infos in self.alignment.task_specific.values() for info in infos)
-        bases = sum(info.nbytes for info in self.alignment.base_specific)
+        own = sum(stored_bytes([info]) for infos in self.alignment.task_specific.values() for info in infos)
+        bases = sum(stored_bytes([info]) for info in self.alignment.base_specific)
         return (
             merged
             + own * sum(1 for output in self.outputs if output.heads)
@@ -145,13 +166,14 @@ class MergePlan:
             "params": self.shared_parameters,
             "outputs": self.differences,
             "base": self.sources.get("base"),
-            "models": {name: self.sources[name] for name in self.names},
+            "models": {name: self.sources[name] for name in self.inputs if name != "base"},
             "out": None if self.out is None else str(self.out),
             "tensors": len(self.alignment.tensors),
             "parameters": self.parameters,
             "passes": self.pass_count,
             "bytes_read": self.bytes_read,
             "bytes_written": self.bytes_written,
+            "fetches": {missing.repo: missing.nbytes for missing in self.missing},
             "memory": self.memory,
             "files": [file.name for file in self.files],
             "task_specific": {k: [t.name for t in v] for k, v in self.alignment.task_specific.items() if v},
@@ -166,8 +188,8 @@ def inputs(tensor: TensorPlan, method: Method) -> list[TensorInfo]:
 
 def plan(
     method: str | Method,
-    base: str | Path | None = None,
-    models: Mapping[str, str | Path] | Sequence[tuple[str, str | Path]] = (),
+    base: Location | None = None,
+    models: Mapping[str, Location] | Sequence[tuple[str, Location]] = (),
     out: str | Path | None = None,
     params: Mapping[str, Any] | None = None,
     *,
@@ -175,6 +197,7 @@ def plan(
     outputs: Mapping[str, Mapping[str, Any]] | None = None,
     task_specific: Sequence[str] = (),
     rename: Mapping[str, Rename] | None = None,
+    vocab: Vocab = "error",
     dtype: str | None = None,
     memory: str | int = "1GiB",
     device: str = "auto",
@@ -184,15 +207,17 @@ def plan(
 ) -> MergePlan:
     """Check a merge of checkpoints on disk and lay out its result; reads headers only.
 
-    method: a method's name with its `params`, or a declared Method. base and models: folders, .safetensors files or Hub
-    names; `models` maps names to them, in the order of merging. tensors: patterns of tensor names (one or several), and
-    the parameters they change; later ones win. outputs: several results of one reading, each a folder of its own in
-    `out` with the parameters that it changes. What tensors and outputs say by model's name changes those models alone.
+    method: a method's name with its `params`, or a declared Method. base and models: folders, .safetensors files, Hub
+    names, or checkpoints that are open; `models` maps names to them, in the order of merging. tensors: patterns of
+    tensor names (one or several), and the parameters they change; later ones win. outputs: several results of one
+    reading, each a folder of its own in `out` with the parameters that it changes. What tensors and outputs say by
+    model's name changes those models alone.
     Where a number may differ between tensors, {"layers": [0.1, 0.9]} goes from the first layer to the last (layers.py).
     task_specific: patterns of tensors kept per task;
-    rename: per model, (old, new) prefixes. dtype: of the result, base's by default. memory: bound of the engine's own
-    buffers. device: "auto" (a GPU that can be used, else the CPU), "cpu", "cuda", "cuda:1", or several GPUs with commas
-    between. resume: go on with the same merge where it was stopped. hashes: record those of all input and output files,
+    rename: per model, (old, new) prefixes. vocab: where embeddings have different numbers of rows, "base" keeps base's,
+    "pad" all (vocabulary.py). dtype: of the result, base's by default. memory: bound of the engine's own buffers.
+    device: "auto" (a GPU that can be used, else the CPU), "cpu", "cuda", "cuda:1", or several GPUs with commas between.
+    resume: go on with the same merge where it was stopped. hashes: record those of all input and output files,
     for `verify`. Raises InputError with every problem found.
     """
     problems: list[str] = []
@@ -211,14 +236,17 @@ def plan(
     code = DTYPE_NAMES.get(dtype) if dtype else None
     if dtype and code is None:
         problems.append(f"unknown dtype {dtype!r}{nearest(dtype, DTYPE_NAMES)}; there are {', '.join(DTYPE_NAMES)}")
+    if vocab not in VOCABS:
+        problems.append(f"unknown vocab {vocab!r}{nearest(vocab, VOCABS)}; there are {', '.join(VOCABS)}")
     budget = attempt(problems, lambda: parse_bytes(memory))
     problems += gpus.problems(device)
-    opened = [attempt(problems, partial(open_checkpoint, path, name)) for name, path in pairs]
-    lead = attempt(problems, lambda: open_checkpoint(base, "base")) if base is not None else None
+    lead, opened = open_models(base, pairs, problems, fetch=False)
     alignment = None
     complete = [checkpoint for checkpoint in opened if checkpoint is not None]
     if complete and len(complete) == len(opened) and (base is None or lead is not None):
-        alignment = attempt(problems, lambda: align(lead, complete, task_specific=task_specific, rename=rename))
+        alignment = attempt(
+            problems, lambda: align(lead, complete, task_specific=task_specific, rename=rename, vocab=vocab)
+        )
     merged = None if alignment is None else [tensor.name for tensor in alignment.tensors if not tensor.copy]
     for name, one in declared.items():
         wrong[name] += one.method.problems(names) if merged is None else one.settle(merged)
@@ -237,15 +265,21 @@ def plan(
         for name, parameters in declared.items()
     )
     problems += _reading_problems(planned, names, alignment)
+    problems += _vocabulary_problems(planned, alignment, lead)
+    if lead is not None and not lead.path.exists() and any("unified" in output.layouts for output in planned):
+        problems.append(
+            f"base: tasks are made from a base on disk, and {lead.place} is none; merge it into a folder first "
+            "(fastmerge merge linear --model NAME=MODEL+ADAPTER)"
+        )
     chunk = chunk_of(planned, alignment, names, budget, problems)
     destination = None if out is None else Path(out).expanduser()
     if destination is not None:
         total = sum(layout.total_bytes for output in planned for layout in output.all_layouts)
-        given = [c.path for c in (lead, *complete) if c]
+        given = [path for c in (lead, *complete) if c for path in c.folders]
         problems += output_problems(destination, total, given, overwrite=overwrite, resume=resume)
     if problems:
         raise InputError(problems)
-    sources = {name: str(path) for name, path in pairs} | ({} if base is None else {"base": str(base)})
+    sources = {checkpoint.label: checkpoint.place for checkpoint in (lead, *complete) if checkpoint}
     return MergePlan(
         planned,
         lead,
@@ -263,6 +297,9 @@ def plan(
         budget,
         device,
         (*alignment.notes, *notes),
+        tuple(c for c in (lead, *complete) if c),
+        _beside(alignment, lead or complete[0], dtype),
+        vocab=vocab,
     )
 
 
@@ -304,6 +341,29 @@ def _told_apart(wrong: Mapping[str, Sequence[str]]) -> list[str]:
             for text in texts
         )
     )
+
+
+def _vocabulary_problems(outputs: Sequence[Output], alignment: Alignment, base: Checkpoint | None) -> list[str]:
+    """What is stored against base cannot have rows that base lacks."""
+    found = alignment.vocabulary
+    if found is None or base is None or found.rows == rows_of(base):
+        return []
+    return [
+        f"{output.method.name}: task vectors are stored against base, which has fewer rows than vocab pad asks for; "
+        "pass --vocab base"
+        for output in outputs
+        if "unified" in output.layouts
+    ]
+
+
+def _beside(alignment: Alignment, lead: Checkpoint, dtype: str | None) -> dict[str, bytes | None]:
+    """Configuration and tokenizer of a result whose vocabulary is not its lead's."""
+    found = alignment.vocabulary
+    if found is None or found.rows == rows_of(lead):
+        return {}
+    config = set_rows(lead.config, found.rows)
+    content = to_json(set_dtype(config, dtype) if dtype else config).encode()
+    return files_beside(found, lead) | ({"config.json": content} if config else {})
 
 
 def _reading_problems(outputs: Sequence[Output], names: Sequence[str], alignment: Alignment) -> list[str]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from ..errors import InputError, nearest
 from ..formats.checkpoint import Checkpoint
 from ..formats.safetensors import FLOATS, TensorInfo, limited
+from .vocabulary import TIED, Resized, Vocab, resized
 
 if TYPE_CHECKING:
     from ..methods._declaration import Subject
@@ -20,17 +21,6 @@ if TYPE_CHECKING:
 Rename = Sequence[tuple[str, str]]  # (old prefix, new prefix)
 
 INTEGERS = frozenset({"BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64"})
-# Endings of names that share one tensor where a config ties the word embeddings; the first that base stores is merged.
-TIED = (
-    "embed_tokens.weight",
-    "wte.weight",
-    "shared.weight",
-    "word_embeddings.weight",
-    "embed_in.weight",
-    "lm_head.weight",
-    "embed_out.weight",
-    "cls.predictions.decoder.weight",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +53,16 @@ class TensorPlan:
 
 @dataclass(frozen=True)
 class Alignment:
-    """Tensors to merge in base's file order, and those kept out: per model, and base's own."""
+    """Tensors to merge in base's file order, and those kept out: per model, and base's own.
+
+    `vocabulary`: the checkpoints as their embeddings were resized, where they were.
+    """
 
     tensors: tuple[TensorPlan, ...]
     task_specific: dict[str, tuple[TensorInfo, ...]]
     base_specific: tuple[TensorInfo, ...]
     notes: tuple[str, ...]
+    vocabulary: Resized | None = None
 
     @cached_property
     def wide(self) -> bool:
@@ -82,27 +76,31 @@ def align(
     *,
     task_specific: Sequence[str] = (),
     rename: Mapping[str, Rename] | None = None,
+    vocab: Vocab | None = None,
 ) -> Alignment:
     """Match the tensors of all models with base's (the first model's, without a base).
 
     task_specific: patterns (`classifier.*`) of tensors that are not merged; rename: per model label, prefixes to
-    replace before matching. Raises InputError with the problems of all models.
+    replace before matching; vocab: what becomes of embeddings with different numbers of rows (vocabulary.py), None
+    where that cannot be chosen. Raises InputError with the problems of all models.
     """
     problems: list[str] = []
     models = [_renamed(model, (rename or {}).get(model.label, ()), problems) for model in models]
+    vocabulary = resized(vocab or "error", base, models)
+    base, models = vocabulary.base, vocabulary.models
     lead = base or models[0]
     specific = [name for name in lead.tensors if _matches(name, task_specific)]
     names = [name for name in lead.tensors if not _matches(name, task_specific)]
     if specific and not names:
         problems.append(f"--task-specific matches every tensor of {lead.label}: nothing is left to merge")
     groups = _tied_groups(lead, names, models)
-    notes: list[str] = [note for c in ([base] if base else []) + models for note in c.notes]
+    notes = [note for c in ([base] if base else []) + models for note in c.notes] + [*vocabulary.notes]
     unused = [p for p in task_specific if not any(fnmatchcase(n, p) for c in (lead, *models) for n in c.tensors)]
     problems += [f"--task-specific {p!r} matches no tensor of any model" for p in unused]
     found: list[dict[str, TensorInfo]] = []
     kept: dict[str, tuple[TensorInfo, ...]] = {}
     for model in models:
-        own, model_problems, model_notes = _match(lead, model, groups, task_specific)
+        own, model_problems, model_notes = _match(lead, model, groups, task_specific, choice=vocab is not None)
         found.append(own)
         problems += model_problems
         notes += model_notes
@@ -117,7 +115,7 @@ def align(
         copy = info.dtype in INTEGERS
         plans.append(TensorPlan(name, info.shape, info.dtype, info if base else None, stored, copy, aliases))
     own_tensors = tuple(base.tensors[name] for name in specific) if base else ()
-    return Alignment(tuple(plans), kept, own_tensors, tuple(notes))
+    return Alignment(tuple(plans), kept, own_tensors, tuple(notes), vocabulary if vocabulary.rows else None)
 
 
 def _renamed(model: Checkpoint, rename: Rename, problems: list[str]) -> Checkpoint:
@@ -185,9 +183,14 @@ def _says_tied(checkpoint: Checkpoint) -> bool | None:
 
 
 def _match(
-    lead: Checkpoint, model: Checkpoint, groups: Mapping[str, tuple[str, ...]], task_specific: Sequence[str]
+    lead: Checkpoint,
+    model: Checkpoint,
+    groups: Mapping[str, tuple[str, ...]],
+    task_specific: Sequence[str],
+    *,
+    choice: bool,
 ) -> tuple[dict[str, TensorInfo], list[str], list[str]]:
-    """The model's tensor for every name to merge, what is wrong, and notes."""
+    """The model's tensor for every name to merge, what is wrong, and notes; `choice`: there is --vocab."""
     own: dict[str, TensorInfo] = {}
     missing: list[str] = []
     shapes: list[str] = []
@@ -225,7 +228,9 @@ def _match(
         return f"{model.label}: tensor {name!r} of {lead.label} is missing{nearest(name, extra) or '; ' + alone(name)}"
 
     problems = limited(missing, lacks)
-    problems += limited(shapes, lambda name: _shape_problem(lead, model, name, groups[name], alone(name)))
+    problems += limited(
+        shapes, lambda name: _shape_problem(lead, model, name, groups[name], alone(name), choice=choice)
+    )
     problems += limited(extra, lambda name: f"{model.label}: tensor {name!r} is not in {lead.label}; {alone(name)}")
     return own, problems, notes
 
@@ -281,14 +286,16 @@ def _prefix_problem(lead: Checkpoint, model: Checkpoint, count: int, old: str, n
     )
 
 
-def _shape_problem(lead: Checkpoint, model: Checkpoint, name: str, aliases: tuple[str, ...], otherwise: str) -> str:
+def _shape_problem(
+    lead: Checkpoint, model: Checkpoint, name: str, aliases: tuple[str, ...], otherwise: str, *, choice: bool
+) -> str:
     stored = next(model.tensors[n] for n in (name, *aliases) if n in model.tensors)
     shape, expected = list(stored.shape), list(lead.tensors[name].shape)
     text = f"{model.label}: tensor {stored.name!r} has shape {shape}, {lead.label} has {expected}"
     if len(shape) == 2 == len(expected) and shape[1] == expected[1] and _tie_rank(name) < len(TIED):
-        return (
-            f"{text}: its vocabulary was resized; resize it back (resize_token_embeddings({expected[0]})) and save it"
-        )
+        option = f"pass --vocab base (keep {lead.label}'s rows) or --vocab pad (keep all), or " if choice else ""
+        back = f"resize it back (resize_token_embeddings({expected[0]})) and save it"
+        return f"{text}: its vocabulary was resized; {option}{back}"
     return f"{text}; {otherwise}"
 
 

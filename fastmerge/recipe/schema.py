@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
 
 from ..errors import InputError, nearest
-from ..formats.checkpoint import HUB_NAME
+from ..formats.spec import parse_spec
 from ..methods import build, get, problem
 from ..methods._declaration import Method
 from ..methods._faults import Fault, faults
@@ -34,6 +34,7 @@ from .parameters import (
     value_faults,
 )
 from .plan import MergePlan, plan
+from .vocabulary import Vocab
 from .yaml_file import read_yaml
 
 WORDS = (
@@ -41,6 +42,7 @@ WORDS = (
     (r"pass --rename ([^:]+):([^=]*)=(.*)$", r'give models.\1 rename: {"\2": "\3"}'),
     (r"--task-specific", "task_specific"),
     (r"--rename", "rename"),
+    (r"--vocab (\w+)", r"vocab: \1"),
     (r"; pass --base", "; give base"),
 )
 Section = dict[str, Any]  # parameters of the method, checked against it
@@ -71,7 +73,9 @@ class ModelEntry(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    path: Location = Field(description="folder (relative to the recipe), .safetensors file, or Hub name")
+    path: Location = Field(
+        description="folder (relative to the recipe), .safetensors file, or Hub name; an adapter's; MODEL+ADAPTER"
+    )
     rename: dict[str, str] = Field({}, description="prefixes of its tensor names to replace, old: new")
 
     @property
@@ -108,6 +112,9 @@ class Recipe(BaseModel):
         {}, description="several results of one reading, each a folder of its own, and the parameters they change"
     )
     task_specific: Texts = Field([], description="patterns of tensors kept per task, such as classifier.*")
+    vocab: Vocab = Field(
+        "error", description="embeddings of different lengths: an error, base's rows are kept, or all are (pad)"
+    )
     dtype: Literal["bfloat16", "float16", "float32", "float64"] | None = Field(
         None, description="of the result; base's by default"
     )
@@ -119,8 +126,8 @@ class Recipe(BaseModel):
     def __init__(self, /, **content: Any) -> None:
         if "merge_method" in content:
             raise InputError(
-                "merge_method: this is a mergekit configuration, which is not supported yet; write a recipe instead "
-                "(method, base, models, parameters)"
+                "merge_method: this is a configuration of mergekit's, and no recipe; fastmerge.run and fastmerge.plan "
+                "take both"
             )
         content = {key: value for key, value in content.items() if value is not None}  # `parameters:` with nothing
         problems = list(_parameter_problems(content))
@@ -135,7 +142,11 @@ class Recipe(BaseModel):
     def read(cls, file: str | Path) -> Recipe:
         """The recipe in a YAML (or JSON) file."""
         file = Path(file).expanduser()
-        content = read_yaml(file)
+        return cls.of(read_yaml(file), file)
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any], file: Path) -> Recipe:
+        """The recipe that was read from a file."""
         try:
             recipe = cls(**content)
         except InputError as error:
@@ -185,6 +196,7 @@ class Recipe(BaseModel):
             outputs=self.outputs,
             task_specific=self.task_specific,
             rename={name: list(entry.rename.items()) for name, entry in self.models.items() if entry.rename},
+            vocab=self.vocab,
             dtype=dtype,
             memory=memory,
             device=device,
@@ -204,10 +216,9 @@ class Recipe(BaseModel):
 
     def _path(self, path: str) -> str:
         """A path relative to the recipe's file; a Hub name stays what it is."""
-        if self._folder is None or path.startswith("~"):
+        if self._folder is None:
             return path
-        local = self._folder / path
-        return path if HUB_NAME.fullmatch(path) and not (local.exists() or local.parent.is_dir()) else str(local)
+        return str(parse_spec(path, self._folder).relative_to(self._folder))
 
 
 def _by_field(declared: type[Method], model: str, own: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

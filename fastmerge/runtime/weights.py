@@ -1,4 +1,4 @@
-"""The weights that tasks share, changed in place: by an EMR artefact's masks, or by sparse experts.
+"""The weights that tasks share, changed in place: by an EMR artefact's masks, or by experts.
 
 Both kinds have `prepare`, which reads and checks and changes nothing, and `apply`, which brings the model from whatever
 state an earlier call left it in, finished or not, to the one asked for. Every change is made known to autograd, which
@@ -53,14 +53,16 @@ class Weights(ABC):
 
     def restore(self, name: str) -> None:
         """Give the model one tensor as it is without a task."""
-        stored = self.source[name]
         for place in self.places[name]:
-            theta = tensor_of(self.model, place).detach()
-            if theta.dtype == stored.dtype:
-                theta.copy_(stored)
-            else:
-                ops.combine(None, [stored.to(theta.device)], out=theta)
-                increment_version(theta)
+            self._restore(name, place)
+
+    def _restore(self, name: str, place: str) -> None:
+        stored, theta = self.source[name], tensor_of(self.model, place).detach()
+        if theta.dtype == stored.dtype:
+            theta.copy_(stored)
+        else:
+            ops.combine(None, [stored.to(theta.device)], out=theta)
+            increment_version(theta)
 
 
 class EmrWeights(Weights):
@@ -154,11 +156,11 @@ class _Part:
 
 
 class ExpertWeights(Weights):
-    """The backbone with the sum of the active experts at the elements that they touch. `resident`: switches between
-    single tasks are made ready once.
+    """The backbone with the sum of the active experts, at the elements that sparse ones touch. `resident`: switches
+    between single tasks are made ready once, as far as their experts are sparse.
 
     What the backbone has there is kept, and every change starts from it: the same set of experts gives the same bits,
-    whatever came before.
+    whatever came before. Tensors that some expert changes by a product are made of the stored backbone instead.
     """
 
     def __init__(
@@ -173,26 +175,26 @@ class ExpertWeights(Weights):
         super().__init__(model, contents, matched, files)
         self.folder, self.resident = folder, resident
         self._ready: dict[Any, tuple[Memory, Callable[[], None]]] = {}  # by tasks before and after
-        self._experts: dict[str, dict[str, ops.Expert]] = {}  # by task and tensor
+        self._sparse: dict[str, dict[str, ops.Expert]] = {}  # by task and tensor
+        self._products: dict[str, dict[str, ops.LowRank]] = {}
         self._parts: dict[tuple[str, str], _Part] = {}  # by task and place
         self._touched: list[str] = []  # tasks whose values may be in the model
 
     def prepare(self, active: Active) -> None:
         super().prepare(active)
         for task in active:
-            if task not in self._experts:
-                read = self.folder.read(task, self.files)
-                self._experts[task] = {name: ops.Expert(*parts) for name, parts in read.items()}
+            if task not in self._sparse:
+                read = {name: ops.expert_of(parts) for name, parts in self.folder.read(task, self.files).items()}
+                self._products[task] = {name: own for name, own in read.items() if isinstance(own, ops.LowRank)}
+                self._sparse[task] = {name: own for name, own in read.items() if isinstance(own, ops.Expert)}
 
     def apply(self, active: Active) -> None:
         self._touched = [task for task in self.folder.tasks if task in active or task in self._touched]
-        changed = {name for task in self._touched for name in self._experts[task]}
-        thetas = [
-            (name, place, tensor_of(self.model, place).detach())
-            for name in self.source
-            if name in changed
-            for place in self.places[name]
-        ]
+        multiplied = {name for task in self._touched for name in self._products[task]}
+        changed = {name for task in self._touched for name in self._sparse[task]} - multiplied
+        for name, place in self._places_of(multiplied):
+            self._multiply(name, place, active)
+        thetas = [(name, place, tensor_of(self.model, place).detach()) for name, place in self._places_of(changed)]
         if self.resident and list(active.values()) in ([], [1.0]):
             self._switch(active, thetas)
         else:
@@ -200,6 +202,25 @@ class ExpertWeights(Weights):
                 ops.scatter(theta, self._change(name, place, theta, active))
                 increment_version(theta)
         self._touched = list(active)
+
+    def _places_of(self, names: set[str]) -> list[tuple[str, str]]:
+        return [(name, place) for name in self.source if name in names for place in self.places[name]]
+
+    def _multiply(self, name: str, place: str, active: Active) -> None:
+        """The stored backbone + Σ weight · scale · up · down, rounded once."""
+        scales = self.folder.record.experts
+        wanted = [
+            (self._products[task][name], weight * scales[task].scale)
+            for task, weight in active.items()
+            if name in self._products[task]
+        ]
+        if not wanted:
+            return self._restore(name, place)
+        theta = tensor_of(self.model, place).detach()
+        product, scale = (_joined(wanted), 1.0) if len(wanted) > 1 else wanted[0]
+        up, down = (part.to(theta.device) for part in product)
+        ops.low_rank(self.source[name].to(theta.device), up, down, scale, out=theta)
+        return increment_version(theta)
 
     def _switch(self, active: Active, thetas: Sequence[tuple[str, str, Tensor]]) -> None:
         """The change of all tensors, made ready once for as long as the model stays where it is."""
@@ -216,8 +237,8 @@ class ExpertWeights(Weights):
         """What brings a tensor to the active experts' sum."""
         parts = {}
         for task in self._touched:
-            if name in self._experts[task]:
-                part = self._parts.get((task, place)) or _Part(self._experts[task][name])
+            if name in self._sparse[task]:
+                part = self._parts.get((task, place)) or _Part(self._sparse[task][name])
                 self._parts[task, place] = parts[task] = part.like(theta)
         if any(part.kept is None for part in parts.values()):
             ops.scatter(theta, [part.with_values(part.kept) for part in parts.values() if part.kept is not None])
@@ -231,6 +252,13 @@ class ExpertWeights(Weights):
 
 def _memory(tensors: Sequence[Tensor]) -> Memory:
     return [(tensor.data_ptr(), tensor.dtype, tensor.device) for tensor in tensors]
+
+
+def _joined(wanted: Sequence[tuple[ops.LowRank, float]]) -> ops.LowRank:
+    """The sum of products with scales, as one product."""
+    wide = ops.working_dtype([part for product, _ in wanted for part in product])
+    up = torch.cat([scale * product.up.to(wide) for product, scale in wanted], dim=1)
+    return ops.LowRank(up, torch.cat([product.down.to(wide) for product, _ in wanted]))
 
 
 def _sums(theta: Tensor, wanted: Sequence[tuple[_Part, float]]) -> list[ops.Expert]:

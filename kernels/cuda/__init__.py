@@ -12,6 +12,7 @@ except ImportError as error:
     raise ImportError("Triton is not installed: pip install 'fastmerge[cuda]' on Linux") from error
 
 from . import nvrtc
+from .blend import blend
 from .combine import combine, combine_many
 from .delta_sum import delta_sum, delta_sum_many
 from .elect import elect, elect_many
@@ -23,6 +24,7 @@ from .inner_products import inner_products
 from .kept_sums import kept_sums
 from .kth_magnitude import kth_magnitude
 from .launch import rejection
+from .low_rank import low_rank
 from .magnitude_histogram import magnitude_histogram
 from .mask_against import mask_against
 from .modulate import modulate, modulate_many, modulation
@@ -35,6 +37,7 @@ from .unpack_bits import unpack_bits
 
 __all__ = [
     "Filtered",
+    "blend",
     "combine",
     "combine_many",
     "delta_sum",
@@ -48,6 +51,7 @@ __all__ = [
     "inner_products",
     "kept_sums",
     "kth_magnitude",
+    "low_rank",
     "magnitude_histogram",
     "mask_against",
     "modulate",

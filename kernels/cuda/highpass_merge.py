@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..reference.numeric import working_dtype
-from ..reference.spectrum import Filter, plan
+from ..reference.spectrum import Bins, plan
 from .delta_sum import delta_sum
 from .launch import OPTIONS, on_device
 from .numeric import load, narrow, store, widen
@@ -88,7 +88,7 @@ class Filtered:
         self.device = models[0].device
         _, h, w = models[0].shape
         self.h, self.w, self.n = h, w, models[0].numel()
-        bins = Filter(h, w, convention, limit)
+        bins = Bins(h, w, convention, limit)
         self.plan = plan(bins)
         self.rows = max(1, BLOCK // w)  # of a block
         self.chunk = max(1, BLOCK // h)  # columns transformed together
@@ -121,6 +121,16 @@ class Filtered:
                             )
                         )
         return int(torch.cat(bad).sum()) if bad else 0
+
+    @staticmethod
+    def magnitudes(base: Tensor, models: Sequence[Tensor], convention: str, limit: int) -> list[float]:
+        """As the reference's."""
+        filtered = torch.empty(base.numel(), dtype=working_dtype([base, *models]), device=base.device)
+        found = []
+        for model in models:
+            Filtered(base, [model], [1.0], convention, limit).write(0, 1.0, True, filtered)
+            found.append(filtered.abs().sum(dtype=torch.float64))
+        return [float(sum) for sum in found]
 
     def _enter(self, first: int, last: int) -> None:
         """The sweeps of the group of elements first … last that come before its rows can be asked for."""

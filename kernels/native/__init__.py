@@ -70,6 +70,23 @@ def modulate(base: Tensor, unified: Tensor, mask: Tensor, scale: float, out: Ten
     )
 
 
+def low_rank(base: Tensor, up: Tensor, down: Tensor, scale: float, column: int, out: Tensor) -> None:
+    _native.low_rank(
+        base.numel(),
+        base.data_ptr(),
+        DTYPES[base.dtype],
+        up.data_ptr(),
+        down.data_ptr(),
+        up.dtype == torch.float64,
+        down.shape[0],
+        down.shape[1],
+        scale,
+        column,
+        out.data_ptr(),
+        DTYPES[out.dtype],
+    )
+
+
 def mask_against(
     base: Tensor,
     models: Sequence[Tensor],
@@ -120,6 +137,20 @@ def combine(
     )
 
 
+def blend(base: Tensor | None, models: Sequence[Tensor], weights: Tensor, inner: int, offset: int, out: Tensor) -> int:
+    return _native.blend(
+        out.numel(),
+        *_base(base),
+        *_models(models),
+        weights.data_ptr(),
+        weights.shape[1],
+        inner,
+        offset,
+        out.data_ptr(),
+        DTYPES[out.dtype],
+    )
+
+
 def kept_sums(base: Tensor, models: Sequence[Tensor], kept: Kept, offset: int, sums: Tensor) -> None:
     _native.kept_sums(
         base.numel(),
@@ -140,32 +171,6 @@ def delta_sum(base: Tensor | None, models: Sequence[Tensor], weights: Sequence[f
         list(weights),
         out.data_ptr(),
         DTYPES[out.dtype],
-    )
-
-
-def add_filtered(
-    base: Tensor | None,
-    models: Sequence[Tensor],
-    weights: Sequence[float],
-    filtered: Tensor | None,
-    scale: float,
-    as_delta: bool,
-    out: Tensor,
-    whole: Tensor,
-) -> int:
-    """base + scale · (Σ_k w_k · τ_k + filtered), as combine is; `whole` is what out is a part of."""
-    return _native.add_filtered(
-        out.numel(),
-        *_base(base),
-        *_models(models),
-        list(weights),
-        0 if filtered is None else filtered.data_ptr(),
-        0 if filtered is None else DTYPES[filtered.dtype],
-        scale,
-        as_delta,
-        out.data_ptr(),
-        DTYPES[out.dtype],
-        whole.numel(),
     )
 
 

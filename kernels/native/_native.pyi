@@ -39,6 +39,20 @@ def modulate(
     out: int,
     out_dtype: int,
 ) -> None: ...
+def low_rank(
+    n: int,
+    base: int,
+    base_dtype: int,
+    up: int,
+    down: int,
+    wide: bool,  # up and down are float64
+    rank: int,
+    columns: int,
+    scale: float,
+    column: int,
+    out: int,
+    out_dtype: int,
+) -> None: ...
 def combine(
     n: int,
     base: int,
@@ -52,6 +66,19 @@ def combine(
     consensus: int,
     as_delta: bool,
     kept: _Kept,
+    offset: int,
+    out: int,
+    out_dtype: int,
+) -> int: ...
+def blend(
+    n: int,
+    base: int,
+    base_dtype: int,
+    models: Sequence[int],
+    dtypes: Sequence[int],
+    weights: int,
+    groups: int,
+    inner: int,
     offset: int,
     out: int,
     out_dtype: int,
@@ -76,21 +103,6 @@ def delta_sum(
     out: int,
     out_dtype: int,
 ) -> None: ...
-def add_filtered(
-    n: int,
-    base: int,
-    base_dtype: int,
-    models: Sequence[int],
-    dtypes: Sequence[int],
-    weights: Sequence[float],
-    filtered: int,
-    filtered_dtype: int,
-    scale: float,
-    as_delta: bool,
-    out: int,
-    out_dtype: int,
-    whole: int,
-) -> int: ...
 def moments(
     n: int, base: int, base_dtype: int, models: Sequence[int], dtypes: Sequence[int], sums: int, nonfinite: int
 ) -> None: ...
@@ -156,4 +168,47 @@ def scatter(n: int, theta: int, theta_dtype: int, experts: Sequence[tuple[int, i
 def isa() -> str: ...
 def set_threads(threads: int) -> None: ...
 def threads() -> int: ...
-def work_alone() -> None: ...
+
+# n, radices, address of tables; and what it is convolved with, if it is
+_Transform = tuple[int, Sequence[int], int]
+_Transforms = tuple[int, Sequence[int], int, _Transform | None]
+
+class Filter:
+    def __init__(
+        self,
+        h: int,
+        w: int,
+        wide: bool,
+        first: int,
+        columns: int,
+        subtract: bool,
+        middle: int,
+        reaches: int,
+        mirrored: int,
+        units: int,
+        along: _Transforms,
+        across: _Transforms,
+        panel: int,
+    ) -> None: ...
+    def forward(
+        self, base: int, base_dtype: int, models: Sequence[int], dtypes: Sequence[int], weights: Sequence[float]
+    ) -> None: ...
+    def back(
+        self,
+        base: int,
+        base_dtype: int,
+        models: Sequence[int],
+        dtypes: Sequence[int],
+        weights: Sequence[float],
+        scale: float,
+        as_delta: bool,
+        start: int,
+        stop: int,
+        out: int,
+        out_dtype: int,
+        streaming: bool,
+    ) -> int: ...
+    @staticmethod
+    def magnitudes(
+        filters: Sequence[Filter], base: int, base_dtype: int, models: Sequence[int], dtypes: Sequence[int]
+    ) -> list[float]: ...

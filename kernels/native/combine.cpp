@@ -1,91 +1,10 @@
 // The generalised task arithmetic, with a count of non-finite results.
+#include <array>
+
 #include "kept.hpp"
+#include "plain.hpp"
 
 namespace fm::FM_ISA {
-
-// The least magnitude that rounds to infinity.
-template <class W> static W rounds_to_infinity(int dtype) {
-    switch (dtype) {
-        case BF16: return W(0x1.ffp127);
-        case F16: return W(65520);
-        case F32:
-            if constexpr (sizeof(W) == 8) return 0x1.ffffffp127;
-            [[fallthrough]];
-        default: return std::numeric_limits<W>::infinity();
-    }
-}
-
-// What comes after the consensus.
-template <class T> struct Finish {
-    using V = typename Working<T>::V;
-    using W = typename Working<T>::W;
-    const V divisor, scale, limit;
-    const bool divides, scales, adds_base;
-
-    explicit Finish(const Args &a)
-        : divisor(V::set(W(a.divisor))), scale(V::set(W(a.scale))), limit(V::set(rounds_to_infinity<W>(a.out.dtype))),
-          divides(a.divisor != 1), scales(a.scale != 1), adds_base(a.base.data && !a.as_delta) {}
-    V complete(V d, const V &base) const {
-        if (divides) d = d / divisor;
-        if (scales) d = scale * d;
-        return adds_base ? base + d : d;
-    }
-    // Of the first n elements of a pair, how many are not finite in the output, or marked.
-    int64_t nonfinite(const V &d0, const V &d1, uint32_t marked, int n) const {
-        const auto finite0 = limit > d0.abs(), finite1 = limit > d1.abs();
-        if ((finite0 & finite1).bits() == 0xffff && !marked) [[likely]] return 0;
-        const uint32_t bad = ~pair_bits<T>(finite0, finite1) | marked;
-        return std::popcount(n >= PAIR ? bad : bad & ((1u << n) - 1));
-    }
-};
-
-template <class V> static inline V larger(const V &d, const V &x) {
-    return V::select((x.abs() > d.abs()) | x.is_nan(), x, d);
-}
-
-// All elements take part and none votes.
-template <class T, int KN, bool BASE, bool TAKE_MAX>
-[[gnu::noinline]] static int64_t plain_strip(const T *const *in, const Args &a, const Wide<T> *addend, int n, int padded,
-                                          Sink<T> &sink) {
-    using V = typename Working<T>::V;
-    using W = Wide<T>;
-    const int K = KN ? KN : a.models_count;
-    const V zero = V::set(0);
-    const Finish<T> finish(a);
-    int64_t nonfinite = 0;
-    for (int i = 0; i < padded; i += PAIR) {
-        V b0 = zero, b1 = zero, d0 = zero, d1 = zero;
-        if (BASE) load_ahead(in[0] + i, b0, b1);
-        for (int k = 0; k < K; ++k) {
-            V x, y;
-            load_ahead(in[BASE + k] + i, x, y);
-            if (BASE) x = x - b0, y = y - b1;
-            const V w = V::set(W(a.weights[k]));
-            x = w * x, y = w * y;
-            if (TAKE_MAX) d0 = larger(d0, x), d1 = larger(d1, y);
-            else d0 = k ? d0 + x : x, d1 = k ? d1 + y : y;
-        }
-        if (addend) {
-            V x, y;
-            load_lanes<T>(addend + i, x, y);
-            d0 = K ? d0 + x : x, d1 = K ? d1 + y : y;
-        }
-        d0 = finish.complete(d0, b0), d1 = finish.complete(d1, b1);
-        nonfinite += finish.nonfinite(d0, d1, 0, n - i);
-        sink.put(i, d0, d1);
-    }
-    return nonfinite;
-}
-
-template <class T, bool BASE, bool TAKE_MAX>
-static int64_t plain_strip(const T *const *in, const Args &a, const Wide<T> *addend, int n, int padded, Sink<T> &sink) {
-    switch (in_registers<typename Working<T>::V> ? a.models_count : 0) {
-        case 2: return plain_strip<T, 2, BASE, TAKE_MAX>(in, a, addend, n, padded, sink);
-        case 3: return plain_strip<T, 3, BASE, TAKE_MAX>(in, a, addend, n, padded, sink);
-        case 4: return plain_strip<T, 4, BASE, TAKE_MAX>(in, a, addend, n, padded, sink);
-        default: return plain_strip<T, 0, BASE, TAKE_MAX>(in, a, addend, n, padded, sink);
-    }
-}
 
 // What each model contributes to a strip: w_k·τ_k (τ_k, where it is that which votes) of the elements that take part, else
 // +0; and marks of the elements that are not finite in some model, which a selection or a vote may hide.
@@ -130,30 +49,34 @@ template <class T> [[gnu::noinline]] void Terms<T>::mark(const T *const *in, con
         }
 }
 
-// The sum of the terms whose vote has the sign of the sum of votes (zero: +), divided as asked.
-template <class T, class V = typename Working<T>::V> static inline V elected(const Args &a, const Terms<T> &terms, int i) {
+// The sum of the terms whose vote has the sign of the sum of votes (zero: +), divided as asked. term(k): a model's.
+template <class T, int KN, class Term, class V = typename Working<T>::V> static inline V elected(const Args &a, Term term) {
     using W = typename Working<T>::W;
     const V zero = V::set(0), one = V::set(1);
     V votes = zero, d = zero, share = zero;
-    for (int k = 0; k < a.models_count; ++k) {
-        const V y = terms.at(k, i);
+    each<KN>(a.models_count, [&](auto k) {
+        const V y = term(k);
         votes = votes + (a.consensus == COUNT ? one.only(y > zero) - one.only(zero > y) : y);
-    }
+    });
     const auto down = zero > votes;
-    for (int k = 0; k < a.models_count; ++k) {
-        const V y = terms.at(k, i), w = V::set(W(a.weights[k]));
+    each<KN>(a.models_count, [&](auto k) {
+        const V y = term(k);
         const auto agrees = y.negate_where(down) > zero;
-        const V x = (a.consensus == UNWEIGHTED ? w * y : y).only(agrees);
+        const V x = (a.consensus == UNWEIGHTED ? V::set(W(a.weights[k])) * y : y).only(agrees);
         d = k ? d + x : x;
         if (a.shares) share = share + V::set(W(a.shares[k])).only(agrees);
-    }
+    });
     return a.shares ? V::select((share.abs() > zero) | share.is_nan(), d / share, d) : d;
 }
 
-template <class T, class V = typename Working<T>::V> static inline V consensus(const Args &a, const Terms<T> &terms, int i) {
-    if (a.consensus > MAX) return elected<T>(a, terms, i);
-    V d = a.consensus == MAX ? larger(V::set(0), terms.at(0, i)) : terms.at(0, i);
-    for (int k = 1; k < a.models_count; ++k) d = a.consensus == MAX ? larger(d, terms.at(k, i)) : d + terms.at(k, i);
+template <class T, int KN, class Term, class V = typename Working<T>::V> static inline V consensus(const Args &a, Term term) {
+    if (a.consensus > MAX) return elected<T, KN>(a, term);
+    V d = V::set(0);
+    each<KN>(a.models_count, [&](auto k) {
+        const V x = term(k);
+        if (a.consensus == MAX) d = larger(d, x);
+        else d = k ? d + x : x;
+    });
     return d;
 }
 
@@ -166,8 +89,49 @@ template <class T>
     for (int i = 0; i < padded; i += PAIR) {
         V d[2], base[2] = {V::set(0), V::set(0)};
         if (a.base.data) load_pair(in[0] + i, base[0], base[1]);
-        each<2>(2, [&](auto h) { d[h] = finish.complete(consensus<T>(a, terms, i + 16 * h), base[h]); });
+        each<2>(2, [&](auto h) {
+            d[h] = finish.complete(consensus<T, 0>(a, [&](int k) { return terms.at(k, i + 16 * h); }), base[h]);
+        });
         nonfinite += finish.nonfinite(d[0], d[1], terms.marks[i / PAIR], n - i);
+        sink.put(i, d[0], d[1]);
+    }
+    return nonfinite;
+}
+
+// The same where no cut's index lies in the strip: the terms of KN models stay in registers.
+template <class T, int KN>
+[[gnu::noinline]] static int64_t kept_strip(const T *const *in, const Args &a, const Kept<T> &kept, int n, int padded, Sink<T> &sink) {
+    using V = typename Working<T>::V;
+    using W = typename Working<T>::W;
+    const Finish<T> finish(a);
+    const bool based = a.base.data;
+    const V infinite = V::set(std::numeric_limits<W>::infinity());
+    const auto filters = [&]<int... K>(std::integer_sequence<int, K...>) {
+        return std::array<typename Kept<T>::Filter, KN>{kept.of(K)...};
+    }(std::make_integer_sequence<int, KN>());
+    V weights[KN];
+    each<KN>(KN, [&](auto k) { weights[k] = V::set(a.consensus == UNWEIGHTED ? 1 : W(a.weights[k])); });
+    int64_t nonfinite = 0;
+    for (int i = 0; i < padded; i += PAIR) {
+        V d[2], worst[2];
+        for (int j = 0; j < KN + based; ++j) prefetch_ahead(in[j] + i);
+        each<2>(2, [&](auto h) {
+            V base[2] = {V::set(0), V::set(0)}, x[KN];
+            if (based) load_pair(in[0] + i, base[0], base[1]);
+            worst[h] = V::set(0);
+            each<KN>(KN, [&](auto k) {
+                V tau[2];
+                load_pair(in[based + k] + i, tau[0], tau[1]);
+                if (based) tau[h] = tau[h] - base[h];
+                const V size = tau[h].abs();
+                worst[h] = worst[h].or_worse(size);
+                x[k] = (weights[k] * tau[h]).only(filters[k].template half<h>(i, size));
+            });
+            d[h] = finish.complete(consensus<T, KN>(a, [&](auto k) { return x[k]; }), base[h]);
+        });
+        const auto finite0 = infinite > worst[0], finite1 = infinite > worst[1];
+        const uint32_t marked = (finite0 & finite1).bits() == 0xffff ? 0 : ~pair_bits<T>(finite0, finite1);
+        nonfinite += finish.nonfinite(d[0], d[1], marked, n - i);
         sink.put(i, d[0], d[1]);
     }
     return nonfinite;
@@ -178,7 +142,6 @@ int64_t combine(const Args &a, int64_t begin, int64_t n, double *, int64_t *) {
     const bool plain = !a.trim && !a.drop && !a.masks && a.consensus <= MAX, base = a.base.data, most = a.consensus == MAX;
     return by_type(inputs, a.wide, [&]<class T>(T, bool direct) -> int64_t {
         Reader<T> reader(inputs, direct);
-        Addend<T> addend(a);
         Sink<T> sink(a);
         Kept<T> kept(a);
         Terms<T> terms;
@@ -188,13 +151,16 @@ int64_t combine(const Args &a, int64_t begin, int64_t n, double *, int64_t *) {
             const int m = int(n - at < STRIP ? n - at : STRIP), padded = reader.at(begin + at, m, in);
             sink.at(begin + at, m);
             if (plain) {
-                const auto strip = base ? most ? plain_strip<T, true, true> : plain_strip<T, true, false>
-                                        : most ? plain_strip<T, false, true> : plain_strip<T, false, false>;
-                nonfinite += strip(in, a, addend.at(begin + at, m, padded), m, padded, sink);
+                const auto strip = base ? most ? plain_strip<T, true, true, Sink<T>> : plain_strip<T, true, false, Sink<T>>
+                                        : most ? plain_strip<T, false, true, Sink<T>> : plain_strip<T, false, false, Sink<T>>;
+                nonfinite += strip(in, a, nullptr, m, padded, sink);
             } else {
                 kept.at(begin + at, m);
-                terms.form(in, a, kept, padded);
-                nonfinite += strip_of_terms<T>(in, a, terms, m, padded, sink);
+                const auto fused = in_registers<typename Working<T>::V> && !kept.mixed() ? a.models_count : 0;
+                if (fused == 2) nonfinite += kept_strip<T, 2>(in, a, kept, m, padded, sink);
+                else if (fused == 3) nonfinite += kept_strip<T, 3>(in, a, kept, m, padded, sink);
+                else if (fused == 4) nonfinite += kept_strip<T, 4>(in, a, kept, m, padded, sink);
+                else terms.form(in, a, kept, padded), nonfinite += strip_of_terms<T>(in, a, terms, m, padded, sink);
             }
             sink.flush();
         }

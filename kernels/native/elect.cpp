@@ -16,12 +16,13 @@ template <class T, int KN, bool QUICK>
     for (int i = 0; i < n; i += PAIR) {
         V unified[2];
         typename V::Mask masks[MOST][2];
+        for (int j = 0; j <= models; ++j) prefetch_ahead(in[j] + i);
         each<2>(2, [&](auto h) {  // half a pair at a time, for the sake of instruction sets with few registers
             V sum = zero, most = zero, base[2], tau[MOST];
-            load_ahead(in[0] + i, base[0], base[1]);
+            load_pair(in[0] + i, base[0], base[1]);
             each<KN>(models, [&](auto k) {
                 V model[2];
-                load_ahead(in[1 + k] + i, model[0], model[1]);
+                load_pair(in[1 + k] + i, model[0], model[1]);
                 tau[k] = model[h] - base[h];
                 sum = k ? sum + tau[k] : tau[k];
             });

@@ -9,17 +9,19 @@ Neither v nor a full spectrum is ever stored.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from functools import partial
+import functools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ..reference.spectrum import Filter, plan
-from . import add_filtered, delta_sum
-from .workers import Workers
+from ..reference.spectrum import Bins, plan
+from . import DTYPES, _base, _models, _native
+from .transform import Transform, roots, transform
 
-BLOCK = 1 << 19  # elements worked on together
+INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
+LANES = {torch.float32: 8, torch.float64: 4}  # columns of the panel that lie side by side
+STREAMING = 1 << 20  # bytes of output from which on it is written past the cache
 
 
 def highpass_merge(
@@ -37,107 +39,90 @@ def highpass_merge(
 
 
 class Filtered:
-    """As the reference's: the back sweep goes over what is asked for, the others over its matrix when it is begun.
-
-    A sweep takes its blocks from an iterator that other threads take from too.
-    """
+    """As the reference's: the back sweep goes over what is asked for, the others over its matrix when it is begun."""
 
     def __init__(
         self, base: Tensor | None, models: Sequence[Tensor], weights: Sequence[float], convention: str, limit: int
     ) -> None:
-        self.base, self.models, self.weights = base, models, weights
-        wide = any(t.dtype == torch.float64 for t in (*models, *([] if base is None else [base])))
-        self.real = torch.float64 if wide else torch.float32
+        self.base, self.models, self.weights = base, models, list(weights)
         _, h, w = models[0].shape
-        self.bins = Filter(h, w, convention, limit)
-        self.plan = plan(self.bins)
-        # Whole cache lines of the panel, and an odd number of them: columns of a block then do not share cache sets.
-        self.rows = min(h, 8 * (BLOCK // w // 8 | 1))
-        self.chunk = max(1, BLOCK // h)  # columns of the panel
-        self.block = self.rows * w  # elements
-        self.panel = torch.empty(0)
+        self.held = _Held(Bins(h, w, convention, limit), _real(base, models))
         self.entered = -1  # the matrix that the panel is of
-        self.edge = -1, torch.empty(0)  # a block of rows that the last piece cut, transformed back
 
     def write(self, start: int, scale: float, as_delta: bool, out: Tensor) -> int:
         """As the reference's."""
-        size, stop, nonfinite = self.bins.h * self.bins.w, start + out.numel(), 0
-        with Workers() as workers:
-            for i in range(start // size, -(-stop // size)):
-                begin, end = max(start, i * size), min(stop, (i + 1) * size)
-                piece = begin - i * size, end - i * size
-                merged = out[begin - start : end - start]
-                if not self.plan.columns:
-                    nonfinite += self._unfiltered(i, piece, scale, as_delta, merged)
-                    continue
-                self._enter(i, workers)
-                blocks = range(piece[0] // self.block * self.block, piece[1], self.block)
-                nonfinite += workers.share(blocks, partial(self._back, i, piece, scale, as_delta, merged))
+        size, stop, nonfinite = self.models[0][0].numel(), start + out.numel(), 0
+        streaming = out.numel() * out.element_size() >= STREAMING
+        for i in range(start // size, -(-stop // size)):
+            begin, end = max(start, i * size), min(stop, (i + 1) * size)
+            merged, inputs = out[begin - start : end - start], (*_matrix(self.base, self.models, i), self.weights)
+            if i != self.entered:
+                self.held.filter.forward(*inputs)
+                self.entered = i
+            piece = begin - i * size, end - i * size
+            nonfinite += self.held.filter.back(
+                *inputs, scale, as_delta, *piece, merged.data_ptr(), DTYPES[merged.dtype], streaming
+            )
         return nonfinite
 
-    def _unfiltered(self, i: int, piece: tuple[int, int], scale: float, as_delta: bool, out: Tensor) -> int:
-        """All is kept, or all is removed: times zero, so that what is not finite is seen."""
-        terms = list(self.weights) if self.plan.subtract else [0.0] * len(self.models)
-        base, models = self._elements(i, *piece)
-        return add_filtered(base, models, terms, None, scale, as_delta, out, out)
+    @staticmethod
+    def magnitudes(base: Tensor, models: Sequence[Tensor], convention: str, limit: int) -> list[float]:
+        """As the reference's."""
+        _, h, w = base.shape
+        bins = Bins(h, w, convention, limit)
+        held = [_Held(bins, _real(base, models)) for _ in models]
+        filters, found = [own.filter for own in held], [0.0] * len(models)
+        for i in range(len(base)):
+            more = _native.Filter.magnitudes(filters, *_matrix(base, models, i))
+            found = [own + other for own, other in zip(found, more, strict=True)]
+        return found
 
-    def _enter(self, i: int, workers: Workers) -> None:
-        """The sweeps of matrix i that come before its rows can be asked for."""
-        if i == self.entered:
-            return
-        self.panel = torch.empty(self.plan.columns, self.bins.h, dtype=self.real.to_complex())
-        self.entered, self.edge = i, (-1, torch.empty(0))
-        workers.share(range(0, self.bins.h * self.bins.w, self.block), partial(self._forward, i))
-        workers.share(range(0, self.plan.columns, self.chunk), self._across)
 
-    def _elements(self, i: int, start: int, stop: int) -> tuple[Tensor | None, list[Tensor]]:
-        """Base's and the models' elements of matrix i."""
-        base = None if self.base is None else self.base[i].view(-1)[start:stop]
-        return base, [model[i].view(-1)[start:stop] for model in self.models]
+class _Held:
+    """A panel, and the native filter that works on it and on tables."""
 
-    def _rows(self, start: int) -> slice:
-        """The rows of the block that begins at element `start`."""
-        first = start // self.bins.w
-        return slice(first, min(first + self.rows, self.bins.h))
+    def __init__(self, bins: Bins, real: torch.dtype) -> None:
+        planned, lanes = plan(bins), LANES[real]
+        self.panel = torch.empty(-(-planned.columns // lanes) * lanes * bins.h, 2, dtype=real)
+        self.tables = _columns(bins, planned.first, planned.columns, real)
+        self.transforms = [transform(n, real) for n in (bins.w if bins.w % 2 else bins.w // 2, bins.h)]
+        along, across = self.transforms
+        reaches, mirrored, units = self.tables
+        self.filter = _native.Filter(
+            bins.h,
+            bins.w,
+            real == torch.float64,
+            planned.first,
+            planned.columns,
+            planned.subtract,
+            bins.middle,
+            reaches.data_ptr(),
+            mirrored.data_ptr(),
+            units.data_ptr(),
+            _described(along),
+            _described(across),
+            self.panel.data_ptr(),
+        )
 
-    def _forward(self, i: int, starts: Iterator[int]) -> int:
-        v = torch.empty(self.block, dtype=self.real)
-        for start in starts:
-            rows = self._rows(start)
-            block = v[: (rows.stop - rows.start) * self.bins.w]
-            delta_sum(*self._elements(i, start, start + len(block)), self.weights, block)
-            self.panel[:, rows] = torch.fft.rfft(block.view(-1, self.bins.w))[:, self.plan.slice].t()
-        return 0
 
-    def _across(self, starts: Iterator[int]) -> int:
-        for start in starts:
-            chunk = self.panel[start : start + self.chunk]
-            factors = self.plan.factors(self.bins, range(start, start + len(chunk)), self.real)
-            spectrum = torch.fft.fft(chunk)
-            spectrum *= factors.to(spectrum.dtype)  # complex by complex is twice as fast as complex by real
-            chunk.copy_(torch.fft.ifft(spectrum, norm="forward"))
-        return 0
+@functools.lru_cache(maxsize=32)
+def _columns(bins: Bins, first: int, count: int, real: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the panel's columns: how far bins and their mirror images are kept, and exp(−2πi·x / w)."""
+    columns, filled = range(first, first + count), [-1] * (-count % LANES[real])
+    own, mirrored = (
+        torch.tensor([bins.reach(sign * x) for x in columns] + filled, dtype=INTEGERS[real]) for sign in (1, -1)
+    )
+    return own, mirrored, roots(torch.arange(first, first + count), bins.w, real)
 
-    def _back(
-        self, i: int, piece: tuple[int, int], scale: float, as_delta: bool, out: Tensor, starts: Iterator[int]
-    ) -> int:
-        spectrum = torch.zeros(self.rows, self.bins.w // 2 + 1, dtype=self.panel.dtype)
-        edge, nonfinite = self.edge, 0
-        for start in starts:
-            filtered = edge[1] if start == edge[0] else self._transformed(start, spectrum)
-            begin, end = max(start, piece[0]), min(start + len(filtered), piece[1])
-            if end < start + len(filtered):
-                self.edge = start, filtered
-            base, models = self._elements(i, begin, end)
-            terms = (models, self.weights) if self.plan.subtract else ([], [])
-            merged, part = out[begin - piece[0] : end - piece[0]], filtered[begin - start : end - start]
-            nonfinite += add_filtered(base, *terms, part, scale, as_delta, merged, out)
-        return nonfinite
 
-    def _transformed(self, start: int, spectrum: Tensor) -> Tensor:
-        """What comes back of the block at `start`, 1-D; `spectrum` is zero but for the plan's columns."""
-        rows = self._rows(start)
-        block = spectrum[: rows.stop - rows.start]
-        block[:, self.plan.slice] = self.panel[:, rows].contiguous().t()
-        filtered: Tensor = torch.fft.irfft(block, n=self.bins.w, norm="forward")
-        return filtered.view(-1)
+def _real(base: Tensor | None, models: Sequence[Tensor]) -> torch.dtype:
+    tensors = models if base is None else (base, *models)
+    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+def _matrix(base: Tensor | None, models: Sequence[Tensor], i: int) -> tuple[int, int, list[int], list[int]]:
+    return *_base(None if base is None else base[i]), *_models([model[i] for model in models])
+
+
+def _described(own: Transform) -> tuple[int, tuple[int, ...], int, tuple[int, tuple[int, ...], int] | None]:
+    return *own.described, None if own.inner is None else own.inner.described

@@ -68,6 +68,12 @@ template <class T> class Kept {
             for (int j = 0; j < STRIP / PAIR; ++j) bits_[k][j] &= row[j];
         }
     }
+    // Whether some model's cut has its index in the strip.
+    bool mixed() const {
+        bool any = false;
+        for (int k = 0; args_.trim && k < args_.models_count; ++k) any |= mixed(k);
+        return any;
+    }
     // The selection from one model, for one strip.
     struct Filter {
         const Bound<T> &top_bound, &bottom_bound;
@@ -86,10 +92,11 @@ template <class T> class Kept {
     };
     Filter of(int k) const {
         const Bound<T> &t = tops_[k], &b = bottoms_[k];
-        return {t, b, packed_ ? bits_[k] : nullptr, first_, t.within(first_) || b.within(first_), top_, bottom_, t.template at<0>(first_), b.template at<0>(first_)};
+        return {t, b, packed_ ? bits_[k] : nullptr, first_, mixed(k), top_, bottom_, t.template at<0>(first_), b.template at<0>(first_)};
     }
 
   private:
+    bool mixed(int k) const { return tops_[k].within(first_) || bottoms_[k].within(first_); }
     void draw(const Drop &drop, int n, uint32_t *bits) {
         const bool all = drop.threshold >> 32, none = drop.threshold == 0;
         if (all || none) return void(memset(bits, all ? 0 : 0xff, sizeof bits_[0]));

@@ -41,7 +41,6 @@ struct Args {
     uint8_t *masks;       // rows of `mask_stride` bytes, written; combine, kept_sums, modulate: read, null where not used
     int64_t mask_stride;
     const double *weights;  // K of them; mask_against: tall, or null
-    const void *addend;   // combine, where all elements take part: of the working type, added to the sum; or null
     double divisor, scale;
     Consensus consensus;
     const double *shares; // K of them: those of the terms that agree are what is divided by; or null
@@ -51,16 +50,22 @@ struct Args {
     const Window *trim;   // K of them, or null
     const Drop *drop;     // K of them, or null
     int64_t offset;       // index in its tensor of the first element
+    const float *group_weights;  // blend: [K, groups]; element i of the tensor is in group (i / inner) mod groups
+    int64_t groups, inner;
+    const void *up, *down;  // low_rank: matrices [rows, rank] and [rank, columns] of the working type
+    int64_t rank, columns;
 };
 
 // `begin` is a multiple of BLOCK. `sums` is the block's own result: elect, mask_against and kept_sums 2K, moments 4K,
-// inner_products 2K + 1, combine none. The return value counts non-finite results (combine) or is 0; moments adds K counts to `counts`.
+// inner_products 2K + 1, combine none. The return value counts non-finite results (combine, blend) or is 0; moments adds K counts to `counts`.
 #define FM_DECLARE(isa)                                                                                   \
     namespace isa {                                                                                       \
     int64_t elect(const Args &, int64_t begin, int64_t n, double *sums, int64_t *counts);                 \
     int64_t modulate(const Args &, int64_t begin, int64_t n, double *sums, int64_t *counts);              \
+    int64_t low_rank(const Args &, int64_t begin, int64_t n, double *sums, int64_t *counts);              \
     int64_t mask_against(const Args &, int64_t begin, int64_t n, double *sums, int64_t *counts);          \
     int64_t combine(const Args &, int64_t begin, int64_t n, double *sums, int64_t *counts);               \
+    int64_t blend(const Args &, int64_t begin, int64_t n, double *sums, int64_t *counts);                 \
     int64_t kept_sums(const Args &, int64_t begin, int64_t n, double *sums, int64_t *counts);             \
     int64_t delta_sum(const Args &, int64_t begin, int64_t n, double *sums, int64_t *counts);             \
     int64_t moments(const Args &, int64_t begin, int64_t n, double *sums, int64_t *counts);               \

@@ -75,8 +75,8 @@ template <class T> static inline void store_keys(const VF &a, const VF &b, uint3
     };
     const __m256i x = key(a.v), y = key(a.w), z = key(b.v), w = key(b.w);
     if constexpr (dtype_of<T> != BF16) return four(x, y, z, w);
-    const __m256i xl = _mm256_unpacklo_epi32(x, z), xh = _mm256_unpackhi_epi32(x, z);
-    const __m256i yl = _mm256_unpacklo_epi32(y, w), yh = _mm256_unpackhi_epi32(y, w);
+    const __m256i xl = _mm256_unpacklo_epi32(x, y), xh = _mm256_unpackhi_epi32(x, y);
+    const __m256i yl = _mm256_unpacklo_epi32(z, w), yh = _mm256_unpackhi_epi32(z, w);
     four(_mm256_permute2x128_si256(xl, xh, 0x20), _mm256_permute2x128_si256(xl, xh, 0x31),
          _mm256_permute2x128_si256(yl, yh, 0x20), _mm256_permute2x128_si256(yl, yh, 0x31));
 }
@@ -135,7 +135,7 @@ static inline int64_t list_within(const uint32_t *words, int64_t n, uint64_t lea
 template <class T, class W> static inline void store_keys(const Vec<W> &a, const Vec<W> &b, typename KeyOf<W>::type *p) {
     using K = KeyOf<W>;
     for (int i = 0; i < PAIR; ++i) {
-        const W x = dtype_of<T> == BF16 ? (i & 1 ? b : a).v[i / 2] : (i < 16 ? a : b).v[i & 15];
+        const W x = (lane<T>(i) < 16 ? a : b).v[lane<T>(i) % 16];
         const auto bits = std::bit_cast<typename K::type>(x) & K::MAGNITUDE;
         p[i] = bits < K::QUIET ? bits : K::QUIET;
     }

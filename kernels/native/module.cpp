@@ -156,6 +156,20 @@ void modulate(int64_t n, uintptr_t base, int base_dtype, uintptr_t unified, int 
     run(FM_KERNEL(modulate), call.args, n, 0, 0, no_fold);
 }
 
+void low_rank(int64_t n, uintptr_t base, int base_dtype, uintptr_t up, uintptr_t down, bool wide, int64_t rank,
+              int64_t columns, double scale, int64_t column, uintptr_t out, int out_dtype) {
+    Call call(base, base_dtype, {}, {});
+    call.args.wide |= wide;
+    call.args.up = reinterpret_cast<const void *>(up);
+    call.args.down = reinterpret_cast<const void *>(down);
+    call.args.rank = rank;
+    call.args.columns = columns;
+    call.args.scale = scale;
+    call.args.offset = column;
+    call.write(out, out_dtype, n);
+    run(FM_KERNEL(low_rank), call.args, n, 0, 0, no_fold);
+}
+
 int64_t combine(int64_t n, uintptr_t base, int base_dtype, const Addresses &models, const Dtypes &dtypes,
                 const std::vector<double> &weights, const std::vector<double> &shares, double divisor, double scale, int consensus,
                 bool as_delta, const Kept &kept, int64_t offset, uintptr_t out, int out_dtype) {
@@ -170,23 +184,21 @@ int64_t combine(int64_t n, uintptr_t base, int base_dtype, const Addresses &mode
     return run(FM_KERNEL(combine), call.args, n, 0, 0, no_fold);
 }
 
+int64_t blend(int64_t n, uintptr_t base, int base_dtype, const Addresses &models, const Dtypes &dtypes,
+              uintptr_t weights, int64_t groups, int64_t inner, int64_t offset, uintptr_t out, int out_dtype) {
+    Call call(base, base_dtype, models, dtypes);
+    call.args.group_weights = reinterpret_cast<const float *>(weights);
+    call.args.groups = groups, call.args.inner = inner, call.args.offset = offset;
+    call.write(out, out_dtype, n);
+    return run(FM_KERNEL(blend), call.args, n, 0, 0, no_fold);
+}
+
 void kept_sums(int64_t n, uintptr_t base, int base_dtype, const Addresses &models, const Dtypes &dtypes,
                const Kept &kept, int64_t offset, uintptr_t sums) {
     Call call(base, base_dtype, models, dtypes);
     call.select(kept, offset, n);
     const int width = 2 * int(models.size());
     run(FM_KERNEL(kept_sums), call.args, n, width, 0, add_to(sums, width));
-}
-
-int64_t add_filtered(int64_t n, uintptr_t base, int base_dtype, const Addresses &models, const Dtypes &dtypes,
-                     const std::vector<double> &weights, uintptr_t filtered, int filtered_dtype, double scale,
-                     bool as_delta, uintptr_t out, int out_dtype, int64_t whole) {
-    Call call(base, base_dtype, models, dtypes);
-    call.args.wide |= filtered_dtype == F64;
-    call.args.weights = weights.data(), call.args.addend = reinterpret_cast<const void *>(filtered);
-    call.args.scale = scale, call.args.as_delta = as_delta;
-    call.write(out, out_dtype, whole);
-    return run(FM_KERNEL(combine), call.args, n, 0, 0, no_fold);
 }
 
 void delta_sum(int64_t n, uintptr_t base, int base_dtype, const Addresses &models, const Dtypes &dtypes,
@@ -234,6 +246,7 @@ void unpack_bits(int64_t n, uintptr_t packed, uintptr_t out) {
 }  // namespace
 
 void bind_selection(nb::module_ &m);
+void bind_filter(nb::module_ &m);
 
 }  // namespace fm
 
@@ -242,17 +255,18 @@ NB_MODULE(_native, m) {
     m.def("elect", &fm::elect);
     m.def("mask_against", &fm::mask_against);
     m.def("modulate", &fm::modulate);
+    m.def("low_rank", &fm::low_rank);
     m.def("combine", &fm::combine);
+    m.def("blend", &fm::blend);
     m.def("kept_sums", &fm::kept_sums);
     m.def("delta_sum", &fm::delta_sum);
-    m.def("add_filtered", &fm::add_filtered);
     m.def("moments", &fm::moments);
     m.def("inner_products", &fm::inner_products);
     m.def("pack_bits", &fm::pack_bits);
     m.def("unpack_bits", &fm::unpack_bits);
     fm::bind_selection(m);
+    fm::bind_filter(m);
     m.def("isa", [] { return std::string(fm::ISA_NAMES[fm::isa]); });
     m.def("set_threads", &fm::set_threads);
     m.def("threads", &fm::threads);
-    m.def("work_alone", &fm::work_alone);
 }

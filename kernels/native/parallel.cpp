@@ -80,7 +80,6 @@ class Pool {
 std::mutex *use = new std::mutex;  // held by the call that has the pool
 Pool *pool = nullptr;
 int wanted = default_threads();
-thread_local bool alone = false;
 
 // Threads do not survive a fork: the child makes a pool of its own and leaks the parent's.
 const int registered = pthread_atfork(nullptr, nullptr, [] {
@@ -92,15 +91,13 @@ const int registered = pthread_atfork(nullptr, nullptr, [] {
 
 void parallel_for(int64_t blocks, const std::function<void(int64_t)> &body) {
     std::unique_lock lock(*use, std::defer_lock);
-    if (blocks < 2 || wanted < 2 || alone || !lock.try_lock()) {
+    if (blocks < 2 || wanted < 2 || !lock.try_lock()) {
         for (int64_t i = 0; i < blocks; ++i) body(i);
         return;
     }
     if (!pool) pool = new Pool(wanted - 1);
     pool->run(blocks, body);
 }
-
-void work_alone() { alone = true; }
 
 void set_threads(int threads) {
     std::lock_guard lock(*use);

@@ -17,8 +17,6 @@ inline int64_t block_size(int64_t block, int64_t n) { return std::min(BLOCK, n -
 // Calls body(block) for every block below `blocks`, in order, on as many threads as set; the caller works too. A call made
 // while another is running works alone. body must not throw.
 void parallel_for(int64_t blocks, const std::function<void(int64_t)> &body);
-// From here on the calling thread uses no others: it is one of several that work side by side.
-void work_alone();
 void set_threads(int threads);
 int threads();
 

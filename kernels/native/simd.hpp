@@ -1,7 +1,7 @@
 // Sixteen lanes of the working type, in the widest registers of the instruction set.
 //
-// Work goes in pairs of vectors, 32 elements. bfloat16 is split into even and odd elements (a shift and a mask widen a
-// whole register, no shuffle), other types into the first and second sixteen; a pair's mask bits and sums know which.
+// Work goes in pairs of vectors, 32 elements. Each register of bfloat16 is split into its even and its odd elements (a shift
+// and a mask widen them in place, no shuffle), other types stay in order; a pair's mask bits and sums know which.
 #pragma once
 #include <utility>
 
@@ -15,6 +15,21 @@
 namespace fm::FM_ISA {
 
 constexpr int PAIR = 32;
+
+// The lane of a pair that has its element i.
+#if defined(FM_ISA_v3)
+constexpr int REGISTER = 16;  // of bfloat16
+#else
+constexpr int REGISTER = 32;
+#endif
+template <class T> constexpr int lane(int i) {
+    return dtype_of<T> == BF16 ? i / REGISTER * REGISTER + i % 2 * (REGISTER / 2) + i % REGISTER / 2 : i;
+}
+// The element in it.
+template <class T> constexpr int element(int lane) {
+    constexpr int half = REGISTER / 2;
+    return dtype_of<T> == BF16 ? lane / REGISTER * REGISTER + lane % half * 2 + lane % REGISTER / half : lane;
+}
 
 // f(k) for every model; KN of them are unrolled, so that what is indexed by k stays in registers.
 template <int KN, class F> static inline void each(int models, F f) {
@@ -139,6 +154,9 @@ template <class V> struct Sums {
     void add_product(const V &a, const V &b) {
         for (int i = 0; i < 16; ++i) s[i] += double(a.v[i]) * b.v[i];
     }
+    void add_product(const double *a, const V &b) {
+        for (int i = 0; i < 16; ++i) s[i] += a[i] * b.v[i];
+    }
     void store(double *p) const { memcpy(p, s, sizeof s); }
     void load(const double *p) { memcpy(s, p, sizeof s); }
 };
@@ -148,8 +166,7 @@ template <class T, class V, class W> static inline void load_pair_generic(const 
     for (int i = 0; i < PAIR; ++i) {
         T t;
         memcpy(&t, reinterpret_cast<const char *>(p) + i * sizeof(T), sizeof(T));
-        if constexpr (sizeof(T) == 2 && dtype_of<T> == BF16) x[(i & 1) * 16 + i / 2] = widen(t);
-        else x[i] = widen(t);
+        x[lane<T>(i)] = widen(t);
     }
     a = V::load(x), b = V::load(x + 16);
 }
@@ -158,27 +175,10 @@ template <class T, class V, class W> static inline void store_pair_generic(T *p,
     a.store(x), b.store(x + 16);
     for (int i = 0; i < PAIR; ++i) {
         T t;
-        narrow(dtype_of<T> == BF16 ? x[(i & 1) * 16 + i / 2] : x[i], t);
+        narrow(x[lane<T>(i)], t);
         memcpy(reinterpret_cast<char *>(p) + i * sizeof(T), &t, sizeof(T));
     }
 }
-
-// 16 bits to the even places of 32, and back.
-#if defined(FM_ISA_v3) || defined(FM_ISA_v4)
-static inline uint32_t spread(uint32_t x) { return _pdep_u32(x, 0x55555555); }
-static inline uint32_t gather(uint32_t x) { return _pext_u32(x, 0x55555555); }
-#else
-static inline uint32_t spread(uint32_t x) {
-    x = (x | x << 8) & 0x00ff00ff, x = (x | x << 4) & 0x0f0f0f0f;
-    x = (x | x << 2) & 0x33333333;
-    return (x | x << 1) & 0x55555555;
-}
-static inline uint32_t gather(uint32_t x) {
-    x &= 0x55555555, x = (x | x >> 1) & 0x33333333;
-    x = (x | x >> 2) & 0x0f0f0f0f, x = (x | x >> 4) & 0x00ff00ff;
-    return (x | x >> 8) & 0xffff;
-}
-#endif
 
 }  // namespace fm::FM_ISA
 
@@ -195,30 +195,68 @@ template <class T> static inline void load_pair(const T *p, VF &a, VF &b) { load
 template <class T> static inline void store_pair(T *p, const VF &a, const VF &b, bool) {
     store_pair_generic<T, VF, float>(p, a, b);
 }
+template <class T> static inline VF load_half(const T *p) {
+    VF x;
+    for (int i = 0; i < 16; ++i) {
+        T t;
+        memcpy(&t, reinterpret_cast<const char *>(p) + i * sizeof(T), sizeof(T));
+        x.v[i] = widen(t);
+    }
+    return x;
+}
 }  // namespace fm::FM_ISA
 #endif
 
 namespace fm::FM_ISA {
 using VD = Vec<double>;
 static inline void load_pair(const double *p, VD &a, VD &b) { load_pair_generic<double, VD, double>(p, a, b); }
+static inline VD load_half(const double *p) {
+    VD x;
+    memcpy(x.v, p, sizeof x.v);
+    return x;
+}
 static inline void store_pair(double *p, const VD &a, const VD &b, bool) { store_pair_generic<double, VD, double>(p, a, b); }
 
 template <class T> struct Working { using V = VF; using W = float; };
 template <> struct Working<double> { using V = VD; using W = double; };
 
+#if !defined(FM_ISA_v3)
+// 16 bits to the even places of 32, and back.
+#if defined(FM_ISA_v4)
+static inline uint32_t spread(uint32_t x) { return _pdep_u32(x, 0x55555555); }
+static inline uint32_t gather(uint32_t x) { return _pext_u32(x, 0x55555555); }
+#else
+static inline uint32_t spread(uint32_t x) {
+    x = (x | x << 8) & 0x00ff00ff, x = (x | x << 4) & 0x0f0f0f0f;
+    x = (x | x << 2) & 0x33333333;
+    return (x | x << 1) & 0x55555555;
+}
+static inline uint32_t gather(uint32_t x) {
+    x &= 0x55555555, x = (x | x >> 1) & 0x33333333;
+    x = (x | x >> 2) & 0x0f0f0f0f, x = (x | x >> 4) & 0x00ff00ff;
+    return (x | x >> 8) & 0xffff;
+}
+#endif
+
+// The bits of a pair of bfloat16 in element order, and back.
+template <class M> static inline uint32_t interleaved(const M &a, const M &b) { return spread(a.bits()) | spread(b.bits()) << 1; }
+template <class M> static inline void split(uint32_t x, M &a, M &b) { a = M::from(gather(x)), b = M::from(gather(x >> 1)); }
+#endif
+
 // The 32 mask bits of a pair in element order, and back.
 template <class T, class M> static inline uint32_t pair_bits(const M &a, const M &b) {
-    return dtype_of<T> == BF16 ? spread(a.bits()) | spread(b.bits()) << 1 : a.bits() | b.bits() << 16;
+    if constexpr (dtype_of<T> == BF16) return interleaved(a, b);
+    else return a.bits() | b.bits() << 16;
 }
 template <class T, class M> static inline void split_bits(uint32_t x, M &a, M &b) {
-    if (dtype_of<T> == BF16) a = M::from(gather(x)), b = M::from(gather(x >> 1));
+    if constexpr (dtype_of<T> == BF16) split(x, a, b);
     else a = M::from(x & 0xffff), b = M::from(x >> 16);
 }
 
 // A block's total: the sums of a pair's lanes in element order, added as a tree.
 template <class T> static inline double total(const double *lanes) {
     double s[PAIR];
-    for (int i = 0; i < PAIR; ++i) s[i] = dtype_of<T> == BF16 ? lanes[(i & 1) * 16 + i / 2] : lanes[i];
+    for (int i = 0; i < PAIR; ++i) s[i] = lanes[lane<T>(i)];
     for (int width = PAIR / 2; width; width /= 2)
         for (int i = 0; i < width; ++i) s[i] += s[i + width];
     return s[0];

@@ -1,4 +1,4 @@
-// AVX2: a vector is two registers, a mask two more.
+// AVX2: a vector is two registers, a mask two more. Of bfloat16 they are the even and the odd elements of one register.
 #pragma once
 
 namespace fm::FM_ISA {
@@ -82,6 +82,9 @@ template <> struct Sums<VF> {
     void add_product(const VF &a, const VF &b) {
         for (int i = 0; i < 4; ++i) s[i] = _mm256_fmadd_pd(part(a, i), part(b, i), s[i]);
     }
+    void add_product(const double *a, const VF &b) {
+        for (int i = 0; i < 4; ++i) s[i] = _mm256_fmadd_pd(_mm256_loadu_pd(a + 4 * i), part(b, i), s[i]);
+    }
     void store(double *p) const {
         for (int i = 0; i < 4; ++i) _mm256_storeu_pd(p + 4 * i, s[i]);
     }
@@ -102,8 +105,8 @@ static inline void load_pair(const bf16 *p, VF &a, VF &b) {
     const __m256i *q = reinterpret_cast<const __m256i *>(p);
     const __m256i upper = _mm256_set1_epi32(int(0xffff0000));
     __m256i x = _mm256_loadu_si256(q), y = _mm256_loadu_si256(q + 1);
-    a = {_mm256_castsi256_ps(_mm256_slli_epi32(x, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(y, 16))};
-    b = {_mm256_castsi256_ps(_mm256_and_si256(x, upper)), _mm256_castsi256_ps(_mm256_and_si256(y, upper))};
+    a = {_mm256_castsi256_ps(_mm256_slli_epi32(x, 16)), _mm256_castsi256_ps(_mm256_and_si256(x, upper))};
+    b = {_mm256_castsi256_ps(_mm256_slli_epi32(y, 16)), _mm256_castsi256_ps(_mm256_and_si256(y, upper))};
 }
 static inline void load_pair(const fp16 *p, VF &a, VF &b) {
     const __m128i *q = reinterpret_cast<const __m128i *>(p);
@@ -111,6 +114,16 @@ static inline void load_pair(const fp16 *p, VF &a, VF &b) {
     b = {_mm256_cvtph_ps(_mm_loadu_si128(q + 2)), _mm256_cvtph_ps(_mm_loadu_si128(q + 3))};
 }
 static inline void load_pair(const float *p, VF &a, VF &b) { a = VF::load(p), b = VF::load(p + 16); }
+static inline __m256 upwards(__m128i x) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16)); }
+static inline VF load_half(const bf16 *p) {
+    const __m128i *q = reinterpret_cast<const __m128i *>(p);
+    return {upwards(_mm_loadu_si128(q)), upwards(_mm_loadu_si128(q + 1))};
+}
+static inline VF load_half(const fp16 *p) {
+    const __m128i *q = reinterpret_cast<const __m128i *>(p);
+    return {_mm256_cvtph_ps(_mm_loadu_si128(q)), _mm256_cvtph_ps(_mm_loadu_si128(q + 1))};
+}
+static inline VF load_half(const float *p) { return VF::load(p); }
 
 static inline __m256i rounded_bf16(__m256 x) {  // the result stands in the upper halves
     __m256i u = _mm256_castps_si256(x);
@@ -120,9 +133,21 @@ static inline __m256i rounded_bf16(__m256 x) {  // the result stands in the uppe
     return _mm256_castps_si256(_mm256_blendv_ps(r, nan, _mm256_cmp_ps(x, x, _CMP_UNORD_Q)));
 }
 static inline void store_pair(bf16 *p, const VF &a, const VF &b, bool streaming) {
-    __m256i x = _mm256_blend_epi16(_mm256_srli_epi32(rounded_bf16(a.v), 16), rounded_bf16(b.v), 0xaa);
-    __m256i y = _mm256_blend_epi16(_mm256_srli_epi32(rounded_bf16(a.w), 16), rounded_bf16(b.w), 0xaa);
+    __m256i x = _mm256_blend_epi16(_mm256_srli_epi32(rounded_bf16(a.v), 16), rounded_bf16(a.w), 0xaa);
+    __m256i y = _mm256_blend_epi16(_mm256_srli_epi32(rounded_bf16(b.v), 16), rounded_bf16(b.w), 0xaa);
     put(p, x, streaming), put(p + 16, y, streaming);
+}
+// The bits of a pair of bfloat16 in element order, and back.
+static inline uint32_t interleaved(const VF::Mask &a, const VF::Mask &b) {
+    const __m256i x = _mm256_blend_epi16(_mm256_castps_si256(a.m), _mm256_castps_si256(a.n), 0xaa);
+    const __m256i y = _mm256_blend_epi16(_mm256_castps_si256(b.m), _mm256_castps_si256(b.n), 0xaa);
+    return uint32_t(_mm256_movemask_epi8(_mm256_permute4x64_epi64(_mm256_packs_epi16(x, y), 0xd8)));
+}
+static inline void split(uint32_t bits, VF::Mask &a, VF::Mask &b) {
+    const __m256i x = _mm256_set1_epi32(int(bits)), y = _mm256_srli_epi32(x, 16);
+    const __m256i even = _mm256_setr_epi32(1, 1 << 2, 1 << 4, 1 << 6, 1 << 8, 1 << 10, 1 << 12, 1 << 14), odd = _mm256_slli_epi32(even, 1);
+    const auto on = [](__m256i bits, __m256i place) { return _mm256_castsi256_ps(_mm256_cmpeq_epi32(_mm256_and_si256(bits, place), place)); };
+    a = {on(x, even), on(x, odd)}, b = {on(y, even), on(y, odd)};
 }
 static inline __m256i rounded_fp16(const VF &x) {
     return _mm256_set_m128i(_mm256_cvtps_ph(x.w, _MM_FROUND_TO_NEAREST_INT), _mm256_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT));

@@ -49,6 +49,10 @@ template <> struct Sums<VF> {
     void add_product(VF a, VF b) {
         s[0] = _mm512_fmadd_pd(low(a), low(b), s[0]), s[1] = _mm512_fmadd_pd(high(a), high(b), s[1]);
     }
+    void add_product(const double *a, VF b) {
+        s[0] = _mm512_fmadd_pd(_mm512_loadu_pd(a), low(b), s[0]);
+        s[1] = _mm512_fmadd_pd(_mm512_loadu_pd(a + 8), high(b), s[1]);
+    }
     void store(double *p) const { _mm512_storeu_pd(p, s[0]), _mm512_storeu_pd(p + 8, s[1]); }
     void load(const double *p) { s[0] = _mm512_loadu_pd(p), s[1] = _mm512_loadu_pd(p + 8); }
 };
@@ -71,6 +75,14 @@ static inline void load_pair(const fp16 *p, VF &a, VF &b) {
     a.v = _mm512_cvtph_ps(_mm256_loadu_si256(q)), b.v = _mm512_cvtph_ps(_mm256_loadu_si256(q + 1));
 }
 static inline void load_pair(const float *p, VF &a, VF &b) { a = VF::load(p), b = VF::load(p + 16); }
+static inline VF load_half(const bf16 *p) {
+    const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p));
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16))};
+}
+static inline VF load_half(const fp16 *p) {
+    return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)))};
+}
+static inline VF load_half(const float *p) { return VF::load(p); }
 
 static inline __m512i rounded_bf16(__m512 x) {  // the result stands in the upper halves
     __m512i u = _mm512_castps_si512(x);

@@ -65,28 +65,12 @@ template <class T> class Reader {
 
 template <class T> using Wide = typename Working<T>::W;
 
-// Elements of the working type that join a strip of T: where they are, or a padded copy of the last ones.
-template <class T> class Addend {
-  public:
-    explicit Addend(const Args &a) : data_(static_cast<const Wide<T> *>(a.addend)) {}
-    const Wide<T> *at(int64_t begin, int n, int padded) {
-        if (!data_ || n == padded) return data_ ? data_ + begin : nullptr;
-        memcpy(copy_, data_ + begin, n * sizeof copy_[0]);
-        memset(copy_ + n, 0, (padded - n) * sizeof copy_[0]);
-        return copy_;
-    }
-
-  private:
-    const Wide<T> *data_;
-    alignas(64) Wide<T> copy_[STRIP];
-};
-
-// 32 of them, in the lanes that a pair of T has.
+// 32 elements of the working type, in the lanes that a pair of T has.
 template <class T> static inline void load_lanes(const Wide<T> *p, typename Working<T>::V &a, typename Working<T>::V &b) {
     if constexpr (dtype_of<T> == BF16) {
-        float even[16], odd[16];
-        for (int i = 0; i < 16; ++i) even[i] = p[2 * i], odd[i] = p[2 * i + 1];
-        a = VF::load(even), b = VF::load(odd);
+        float x[PAIR];
+        for (int i = 0; i < PAIR; ++i) x[lane<T>(i)] = p[i];
+        a = VF::load(x), b = VF::load(x + 16);
     } else {
         load_pair(p, a, b);
     }
@@ -109,7 +93,7 @@ template <class T> class Sink {
         if constexpr (dtype_of<T> == BF16) {
             W x[PAIR];
             a.store(x), b.store(x + 16);
-            interleave(i, x);
+            in_order(i, x);
         } else {
             a.store(strip_ + i), b.store(strip_ + i + 16);
         }
@@ -121,8 +105,8 @@ template <class T> class Sink {
     }
 
   private:
-    [[gnu::noinline]] void interleave(int i, const W *x) {
-        for (int j = 0; j < 16; ++j) strip_[i + 2 * j] = x[j], strip_[i + 2 * j + 1] = x[16 + j];
+    [[gnu::noinline]] void in_order(int i, const W *x) {
+        for (int j = 0; j < PAIR; ++j) strip_[i + j] = x[lane<T>(j)];
     }
 
     const Out &out_;

@@ -1,5 +1,6 @@
 """Plain PyTorch: the definition of every op, and the oracle of every test. Not written for speed."""
 
+from .blend import blend
 from .combine import combine
 from .delta_sum import delta_sum
 from .elect import elect
@@ -10,6 +11,7 @@ from .highpass_merge import Filtered, highpass_merge
 from .inner_products import inner_products
 from .kept_sums import kept_sums
 from .kth_magnitude import kth_magnitude
+from .low_rank import low_rank
 from .magnitude_histogram import magnitude_histogram
 from .mask_against import mask_against
 from .modulate import modulate
@@ -22,6 +24,7 @@ from .unpack_bits import unpack_bits
 
 __all__ = [
     "Filtered",
+    "blend",
     "combine",
     "delta_sum",
     "elect",
@@ -32,6 +35,7 @@ __all__ = [
     "inner_products",
     "kept_sums",
     "kth_magnitude",
+    "low_rank",
     "magnitude_histogram",
     "mask_against",
     "modulate",

@@ -48,3 +48,9 @@ class Filtered:
             delta = torch.tensor(scale, dtype=delta.dtype) * delta
         out.copy_(narrow(delta if as_delta else self.base[piece].to(delta.dtype) + delta, out.dtype))
         return int(out.numel() - out.isfinite().sum())
+
+    @staticmethod
+    def magnitudes(base: Tensor, models: Sequence[Tensor], convention: str, limit: int) -> list[float]:
+        """Per model Σ|G(τ_k)|, terms widened to float64. All [B, H, W]."""
+        deltas = [Filtered(base, [model], [1.0], convention, limit).delta for model in models]
+        return [float(delta.to(torch.float64).abs().sum()) for delta in deltas]

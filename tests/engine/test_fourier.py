@@ -160,7 +160,7 @@ def test_only_what_is_filtered_is_measured(models: Models, tmp_path: Path) -> No
     ("method", "params", "tensor"),
     [
         ("fr", {"cutoff": 0.9}, "layers.0.weight"),
-        ("free", {"cutoff": 0.9}, "layers.1.weight"),
+        ("free", {"cutoff": 0.9}, "layers.0.weight"),
         ("ties", {"prefilter": {}}, "layers.1.weight"),
     ],
 )

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from adapters import lora, write_adapter
 from folders import content, read, write
 from hulls import Problem, Weights
 from live import Net, bits, same
@@ -186,6 +187,22 @@ def test_drawn(options: dict[str, Any], tmp_path: Path) -> None:
         result.draw(tmp_path / "run.png")
 
 
+@pytest.mark.parametrize("options", [STEPS["hard"], STEPS["soft"]], ids=["hard", "soft"])
+def test_a_model_with_an_adapter_is_a_candidate_as_the_model_it_makes(options: dict[str, Any], tmp_path: Path) -> None:
+    pool = nets(tmp_path, 2)
+    own = lora({"up": (9000, 8), "down": (8, 9000)}, 2, 1)
+    adapter = write_adapter(tmp_path / "adapter", own, r=2, lora_alpha=1)
+    fm.merge("linear", None, {"m": f"{pool['n0']}+{adapter}"}, tmp_path / "expanded")
+    results = [
+        run(Net(0), pool | {"both": member}, **options) for member in (f"{pool['n0']}+{adapter}", tmp_path / "expanded")
+    ]
+    one, two = (result.record.coefficients for result in results)
+    assert one == two
+    for k, result in enumerate(results):
+        result.write(tmp_path / f"out{k}")
+    assert all(t.equal(read(tmp_path / "out1")[n]) for n, t in read(tmp_path / "out0").items())
+
+
 def test_pools_that_do_not_fit(tmp_path: Path) -> None:
     """Every member that does not fit is named with its tensor, and left out on request."""
     pool: dict[str, Any] = dict(nets(tmp_path, 2))
@@ -195,9 +212,7 @@ def test_pools_that_do_not_fit(tmp_path: Path) -> None:
     pool["wide"] = good | {"up.weight": torch.zeros(9000, 9)}
     pool["whole"] = good | {"norm.bias": torch.zeros(8, dtype=torch.long)}
     pool["nowhere"] = tmp_path / "nowhere"
-    pool["adapter"] = tmp_path / "adapter"
-    pool["adapter"].mkdir()
-    (pool["adapter"] / "adapter_config.json").write_text("{}")
+    pool["adapter"] = write_adapter(tmp_path / "adapter", lora({"up": (9000, 8)}, 2, 1))
     with pytest.raises(InputError) as caught:
         run(Net(0), pool)
     for text in (
@@ -206,7 +221,7 @@ def test_pools_that_do_not_fit(tmp_path: Path) -> None:
         "wide: tensor 'up.weight' is F32 [9000, 9], the model has BF16 [9000, 8]",
         "whole: tensor 'norm.bias' is I64 [8]",
         "nowhere does not exist",
-        "is an adapter, not a checkpoint",
+        "is an adapter; write MODEL+ADAPTER",
         "skip_misfits=True",
     ):
         assert text in str(caught.value)

@@ -38,8 +38,10 @@ SHARED = {
     "experts",
     "ranks",
     "selection_module",
+    "filter_rows",
+    "filter_module",
     "spectrum",
-    "workers",
+    "transform",
 }  # sources that are no op of their own
 MIXTURES = ((BF16, F32), (F32, BF16), (F16, BF16, F32), (BF16, BF16, F64), (F64, F16))
 SIZES = (0, 1, 7, 8, 31, 32, 33, 63, 64, 65, 511, 512, 513, 1009)
@@ -92,6 +94,11 @@ def call(op: str, backend: str, inputs: list[Tensor], out: torch.dtype) -> tuple
     if op == "modulate":
         bits = ops.pack_bits(models[-1].double() > 0, backend="reference")
         return [ops.modulate(base, models[0], bits, 1.37, out=result, backend=backend)], []
+    if op == "low_rank":
+        rank, columns = 1 + k % 7, 1 + n // (1 + k % 3)
+        up, down = (make(size * rank, F32, n + k + size, special=False) for size in (2 + k % 3, columns))
+        wide = base[n // 3 :], up.view(-1, rank), down.view(rank, -1)
+        return [ops.low_rank(*wide, 0.37, first=n // 3, out=result[n // 3 :], backend=backend)], []
     if op == "combine":
         variants = [
             combine(base),
@@ -107,6 +114,15 @@ def call(op: str, backend: str, inputs: list[Tensor], out: torch.dtype) -> tuple
             weights[0] = 0.7
             selection = kept(first, models, offset, parts)
             variants.append(combine(first, kept=selection, offset=offset, scale=1 + turn % 2 / 4, **vote))
+        return [merged for merged, _ in variants], [bad for _, bad in variants]
+    if op == "blend":
+        variants = []
+        for inner, groups in ((1, 3), (5, 2 + n // 5), (70_000, 1 + n // 70_000)):
+            table = torch.linspace(-1, 1, k * groups).view(k, groups)
+            for first, offset in ((base, 0), (None, ops.BLOCK)):
+                options = {"inner": inner, "offset": offset, "out": result.clone(), "backend": backend}
+                merged = ops.blend(first, models, table, **options)
+                variants.append((merged.merged, torch.tensor(float(merged.nonfinite)).double()))
         return [merged for merged, _ in variants], [bad for _, bad in variants]
     if op == "kept_sums":
         offset = n % 2 * (ops.BLOCK << 19)

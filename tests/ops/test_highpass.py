@@ -155,6 +155,48 @@ def test_decimals_are_exact() -> None:
     assert int((distances(10, 10, "paper") < Cutoff(bins=0.07).limit(10, 10)).sum()) == 9
 
 
+@native_only
+@pytest.mark.parametrize("dtype", [F32, F64], ids=str)
+@pytest.mark.parametrize("n", [*range(1, 20), 22, 26, 43, 121, 127, 131, 169, 254, 262, 343, 480, 1009, 1024, 2816])
+def test_transforms_of_any_length(n: int, dtype: torch.dtype) -> None:
+    """Steps by eights, fours, twos and odd primes, and convolutions where a prime is large; both ways round."""
+    for shape in ((9, n), (n, 9), (2, 2 * n)):
+        x = noise(shape, dtype, n)
+        for options in ({}, {"cutoff": 1.1}):
+            assert_near(ops.highpass(x, **options), definition(x, options), x)
+
+
+@native_only
+@given(st.integers(1, 1 << 24))
+def test_radices_make_up_a_length(n: int) -> None:
+    from fastmerge.kernels.native.transform import factors
+
+    radices = factors(n)
+    assert math.prod(radices) == n
+    for radix in radices:
+        assert radix in (2, 4, 8) or all(radix % d for d in range(2, math.isqrt(radix) + 1))
+
+
+@pytest.mark.parametrize("backend", CPU)
+@pytest.mark.parametrize("options", [{}, {"cutoff": 1.3}, {"cutoff": 0}, {"cutoff": 9}], ids=name)
+@pytest.mark.parametrize("dtypes", [(BF16,), (F32, F16), (F64,)], ids=name)
+def test_pieces_and_magnitudes_are_of_the_whole(
+    dtypes: tuple[torch.dtype, ...], options: dict[str, Any], backend: str
+) -> None:
+    """However it is cut, a merge has the same bits; magnitudes are each model's."""
+    base, *models = (noise((2, 37, 70), dtypes[i % len(dtypes)], i) for i in range(3))
+    whole = partial(ops.highpass_merge, base, backend=backend, **options)
+    filtered = ops.Filtered(base, models, [0.5, 0.25], Cutoff(**options), backend=backend)
+    expected, found = whole(models, [0.5, 0.25]).merged.view(-1), torch.empty_like(base).view(-1)
+    for start, stop in ((0, 1), (1, 70), (70, 1000), (1000, 1064), (1064, 4000), (4000, len(found))):
+        filtered.write(start, found[start:stop])
+    assert_same_bits(found, expected, "pieces")
+    wide = ops.working_dtype([base, *models])
+    deltas = [whole([model], as_delta=True, dtype=wide).merged.to(F64) for model in models]
+    magnitudes = ops.Filtered.magnitudes(base, models, Cutoff(**options), backend=backend)
+    assert magnitudes == pytest.approx([float(delta.abs().sum()) for delta in deltas], rel=1e-6, abs=0)
+
+
 @pytest.mark.parametrize("backend", CPU)
 @pytest.mark.parametrize("options", FILTERS, ids=name)
 def test_is_linear(options: dict[str, Any], backend: str) -> None:
@@ -294,16 +336,18 @@ def test_empty(shape: tuple[int, ...], backend: str) -> None:
 @given(lengths, lengths, st.sampled_from(["paper", "released"]), st.integers(0, 2600))
 def test_the_plan_leaves_out_only_what_it_may(h: int, w: int, convention: str, limit: int) -> None:
     """Outside of the planned columns all is kept (where the removed part is subtracted), or nothing; none is idle."""
-    from fastmerge.kernels.reference.spectrum import Filter, plan
+    from fastmerge.kernels.reference.spectrum import Bins, plan
 
-    bins = Filter(h, w, convention, limit)
+    bins = Bins(h, w, convention, limit)
     planned = plan(bins)
     mask = distances(h, w, convention)
     mask = ((mask >= limit) if convention == "paper" else (mask <= limit)).to(F64)
     mirrored = mask[(-torch.arange(h)) % h][:, (-torch.arange(w)) % w]
     expected = ((mask + mirrored) / 2)[:, : w // 2 + 1].t()
     columns = range(planned.first, planned.first + planned.columns)
-    assert bins.shares(range(w // 2 + 1), F64).equal(expected)
+    y, reaches = torch.arange(h), torch.tensor([[[bins.reach(i)], [bins.reach(-i)]] for i in range(w // 2 + 1)])
+    near = torch.stack([(2 * rows - bins.middle).abs() for rows in (y, -y % h)])
+    assert (near <= reaches).to(F64).mean(1).equal(expected)
     idle = float(planned.subtract)
     inside = torch.tensor([x in columns for x in range(w // 2 + 1)])
     assert (expected[~inside] == idle).all()
@@ -313,14 +357,14 @@ def test_the_plan_leaves_out_only_what_it_may(h: int, w: int, convention: str, l
 
 def test_plans_of_real_shapes() -> None:
     """The paper's disc of a wide matrix and the released one of a square matrix touch few columns."""
-    from fastmerge.kernels.reference.spectrum import Filter, plan
+    from fastmerge.kernels.reference.spectrum import Bins, plan
 
-    wide = plan(Filter(5120, 13824, "paper", Cutoff(cutoff=0.3).limit(5120, 13824)))
+    wide = plan(Bins(5120, 13824, "paper", Cutoff(cutoff=0.3).limit(5120, 13824)))
     assert (wide.subtract, wide.first, wide.columns) == (True, 0, 768)
-    square = plan(Filter(4096, 4096, "released", Cutoff(convention="released").limit(4096, 4096)))
+    square = plan(Bins(4096, 4096, "released", Cutoff(convention="released").limit(4096, 4096)))
     assert square.subtract
     assert square.columns < 50
-    high = plan(Filter(4096, 4096, "paper", Cutoff(cutoff=1.3).limit(4096, 4096)))
+    high = plan(Bins(4096, 4096, "paper", Cutoff(cutoff=1.3).limit(4096, 4096)))
     assert (high.subtract, high.first + high.columns) == (False, 2049)
 
 

@@ -152,6 +152,14 @@ BASE, MODELS = family((4,))
         (lambda: ops.elect(BASE.to("meta"), MODELS), r"models\[0\] is on cpu, base on meta"),
         (lambda: ops.modulate(BASE, BASE, BITS[:0], 1.0), "mask must be"),
         (lambda: ops.modulate(BASE, BASE[:2], BITS, 1.0), "unified has shape"),
+        (lambda: ops.low_rank(BASE, torch.ones(2, 1), torch.ones(2, 2)), r"must be \[R, r\] and \[r, C\]"),
+        (lambda: ops.low_rank(BASE, torch.ones(2, 0), torch.ones(0, 2)), "r ≥ 1"),
+        (
+            lambda: ops.low_rank(BASE, torch.ones(2, 1), torch.ones(1, 2), first=1),
+            "4 elements from 1 on, the product 4",
+        ),
+        (lambda: ops.low_rank(BASE, torch.ones(2, 1), torch.ones(1, 2), out=BASE[:2]), "out has shape"),
+        (lambda: ops.low_rank(BASE, torch.ones(2, 1).int(), torch.ones(1, 2)), "up is torch.int32"),
         (lambda: ops.mask_against(BASE, MODELS, BASE[:2]), "merged has shape"),
         (
             lambda: ops.mask_against(BASE, MODELS, BASE, tall=[1.0]),

@@ -18,9 +18,10 @@ ROOT = Path(fastmerge.__file__).parent
 FASTMERGE = str(Path(sys.executable).with_name("fastmerge"))
 # What a module may import: its own room, and those further down.
 ROOMS = {
-    "__main__": -1,
-    "cli": 0,
-    "bindings": 0,
+    "__main__": -2,
+    "cli": -1,
+    "bindings": -1,
+    "informed": 0,
     "fw": 1,
     "doctor": 2,
     "runtime": 2,
@@ -29,6 +30,7 @@ ROOMS = {
     "formats": 4,
     "methods": 4,
     "ops": 5,
+    "arrays": 6,
     "cutoff": 6,
     "gpus": 5,
     "targets": 6,

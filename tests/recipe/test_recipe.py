@@ -170,7 +170,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     (changed("memory", value=[1]), "memory is [1]"),
     (changed("task_specific", value=7), "task_specific is 7"),
     (changed("seed", value=1), "seed: task_arithmetic draws nothing at random"),
-    (changed("merge_method", value="ties"), "this is a mergekit configuration, which is not supported yet"),
+    (changed("merge_method", value="ties"), "this is a configuration of mergekit's, and no recipe"),
 ]
 
 

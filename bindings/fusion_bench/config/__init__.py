@@ -1,0 +1,1 @@
+"""Configurations for Hydra, which looks for them in packages alone."""

@@ -1,0 +1,46 @@
+"""The vocabulary as torch operators: importing this registers `torch.ops.fastmerge.*`.
+
+They take and give plain tensors, compute by fastmerge.dispatch on CPU and GPU, are traced without a graph break by
+torch.compile(fullgraph=True) and torch.export, with dynamic shapes, and change no argument but the theta of scatter_add
+and scatter. Arguments are those of `fastmerge.ops` without `out=`, `sums=` and `backend=`, except that weights are a
+tensor [K], what takes part is told by plain arguments (`merging.selection`), experts are three tensors, and ranks one
+list. combine (a plain sum), delta_sum, highpass_merge and highpass have gradients.
+"""
+
+from . import gradients  # noqa: F401  registers them
+from .filtering import highpass, highpass_merge
+from .merging import combine, delta_sum, elect, geodesic, mask_against, modulate, pack_bits, unpack_bits
+from .selecting import (
+    extract_topk,
+    gather,
+    kept_sums,
+    kth_magnitude,
+    magnitude_histogram,
+    rank_drop,
+    scatter,
+    scatter_add,
+)
+from .summing import inner_products, moments
+
+__all__ = [
+    "combine",
+    "delta_sum",
+    "elect",
+    "extract_topk",
+    "gather",
+    "geodesic",
+    "highpass",
+    "highpass_merge",
+    "inner_products",
+    "kept_sums",
+    "kth_magnitude",
+    "magnitude_histogram",
+    "mask_against",
+    "modulate",
+    "moments",
+    "pack_bits",
+    "rank_drop",
+    "scatter",
+    "scatter_add",
+    "unpack_bits",
+]

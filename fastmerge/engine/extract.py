@@ -1,0 +1,187 @@
+"""A fine-tuned model back into a LoRA adapter: the task vector of each matrix as a product of low rank."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .. import __version__, ops, targets
+from ..errors import InputError, MergeError, attempt, nearest
+from ..formats.adapter import adapter_config, is_conv1d
+from ..formats.checkpoint import ADAPTER_CONFIG, Checkpoint
+from ..formats.expanded import stored, stored_bytes
+from ..formats.folder import model_card, write_json
+from ..formats.mapping import TORCH_DTYPES, Inputs
+from ..formats.models import open_models
+from ..formats.safetensors import DTYPES
+from ..recipe.destination import output_problems
+from ..recipe.plan import DTYPE_NAMES
+from ..recipe.preflight import TensorPlan, align
+from .factor import factor
+from .publish import Publication
+from .reading import whole
+from .run_pass import Progress
+
+RECORD = "extraction.json"
+SOURCE = "LoRA (Hu et al. 2021, arXiv 2106.09685) by randomised SVD (Halko et al. 2011, arXiv 0909.4061)"
+
+
+@dataclass(slots=True)
+class Extraction:
+    """`kept` is by tensor the part of its task vector's energy, Σ τ², that the product keeps, `total` that of all
+    tensors of the model, with those that are `left_out`: what differs from base and is no matrix of those chosen."""
+
+    out: str
+    rank: int
+    kept: dict[str, float]
+    total: float
+    left_out: list[str]
+    parameters: int
+    notes: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The extraction as JSON."""
+        return asdict(self)
+
+
+def extract_lora(
+    base: str | Path,
+    model: str | Path,
+    out: str | Path,
+    *,
+    rank: int = 16,
+    tensors: Sequence[str] = (),
+    task_specific: Sequence[str] = (),
+    dtype: str = "float32",
+    seed: int = 0,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Extraction:
+    """Write the adapter of this rank whose product comes nearest to the model's task vector, matrix by matrix.
+
+    tensors: patterns of the matrices to take, by default all but embeddings and output heads. task_specific: patterns
+    of tensors that are not compared, such as heads that base has not. dtype: of the factors. Memory is that of the
+    adapter and a few times the largest matrix in float32. Raises InputError with every problem found, MergeError where
+    there is NaN or infinity.
+    """
+    problems: list[str] = []
+    out = Path(out).expanduser()
+    if rank < 1:
+        problems.append(f"rank is {rank}; expected a number from 1 up")
+    if dtype not in DTYPE_NAMES:
+        problems.append(f"unknown dtype {dtype!r}{nearest(dtype, DTYPE_NAMES)}; there are {', '.join(DTYPE_NAMES)}")
+    origin, opened = open_models(base, [("model", model)], problems)
+    checkpoints = [checkpoint for checkpoint in (origin, *opened) if checkpoint is not None]
+    if origin is not None and origin.adapter is not None:
+        problems.append(f"base: {origin.path} is an adapter; give the model that it is for")
+    alignment = None
+    if not problems:
+        alignment = attempt(problems, lambda: align(origin, checkpoints[1:], task_specific=task_specific))
+    chosen: list[TensorPlan] = []
+    if alignment is not None:
+        chosen = [t for t in alignment.tensors if _wanted(t, tensors)]
+        if not chosen:
+            problems.append(
+                "there is no matrix to extract: embeddings and output heads are left out; name some by --tensors"
+            )
+        total = sum(rank * sum(t.shape) for t in chosen) * DTYPES[DTYPE_NAMES[dtype]]
+        problems += output_problems(out, total, [f for c in checkpoints for f in c.folders], overwrite=overwrite)
+    if problems or alignment is None or origin is None:
+        raise InputError(problems)
+
+    inputs = Inputs([header for checkpoint in checkpoints for header in checkpoint.headers])
+    extracted = _Extracted(origin, rank, TORCH_DTYPES[DTYPE_NAMES[dtype]], seed)
+    wanted = {tensor.name for tensor in chosen}
+    with Publication(out, {"fastmerge": __version__, "extraction": str(model)}, overwrite=overwrite) as publication:
+        for tensor, delta in _task_vectors(alignment.tensors, inputs, progress):
+            extracted.take(tensor, delta, tensor.name in wanted)
+        inputs.check_unchanged()
+        if not extracted.ranks:
+            raise MergeError("no matrix of those chosen differs from base: there is nothing to extract")
+        found = extracted.report(out, [*alignment.notes])
+        _write(extracted, found, origin, publication.folder, out.name)
+    return found
+
+
+def _wanted(tensor: TensorPlan, patterns: Sequence[str]) -> bool:
+    named = any(fnmatchcase(tensor.name, pattern) for pattern in patterns)
+    matrix = len(tensor.shape) == 2 and tensor.numel > 0 and tensor.name.endswith(".weight") and not tensor.copy
+    return matrix and (named if patterns else not targets.excluded(tensor.name))
+
+
+def _task_vectors(
+    tensors: Sequence[TensorPlan], inputs: Inputs, progress: Progress | None
+) -> Iterator[tuple[TensorPlan, Tensor]]:
+    """Each tensor's task vector in its shape, one at a time."""
+    for tensor in tensors:
+        if tensor.copy or tensor.base is None:
+            continue
+        infos = [tensor.base, *tensor.models]
+        base, model = (whole(inputs, info) for info in infos)
+        delta = ops.delta_sum(base, [model])
+        if not delta.isfinite().all():
+            raise MergeError(f"tensor {tensor.name!r}: NaN or infinity in base or model; mend the checkpoint")
+        inputs.release([(part.file, part.start, part.stop) for info in infos for part in stored(info)])
+        yield tensor, delta
+        if progress:
+            progress(stored_bytes(infos))
+
+
+class _Extracted:
+    """The adapter as it grows."""
+
+    def __init__(self, base: Checkpoint, rank: int, dtype: torch.dtype, seed: int) -> None:
+        self.tensors: dict[str, Tensor] = {}
+        self.ranks: dict[str, int] = {}  # by module
+        self.transposed = False
+        self.rank = rank
+        self._base, self._dtype, self._seed = base, dtype, seed
+        self._kept: dict[str, float] = {}
+        self._left_out: list[str] = []
+        self._energy = self._energy_kept = 0.0
+
+    def take(self, tensor: TensorPlan, delta: Tensor, wanted: bool) -> None:
+        """Add the product that comes nearest to a task vector, or note that it is left out."""
+        energy = float(torch.linalg.vector_norm(delta, dtype=torch.float64)) ** 2
+        self._energy += energy
+        if not energy:
+            return
+        if not wanted:
+            self._left_out.append(tensor.name)
+            return
+        module = tensor.name.removesuffix(".weight")
+        turned = is_conv1d(self._base, module)
+        found = factor(delta.t() if turned else delta, self.rank, self._seed, tensor.name)
+        for part, value in (("A", found.down), ("B", found.up)):
+            self.tensors[f"base_model.model.{module}.lora_{part}.weight"] = value.to(self._dtype).contiguous()
+        self.ranks[module] = found.down.shape[0]
+        self.transposed |= turned
+        self._kept[tensor.name] = found.kept
+        self._energy_kept += found.kept * energy
+
+    def report(self, out: Path, notes: list[str]) -> Extraction:
+        """What was extracted."""
+        parameters = sum(tensor.numel() for tensor in self.tensors.values())
+        if self._left_out:
+            notes.append(f"{len(self._left_out)} tensors that differ from base are left out ({self._left_out[0]}, …)")
+        total = self._energy_kept / self._energy if self._energy else 1.0
+        return Extraction(str(out), self.rank, self._kept, total, self._left_out, parameters, notes)
+
+
+def _write(extracted: _Extracted, found: Extraction, base: Checkpoint, folder: Path, title: str) -> None:
+    save_file(extracted.tensors, folder / "adapter_model.safetensors", {"format": "pt"})
+    config = adapter_config(base, extracted.ranks, extracted.rank, extracted.transposed)
+    write_json(folder / ADAPTER_CONFIG, config)
+    content = found.to_dict()
+    del content["out"]
+    write_json(folder / RECORD, content)
+    lines = [f"A LoRA adapter of rank {found.rank}, taken from a model against {base.place}: {SOURCE}."]
+    lines += [f"\nIt keeps {found.total:.2%} of what the model differs by. By tensor: `{RECORD}`."]
+    (folder / "README.md").write_text(model_card(title, lines, config), encoding="utf-8")

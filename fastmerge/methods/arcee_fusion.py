@@ -1,0 +1,81 @@
+"""Arcee Fusion: a model's most important changes put into base."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from . import _select
+from ._declaration import Block, Method, Pass, Statistics, Subject
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+EPSILON = 1e-8  # added to probabilities
+
+
+class Prepared(NamedTuple):
+    """Every element's importance, and that from which on changes are taken."""
+
+    importance: Tensor
+    threshold: float
+
+
+class ArceeFusion(Method):
+    """The model's weights where their importance reaches median + 1.5 · (third − first quartile), elsewhere base's.
+
+    Importance is |τ| times the Kullback-Leibler divergence of the softmax of the row (the last dimension) from that of
+    base's row, in float64. Quartiles are exact, of the whole tensor; mergekit's are those of a random sample of a
+    million elements.
+    """
+
+    name = "arcee_fusion"
+    source = "Arcee AI 2024, as in mergekit"
+    counts = (1, 1)
+
+    def passes(self, models: Sequence[str], wide: bool = False) -> tuple[Pass, ...]:
+        return (Pass(self.merge, writes=("merged",), prepare=self.prepare),)
+
+    def passes_on(self, subject: Subject, models: Sequence[str], wide: bool = False) -> tuple[Pass, ...]:
+        rows = 4 * 8 * max(_select.SLAB, _columns(subject))
+        held = rows + subject.numel * (8 if wide else 4)
+        return (Pass(self.merge, writes=("merged",), prepare=self.prepare, held=held),)
+
+    def prepare(self, block: Block, _: Sequence[Statistics]) -> Prepared:
+        base, (model,) = block.base, block.models
+        assert base is not None
+        importance = _importance(base, model, _columns(block.subject))
+        last = base.numel() - 1
+        ranks = [last + 1 - last * quarters // 4 for quarters in (1, 2, 3)]
+        first, median, third = (cut.magnitude for cut in _select.cuts(importance, ranks))
+        return Prepared(importance, median + 1.5 * (third - first))
+
+    def merge(self, block: Block, _: Sequence[Statistics]) -> None:
+        from .. import ops
+
+        assert block.base is not None
+        own = block.prepared.importance[block.start : block.start + block.base.numel()]
+        kept = ops.Kept(keep=ops.pack_bits(own.double() >= block.prepared.threshold)[None])
+        merged = ops.combine(block.base, block.models, kept=kept, offset=block.start, out=block.merged)
+        block.nonfinite += merged.nonfinite
+
+
+def _columns(subject: Subject) -> int:
+    return subject.shape[-1] if subject.shape else 1
+
+
+def _importance(base: Tensor, model: Tensor, columns: int) -> Tensor:
+    """|τ| · Σ p log(p / q) of the row, in the working type: p the softmax of the model's row, q of base's."""
+    import torch
+
+    from .. import ops
+
+    found = torch.empty_like(base, dtype=ops.working_dtype([base, model]))
+    rows = max(1, _select.SLAB // columns)
+    for start in range(0, base.numel(), rows * columns):
+        own = slice(start, start + rows * columns)
+        p, q = (x[own].double().view(-1, columns).softmax(1).add_(EPSILON) for x in (model, base))
+        divergence = (p * p.div(q).log_()).sum(1, keepdim=True).clamp_(min=0).to(found.dtype)
+        tau = ops.delta_sum(base[own], [model[own]]).abs_().view(-1, columns)
+        found[own] = tau.mul_(divergence).nan_to_num_(0, 0).view(-1)
+    return found

@@ -1,0 +1,112 @@
+"""SCE: select, calculate, erase (Wan et al. 2024, FuseChat 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from pydantic import Field
+
+from . import _select
+from ._declaration import Block, Method, Pass, Statistics, Subject, exact
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..ops import Cut
+
+
+class Prepared(NamedTuple):
+    """The models' weights; and where not all is selected, every element's variance and the cut."""
+
+    weights: list[float]
+    variance: Tensor | None = None
+    cut: Cut | None = None
+
+    def selected(self, own: slice) -> Tensor | None:
+        """bool: the elements of a slice that are selected; None: all."""
+        if self.variance is None or self.cut is None:
+            return None
+        return _select.above(self.variance[own], self.cut, own.start)
+
+
+class SCE(Method):
+    """base + the mean of what agrees with the sign of Σ τ_k, where the task vectors differ most, weighted by energy.
+
+    Of each tensor: selected are the select_topk of its elements with the largest variance over models, of those where
+    it is not zero; a model's weight is its share of the energy Σ τ_k² that is left; at every element, terms of the sign
+    that is not the majority's (zero: +) are erased, and the weights of the others divide. mergekit takes equal weights
+    where the mean energies sum to less than 1e-6, as those of most fine-tunes do; here only zero energy has them.
+    """
+
+    name = "sce"
+    source = "Wan et al. 2024, arXiv 2408.07990, Section 3.3"
+    per_tensor = frozenset({"select_topk"})
+
+    select_topk: float = Field(1.0, ge=0, le=1, description="fraction of elements that is selected by variance")
+
+    def passes(self, models: Sequence[str], wide: bool = False) -> tuple[Pass, ...]:
+        return (Pass(self.merge, writes=("merged",), prepare=self.prepare),)
+
+    def passes_on(self, subject: Subject, models: Sequence[str], wide: bool = False) -> tuple[Pass, ...]:
+        held = (3 * _select.SLAB + (subject.numel if self.select_topk < 1 else 0)) * (8 if wide else 4)
+        return (Pass(self.merge, writes=("merged",), prepare=self.prepare, held=held),)
+
+    def prepare(self, block: Block, _: Sequence[Statistics]) -> Prepared:
+        import torch
+
+        from .. import ops
+
+        base, models = block.base, block.models
+        assert base is not None
+        found = Prepared([])
+        if self.select_topk < 1:
+            spread = variance(base, models)
+            rank = int(exact(self.select_topk) * int((spread > 0).sum()))
+            found = Prepared([], spread, _select.cuts(spread, [rank])[0])
+        energy = torch.zeros(len(models), dtype=torch.float64, device=base.device)
+        for own in _select.slabs(base.numel()):
+            selected = found.selected(own)
+            for k, model in enumerate(models):
+                tau = ops.delta_sum(base[own], [model[own]])
+                tau = tau if selected is None else torch.where(selected, tau, 0)
+                energy[k] += ops.inner_products(tau, [tau]).gradient_norm
+        shares = (energy / energy.sum() if energy.sum() > 0 else torch.full_like(energy, 1 / len(models))).float()
+        return found._replace(weights=shares.tolist())
+
+    def merge(self, block: Block, _: Sequence[Statistics]) -> None:
+        from .. import ops
+
+        assert block.base is not None
+        selected = block.prepared.selected(slice(block.start, block.start + block.base.numel()))
+        kept = None
+        if selected is not None:
+            kept = ops.Kept(keep=ops.pack_bits(selected).expand(len(block.models), -1))
+        merged = ops.combine(
+            block.base,
+            block.models,
+            block.prepared.weights,
+            consensus="unweighted",
+            merge="weighted_mean",
+            kept=kept,
+            offset=block.start,
+            out=block.merged,
+        )
+        block.nonfinite += merged.nonfinite
+
+
+def variance(base: Tensor, models: Sequence[Tensor]) -> Tensor:
+    """The variance of task vectors over models, in the working type; 0 for one that is not finite."""
+    import torch
+
+    from .. import ops
+
+    found = torch.empty_like(base, dtype=ops.working_dtype([base, *models]))
+    for own in _select.slabs(base.numel()):
+        pieces = [model[own] for model in models]
+        mean = ops.delta_sum(base[own], pieces).div_(len(models))
+        total = torch.zeros_like(mean)
+        for piece in pieces:
+            total += ops.delta_sum(base[own], [piece]).sub_(mean).square_()
+        found[own] = total.div_(len(models)).nan_to_num_(0, 0)
+    return found

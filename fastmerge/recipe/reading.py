@@ -1,0 +1,39 @@
+"""A merge as data, whether it is a recipe of fastmerge's or a configuration of mergekit's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..methods._declaration import Method
+from . import plan as planning
+from .mergekit.recipe import MergekitRecipe, is_mergekit
+from .plan import MergePlan
+from .schema import Recipe
+from .yaml_file import read_yaml
+
+AnyRecipe = Recipe | MergekitRecipe
+
+
+def read_recipe(source: str | Path | Mapping[str, Any] | AnyRecipe) -> AnyRecipe:
+    """A recipe from a YAML (or JSON) file, or from its content; its keys tell which kind it is."""
+    if isinstance(source, (Recipe, MergekitRecipe)):
+        return source
+    if isinstance(source, Mapping):
+        return MergekitRecipe(source) if is_mergekit(source) else Recipe(**source)
+    file = Path(source).expanduser()
+    content = read_yaml(file)
+    return MergekitRecipe.of(content, file) if is_mergekit(content) else Recipe.of(content, file)
+
+
+def plan(what: str | Path | Mapping[str, Any] | AnyRecipe | Method, *arguments: Any, **options: Any) -> MergePlan:
+    """Check a merge, and lay out its result; reads headers only.
+
+    Of a method, by its name or declared, with the arguments of `fastmerge.recipe.plan.plan`; or of a recipe, or a
+    configuration of mergekit's (a file .yml, .yaml or .json, its content, or a Recipe), with those of `Recipe.plan`.
+    Raises InputError with every problem found.
+    """
+    if isinstance(what, Method) or (isinstance(what, str) and not what.endswith((".yml", ".yaml", ".json"))):
+        return planning.plan(what, *arguments, **options)
+    return read_recipe(what).plan(*arguments, **options)

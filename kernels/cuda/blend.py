@@ -1,0 +1,84 @@
+"""A sum of task vectors whose weights differ between the rows, or the columns, of a tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .launch import TYPES, Launch, Row, aligned, working
+from .numeric import HEAD, load, narrow, pointer, widen
+
+
+@triton.jit
+def _term(
+    row, k, theta, weights, groups, group, offsets, n, FULL: tl.constexpr, ELEMENT: tl.constexpr, BASE: tl.constexpr,
+    ALIGNED: tl.constexpr, WORKING: tl.constexpr,
+):  # fmt: skip
+    tau = load(pointer(row + HEAD + k, ELEMENT, ALIGNED), offsets, n, FULL, WORKING)
+    if BASE is not None:
+        tau = tau - theta
+    return tl.load(weights + k * groups + group).to(WORKING) * tau
+
+
+@triton.jit
+def _tile(
+    row, models, inner, groups, start, n, FULL: tl.constexpr, K: tl.constexpr, MODELS: tl.constexpr,
+    BASE: tl.constexpr, OUT: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr, WORKING: tl.constexpr,
+):  # fmt: skip
+    offsets = start + tl.arange(0, TILE)
+    group = (tl.load(row + 6) + offsets) // inner % groups
+    weights = pointer(row + 5, tl.float32, False)
+    theta = tl.zeros([TILE], WORKING)
+    if BASE is not None:
+        theta = load(pointer(row + 3, BASE, ALIGNED), offsets, n, FULL, WORKING)
+    delta = _term(row, 0, theta, weights, groups, group, offsets, n, FULL, MODELS[0], BASE, ALIGNED, WORKING)
+    if K > 0:
+        for k in tl.static_range(1, K):
+            delta = delta + _term(row, k, theta, weights, groups, group, offsets, n, FULL, MODELS[k], BASE, ALIGNED,
+                                  WORKING)  # fmt: skip
+    else:
+        for k in range(1, models):
+            delta = delta + _term(row, k, theta, weights, groups, group, offsets, n, FULL, MODELS[0], BASE, ALIGNED,
+                                  WORKING)  # fmt: skip
+    if BASE is not None:
+        delta = theta + delta
+    result = narrow(delta, OUT)
+    out = pointer(row + 4, OUT, ALIGNED)
+    if FULL:
+        tl.store(out + offsets, result)
+    else:
+        tl.store(out + offsets, result, mask=offsets < n)
+    finite = tl.abs(widen(result, WORKING)) < float("inf")
+    bad = tl.sum(((finite == 0) & (offsets < n)).to(tl.int32), 0).to(tl.int64)
+    tl.atomic_add(pointer(row + 2, tl.int64, False), bad, mask=bad > 0)
+
+
+@triton.jit(do_not_specialize=["width", "models", "inner", "groups"])
+def blend_tile(
+    table, owners, width, models, inner, groups, K: tl.constexpr, MODELS: tl.constexpr, BASE: tl.constexpr,
+    OUT: tl.constexpr, ALIGNED: tl.constexpr, SINGLE: tl.constexpr, TILE: tl.constexpr, WORKING: tl.constexpr,
+):  # fmt: skip
+    """Row: the count of non-finite elements in place of sums, base, out, weights, offset."""
+    n = tl.load(table)
+    start = tl.program_id(0).to(tl.int64) * TILE
+    if start + TILE <= n:
+        _tile(table, models, inner, groups, start, n, True, K, MODELS, BASE, OUT, ALIGNED, TILE, WORKING)
+    elif start < n:
+        _tile(table, models, inner, groups, start, n, False, K, MODELS, BASE, OUT, ALIGNED, TILE, WORKING)
+
+
+def blend(base: Tensor | None, models: Sequence[Tensor], weights: Tensor, inner: int, offset: int, out: Tensor) -> int:
+    if not out.numel():
+        return 0
+    count = torch.zeros(1, dtype=torch.int64, device=out.device)
+    tensors = [t for t in (base, *models, out) if t is not None]
+    row = Row(out.numel(), (base, out, weights, offset), (models,), count)
+    Launch("blend", [row], tensors, models)(
+        blend_tile, len(models), inner, weights.shape[1], BASE=None if base is None else TYPES[base.dtype],
+        OUT=TYPES[out.dtype], ALIGNED=aligned(tensors), WORKING=working((base, *models)),
+    )  # fmt: skip
+    return int(count)

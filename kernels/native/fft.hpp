@@ -1,0 +1,177 @@
+// Complex discrete Fourier transforms of several sequences side by side: a lane of a vector is a sequence of its own, so that
+// no step needs a shuffle. Mixed radix, decimated in time, depth first: short transforms stay in the first-level cache.
+// Lengths with a large prime factor go through a cyclic convolution of another length (Bluestein 1970).
+#pragma once
+#include "lanes.hpp"
+
+namespace fm::FM_ISA {
+
+template <class W> struct Complex {
+    Vector<W> re, im;
+    Complex operator+(const Complex &o) const { return {re + o.re, im + o.im}; }
+    Complex operator-(const Complex &o) const { return {re - o.re, im - o.im}; }
+    // times one number for all lanes
+    Complex times(const W *w) const { return {re * w[0] - im * w[1], re * w[1] + im * w[0]}; }
+    Complex times_minus_i() const { return {im, -re}; }
+};
+
+// The transform of R numbers, in their place.
+template <class W> static inline void dft(Complex<W> (&x)[2]) {
+    const Complex<W> difference = x[0] - x[1];
+    x[0] = x[0] + x[1], x[1] = difference;
+}
+template <class W> static inline void dft(Complex<W> (&x)[4]) {
+    const Complex<W> a = x[0] + x[2], b = x[0] - x[2], c = x[1] + x[3], d = (x[1] - x[3]).times_minus_i();
+    x[0] = a + c, x[1] = b + d, x[2] = a - c, x[3] = b - d;
+}
+template <class W> static inline void dft(Complex<W> (&x)[8]) {
+    constexpr W half = W(0.70710678118654752440);
+    Complex<W> even[4] = {x[0], x[2], x[4], x[6]}, odd[4] = {x[1], x[3], x[5], x[7]};
+    dft(even), dft(odd);
+    const Complex<W> first = odd[1], third = odd[3];
+    odd[1] = {(first.re + first.im) * half, (first.im - first.re) * half};
+    odd[2] = odd[2].times_minus_i();
+    odd[3] = {(third.im - third.re) * half, -(third.re + third.im) * half};
+    for (int j = 0; j < 4; ++j) x[j] = even[j] + odd[j], x[j + 4] = even[j] - odd[j];
+}
+
+// Of an odd number p of them, given the p-th roots of unity; with sums and differences of x_j and x_(p−j), half the work.
+template <class W> [[gnu::always_inline]] static inline void dft_odd(Complex<W> *x, int p, const W *roots) {
+    const int half = p / 2;
+#pragma GCC unroll 6
+    for (int j = 1; j <= half; ++j) {
+        const Complex<W> a = x[j], b = x[p - j];
+        x[j] = a + b, x[p - j] = a - b;
+    }
+    Complex<W> y[MAX_RADIX], all = x[0];
+#pragma GCC unroll 6
+    for (int j = 1; j <= half; ++j) all = all + x[j];
+    y[0] = all;
+#pragma GCC unroll 6
+    for (int k = 1; k <= half; ++k) {
+        Complex<W> even = x[0], odd{};
+#pragma GCC unroll 6
+        for (int j = 1, at = k; j <= half; ++j, at = at + k < p ? at + k : at + k - p) {
+            const W cosine = roots[2 * at], sine = roots[2 * at + 1];
+            even.re += x[j].re * cosine, even.im += x[j].im * cosine;
+            odd.re -= x[p - j].im * sine, odd.im += x[p - j].re * sine;
+        }
+        y[k] = even + odd, y[p - k] = even - odd;
+    }
+    for (int j = 0; j < p; ++j) x[j] = y[j];
+}
+
+// The last step: r transforms of every r-th part, of m numbers each, lie in `out` one after the other.
+template <int R, class W> [[gnu::noinline]] static void merge_parts(Complex<W> *out, int64_t m, const W *twiddles) {
+    for (int64_t k = 0; k < m; ++k, twiddles += 2 * (R - 1)) {
+        Complex<W> x[R];
+        x[0] = out[k];
+        for (int j = 1; j < R; ++j) x[j] = out[k + j * m].times(twiddles + 2 * (j - 1));
+        dft(x);
+        for (int j = 0; j < R; ++j) out[k + j * m] = x[j];
+    }
+}
+template <int P, class W>
+[[gnu::noinline]] static void merge_odd(Complex<W> *out, int64_t m, int p, const W *roots, const W *twiddles) {
+    const int r = P ? P : p;
+    for (int64_t k = 0; k < m; ++k, twiddles += 2 * (r - 1)) {
+        Complex<W> x[P ? P : MAX_RADIX];
+        x[0] = out[k];
+        for (int j = 1; j < r; ++j) x[j] = out[k + j * m].times(twiddles + 2 * (j - 1));
+        dft_odd(x, r, roots);
+        for (int j = 0; j < r; ++j) out[k + j * m] = x[j];
+    }
+}
+
+// `count` transforms of r numbers, a stride apart: the first begins at in, the next at in + 1 step, …
+template <int R, class W>
+[[gnu::noinline]] static void leaves(const Complex<W> *in, int64_t step, int count, int64_t stride, Complex<W> *out) {
+    for (int i = 0; i < count; ++i, in += step, out += R) {
+        Complex<W> x[R];
+        for (int j = 0; j < R; ++j) x[j] = in[j * stride];
+        dft(x);
+        for (int j = 0; j < R; ++j) out[j] = x[j];
+    }
+}
+template <int P, class W>
+[[gnu::noinline]] static void leaves_odd(const Complex<W> *in, int64_t step, int count, int64_t stride, Complex<W> *out,
+                                         int p, const W *roots) {
+    const int r = P ? P : p;
+    for (int i = 0; i < count; ++i, in += step, out += r) {
+        Complex<W> x[P ? P : MAX_RADIX];
+        for (int j = 0; j < r; ++j) x[j] = in[j * stride];
+        dft_odd(x, r, roots);
+        for (int j = 0; j < r; ++j) out[j] = x[j];
+    }
+}
+
+template <class W> class Fft {
+  public:
+    // `work`: what a convolution needs, twice the numbers of its own transform
+    Fft(const Transform &t, void *work) : t_(t), work_(static_cast<Complex<W> *>(work)) {}
+
+    // Σ_m in_m · exp(−2πi·km / n) for every k; in and out are not the same.
+    void operator()(const Complex<W> *in, Complex<W> *out) const {
+        if (t_.inner) return convolve(in, out);
+        if (t_.levels == 0) *out = *in;
+        else if (t_.levels == 1) bottom(0, in, 0, 1, 1, out);
+        else level(0, t_.n, in, 1, out);
+    }
+
+  private:
+    const W *table(int i) const { return static_cast<const W *>(t_.tables) + t_.offset[i]; }
+
+    void level(int i, int64_t n, const Complex<W> *in, int64_t stride, Complex<W> *out) const {
+        const int r = t_.radix[i];
+        const int64_t m = n / r;
+        if (i + 2 == t_.levels) bottom(i + 1, in, stride, r, stride * r, out);
+        else
+            for (int j = 0; j < r; ++j) level(i + 1, m, in + j * stride, stride * r, out + j * m);
+        const W *roots = table(i), *twiddles = roots + (r % 2 ? 2 * r : 0);
+        switch (r) {
+            case 2: return merge_parts<2>(out, m, twiddles);
+            case 4: return merge_parts<4>(out, m, twiddles);
+            case 8: return merge_parts<8>(out, m, twiddles);
+            case 3: return merge_odd<3>(out, m, 3, roots, twiddles);
+            case 5: return merge_odd<5>(out, m, 5, roots, twiddles);
+            case 7: return merge_odd<7>(out, m, 7, roots, twiddles);
+            case 11: return merge_odd<11>(out, m, 11, roots, twiddles);
+            case 13: return merge_odd<13>(out, m, 13, roots, twiddles);
+            default: return merge_odd<0>(out, m, r, roots, twiddles);
+        }
+    }
+    void bottom(int i, const Complex<W> *in, int64_t step, int count, int64_t stride, Complex<W> *out) const {
+        switch (const int r = t_.radix[i]; r) {
+            case 2: return leaves<2>(in, step, count, stride, out);
+            case 4: return leaves<4>(in, step, count, stride, out);
+            case 8: return leaves<8>(in, step, count, stride, out);
+            case 3: return leaves_odd<3>(in, step, count, stride, out, 3, table(i));
+            case 5: return leaves_odd<5>(in, step, count, stride, out, 5, table(i));
+            case 7: return leaves_odd<7>(in, step, count, stride, out, 7, table(i));
+            case 11: return leaves_odd<11>(in, step, count, stride, out, 11, table(i));
+            case 13: return leaves_odd<13>(in, step, count, stride, out, 13, table(i));
+            default: return leaves_odd<0>(in, step, count, stride, out, r, table(i));
+        }
+    }
+    // X_k = c_k · Σ_m (in_m c_m) · conj(c)_(k−m), with the chirp c_m = exp(−πi·m² / n)
+    void convolve(const Complex<W> *in, Complex<W> *out) const {
+        const W *chirp = static_cast<const W *>(t_.tables), *filter = chirp + 2 * t_.n;
+        const Fft inner(*t_.inner, nullptr);
+        const int64_t size = t_.inner->n;
+        Complex<W> *a = work_, *b = work_ + size;
+        for (int64_t m = 0; m < t_.n; ++m) a[m] = in[m].times(chirp + 2 * m);
+        memset(static_cast<void *>(a + t_.n), 0, (size - t_.n) * sizeof *a);
+        inner(a, b);
+        for (int64_t k = 0; k < size; ++k) {
+            const Complex<W> x = b[k].times(filter + 2 * k);
+            b[k] = {x.im, x.re};  // the transform of what is swapped so is the inverse, swapped
+        }
+        inner(b, a);
+        for (int64_t k = 0; k < t_.n; ++k) out[k] = Complex<W>{a[k].im, a[k].re}.times(chirp + 2 * k);
+    }
+
+    const Transform &t_;
+    Complex<W> *work_;
+};
+
+}  // namespace fm::FM_ISA
