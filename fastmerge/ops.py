@@ -918,6 +918,33 @@ def scatter(theta: Tensor, experts: Sequence[Expert], *, backend: str | None = N
         _need_elements("scatter", theta, experts, kernel(flat, [tuple(map(_flat, expert)) for expert in experts]))
 
 
+def scattering(jobs: Sequence[tuple[Tensor, Sequence[Expert]]], *, backend: str | None = None) -> Callable[[], None]:
+    """scatter of many tensors, made ready: what is returned does them all, as often as it is called.
+
+    jobs: a contiguous theta and its experts, all on the CPU or all on GPUs. There a call is a launch an expert, on the
+    current stream; it neither allocates nor waits, so that a CUDA graph may capture it.
+    """
+    for theta, experts in jobs:
+        _check("scattering", {"theta": theta})
+        if not theta.is_contiguous():
+            raise InputError(f"scattering: theta {list(theta.shape)} must be contiguous")
+        for expert in experts:
+            _check_expert(theta, expert, theta.dtype)
+    flat = [(_flat(theta), [tuple(map(_flat, expert)) for expert in experts]) for theta, experts in jobs]
+    device = jobs[0][0].device.type if jobs else "cpu"
+    if backend in (None, "cuda") and dispatch.why_not("scattering", "cuda", device) is None:
+        run: Callable[[], None] | None = dispatch.choose("scattering", device, "cuda")(flat)
+        if run is None:
+            raise InputError("scattering: an expert's counts and offsets are not those of elements of its tensor")
+        return run
+
+    def each() -> None:
+        for theta, experts in jobs:
+            scatter(theta, experts, backend=backend)
+
+    return each
+
+
 @takes_arrays()
 def pack_bits(mask: Tensor, *, out: Tensor | None = None, backend: str | None = None) -> Tensor:
     """A bool tensor of N elements as uint8 [ceil(N/8)]: bit i of byte j is element 8j + i, padded with zeros."""

@@ -33,10 +33,9 @@ def load(
     model: gets the weights, in place and in its own dtypes; by default a Hugging Face model is built from the folder's
     configuration. task: the one to begin with. base: where an artefact's base model is now, if no longer where it says;
     of a folder of experts, what they must have been cut from. device: where the model is moved. rename: (old, new)
-    prefixes that turn the model's names into the folder's. resident: keep an artefact and its base in the memory of the
-    model's GPU: a switch is then a launch or two, which a CUDA graph can capture once the task has been set before.
-    Raises InputError with every problem found, before a weight
-    is changed.
+    prefixes that turn the model's names into the folder's. resident: switches between tasks are made ready when first
+    made, an artefact and its base kept in the memory of the model's GPU: from then on they are nothing but launches, as
+    a CUDA graph wants. Raises InputError with every problem found, before a weight is changed.
     """
     contents = open_contents(Path(path).expanduser(), base)
     contents.folder.need([] if task is None else [task] if isinstance(task, str) else task)
@@ -50,7 +49,7 @@ def load(
     if isinstance(contents.folder, EmrArtefact):
         weights = EmrWeights(model, contents, matched, files, contents.folder, resident)
     else:
-        weights = ExpertWeights(model, contents, matched, files, contents.folder)
+        weights = ExpertWeights(model, contents, matched, files, contents.folder, resident)
     live = TaskModel(model, contents.folder, weights, Heads(model, contents, matched, files))
     live.fill()
     live.set_task(task)

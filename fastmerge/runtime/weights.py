@@ -24,6 +24,7 @@ from ..formats.experts import ExpertsFolder
 from ..formats.mapping import Inputs
 from .matching import Matched, tensor_of
 
+Memory = list[tuple[int, torch.dtype, torch.device]]  # where tensors are
 Active = dict[str, float]  # the tasks in force, in the order of the folder's, and the weight of each
 
 
@@ -78,7 +79,7 @@ class EmrWeights(Weights):
     ) -> None:
         super().__init__(model, contents, matched, files)
         self.resident = resident
-        self._ready: dict[int, tuple[list[Any], Callable[[], None]]] = {}  # by row: for what memory, and the switch
+        self._ready: dict[int, tuple[Memory, Callable[[], None]]] = {}  # by row: for what memory, and the switch
         self.artefact = artefact
         self.unified = {name: files.whole(info) for name, info in artefact.unified.items()}
         self.masks = {name: files.whole(info) for name, info in artefact.masks.items()}
@@ -110,7 +111,7 @@ class EmrWeights(Weights):
 
     def _switch(self, row: int, thetas: Sequence[tuple[str, Tensor]]) -> None:
         """All tensors together, by launches that are made ready once for as long as the model stays where it is."""
-        memory = [(theta.data_ptr(), theta.dtype, theta.device) for _, theta in thetas]
+        memory = _memory([theta for _, theta in thetas])
         known, switch = self._ready.get(row, (None, None))
         if switch is None or known != memory:
             scale = self.artefact.record.rescalers[row]
@@ -155,17 +156,25 @@ class _Part:
 
 
 class ExpertWeights(Weights):
-    """The backbone with the sum of the active experts, at the elements that sparse ones touch.
+    """The backbone with the sum of the active experts, at the elements that sparse ones touch. `resident`: switches
+    between single tasks are made ready once, as far as their experts are sparse.
 
     What the backbone has there is kept, and every change starts from it: the same set of experts gives the same bits,
     whatever came before. Tensors that some expert changes by a product are made of the stored backbone instead.
     """
 
     def __init__(
-        self, model: nn.Module, contents: Contents, matched: Matched, files: Inputs, folder: ExpertsFolder
+        self,
+        model: nn.Module,
+        contents: Contents,
+        matched: Matched,
+        files: Inputs,
+        folder: ExpertsFolder,
+        resident: bool,
     ) -> None:
         super().__init__(model, contents, matched, files)
-        self.folder = folder
+        self.folder, self.resident = folder, resident
+        self._ready: dict[Any, tuple[Memory, Callable[[], None]]] = {}  # by tasks before and after
         self._sparse: dict[str, dict[str, ops.Expert]] = {}  # by task and tensor
         self._products: dict[str, dict[str, ops.LowRank]] = {}
         self._parts: dict[tuple[str, str], _Part] = {}  # by task and place
@@ -182,11 +191,20 @@ class ExpertWeights(Weights):
     def apply(self, active: Active) -> None:
         self._touched = [task for task in self.folder.tasks if task in active or task in self._touched]
         multiplied = {name for task in self._touched for name in self._products[task]}
-        changed = {name for task in self._touched for name in self._sparse[task]}
-        for name in self.source:
-            for place in self.places[name] if name in multiplied | changed else ():
-                (self._multiply if name in multiplied else self._change)(name, place, active)
+        changed = {name for task in self._touched for name in self._sparse[task]} - multiplied
+        for name, place in self._places_of(multiplied):
+            self._multiply(name, place, active)
+        thetas = [(name, place, tensor_of(self.model, place).detach()) for name, place in self._places_of(changed)]
+        if self.resident and list(active.values()) in ([], [1.0]):
+            self._switch(active, thetas)
+        else:
+            for name, place, theta in thetas:
+                ops.scatter(theta, self._change(name, place, theta, active))
+                increment_version(theta)
         self._touched = list(active)
+
+    def _places_of(self, names: set[str]) -> list[tuple[str, str]]:
+        return [(name, place) for name in self.source if name in names for place in self.places[name]]
 
     def _multiply(self, name: str, place: str, active: Active) -> None:
         """The stored backbone + Σ weight · scale · up · down, rounded once."""
@@ -204,8 +222,19 @@ class ExpertWeights(Weights):
         ops.low_rank(self.source[name].to(theta.device), up, down, scale, out=theta)
         return increment_version(theta)
 
-    def _change(self, name: str, place: str, active: Active) -> None:
-        theta = tensor_of(self.model, place).detach()
+    def _switch(self, active: Active, thetas: Sequence[tuple[str, str, Tensor]]) -> None:
+        """The change of all tensors, made ready once for as long as the model stays where it is."""
+        key, memory = (*self._touched, None, *active), _memory([theta for *_, theta in thetas])
+        known, switch = self._ready.get(key, (None, None))
+        if switch is None or known != memory:
+            switch = ops.scattering([(theta, self._change(n, place, theta, active)) for n, place, theta in thetas])
+            self._ready[key] = memory, switch
+        switch()
+        for *_, theta in thetas:
+            increment_version(theta)
+
+    def _change(self, name: str, place: str, theta: Tensor, active: Active) -> list[ops.Expert]:
+        """What brings a tensor to the active experts' sum."""
         parts = {}
         for task in self._touched:
             if name in self._sparse[task]:
@@ -218,8 +247,11 @@ class ExpertWeights(Weights):
         back = [part.with_values(part.kept) for task, part in parts.items() if task not in active]
         scales = self.folder.record.experts
         wanted = [(parts[task], weight * scales[task].scale) for task, weight in active.items() if task in parts]
-        ops.scatter(theta, [*back, *_sums(theta, wanted)])
-        increment_version(theta)
+        return [*back, *_sums(theta, wanted)]
+
+
+def _memory(tensors: Sequence[Tensor]) -> Memory:
+    return [(tensor.data_ptr(), tensor.dtype, tensor.device) for tensor in tensors]
 
 
 def _joined(wanted: Sequence[tuple[ops.LowRank, float]]) -> ops.LowRank:

@@ -31,7 +31,7 @@ from .modulate import modulate, modulate_many, modulation
 from .moments import moments, moments_many
 from .pack_bits import pack_bits
 from .rank_drop import rank_drop
-from .scatter import scatter
+from .scatter import scatter, scattering
 from .scatter_add import scatter_add
 from .unpack_bits import unpack_bits
 
@@ -63,6 +63,7 @@ __all__ = [
     "rank_drop",
     "scatter",
     "scatter_add",
+    "scattering",
     "unpack_bits",
 ]
 

@@ -74,4 +74,4 @@ def _cut(base: Tensor, model: Tensor, key: int, left: int, wide: bool) -> tuple[
     offsets = torch.empty(left - int(sums[block] - counts[block]), dtype=torch.uint16, device=model.device)
     values = torch.empty(len(offsets), dtype=torch.float64 if wide else torch.float32, device=model.device)
     collect(base[part], model[part], selection, counts[block : block + 1].to(model.device), offsets, values)
-    return magnitude_of(key, wide), block * BLOCK + int(offsets[-1]) + 1
+    return magnitude_of(key, wide), block * BLOCK + int(offsets.cpu()[-1]) + 1

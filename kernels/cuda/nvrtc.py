@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import hashlib
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -70,6 +72,22 @@ def compile_source(source: str, capability: tuple[int, int], defines: Mapping[st
         nvrtc.nvrtcDestroyProgram(byref(program))
 
 
+def compiled(source: str, capability: tuple[int, int], defines: Mapping[str, int]) -> bytes:
+    """What compile_source gives, kept in the user's cache folder, since it takes seconds."""
+    what = repr((source, capability, sorted(defines.items()), OPTIONS, version()))
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    file = cache / "fastmerge" / f"{hashlib.sha256(what.encode()).hexdigest()}.cubin"
+    with suppress(OSError):
+        return file.read_bytes()
+    code = compile_source(source, capability, defines)
+    with suppress(OSError):  # what cannot be kept is compiled again
+        file.parent.mkdir(parents=True, exist_ok=True)
+        scratch = file.with_suffix(f".{os.getpid()}")
+        scratch.write_bytes(code)
+        scratch.replace(file)
+    return code
+
+
 def launch(
     file: str, kernel: str, defines: Mapping[str, int], blocks: int, arguments: Sequence[Any], on: Tensor
 ) -> None:
@@ -106,7 +124,7 @@ def _function(file: str, kernel: str, defines: tuple[tuple[str, int], ...], devi
 def _module(file: str, defines: tuple[tuple[str, int], ...], device: int) -> c_void_p:
     """A source's machine code, loaded on a GPU for as long as the process lives."""
     source = Path(__file__).with_name(file).read_text()
-    code = compile_source(source, torch.cuda.get_device_capability(device), dict(defines))
+    code = compiled(source, torch.cuda.get_device_capability(device), dict(defines))
     module = c_void_p()
     status = _driver().cuModuleLoadData(byref(module), code)
     _check(status, f"loading what NVRTC {'.'.join(map(str, version()))} has compiled; the driver may be too old for it")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import triton
 import triton.language as tl
@@ -23,11 +23,36 @@ def scatter_block(theta, counts, ends, offsets, values, valid, TILE: tl.constexp
 
 
 def scatter(theta: Tensor, experts: Sequence[tuple[Tensor, Tensor, Tensor]]) -> bool:
-    valid = check(theta.numel(), [(counts, offsets) for counts, offsets, _ in experts], theta)
-    for counts, offsets, values in experts if theta.numel() else ():
-        if offsets.numel():
-            with on_device(theta):
-                scatter_block[(counts.numel(),)](
-                    bits_of(theta), counts, ends_of(counts), offsets, bits_of(values), valid, TILE=TILE, **OPTIONS
-                )
+    run, valid = _ready(theta, experts)
+    run()
     return bool(valid)
+
+
+def scattering(jobs: Sequence[tuple[Tensor, Sequence[tuple[Tensor, Tensor, Tensor]]]]) -> Callable[[], None] | None:
+    """scatter of each job, made ready: what is returned launches, without allocating or waiting. None: one is unfit."""
+    ready = [_ready(theta, experts) for theta, experts in jobs]
+    if not all(bool(valid) for _, valid in ready):
+        return None
+
+    def run() -> None:
+        for launch, _ in ready:
+            launch()
+
+    return run
+
+
+def _ready(theta: Tensor, experts: Sequence[tuple[Tensor, Tensor, Tensor]]) -> tuple[Callable[[], None], Tensor]:
+    """The launches, of which none changes anything unless all experts fit; and whether they do."""
+    valid = check(theta.numel(), [(counts, offsets) for counts, offsets, _ in experts], theta)
+    launches = [
+        (counts.numel(), (bits_of(theta), counts, ends_of(counts), offsets, bits_of(values), valid))
+        for counts, offsets, values in experts
+        if theta.numel() and offsets.numel()
+    ]
+
+    def run() -> None:
+        for blocks, arguments in launches:
+            with on_device(theta):
+                scatter_block[(blocks,)](*arguments, TILE=TILE, **OPTIONS)
+
+    return run, valid

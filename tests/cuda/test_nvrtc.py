@@ -101,6 +101,22 @@ def test_registers_gate_can_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert any("registers" in objection for objection in objections(code["histogram"]))
 
 
+def test_machine_code_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the same source, GPU and options; a cache that cannot be written to is no obstacle."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    source = 'extern "C" __global__ void nothing() {}'
+    code = nvrtc.compiled(source, (9, 0), {"A": 1})
+    counted: list[object] = []
+    monkeypatch.setattr(nvrtc, "compile_source", lambda *given: counted.append(given) or b"new")
+    assert nvrtc.compiled(source, (9, 0), {"A": 1}) == code
+    assert not counted
+    for other in ((source, (8, 0), {"A": 1}), (source, (9, 0), {"A": 2}), (source + " ", (9, 0), {"A": 1})):
+        assert nvrtc.compiled(*other) == b"new"  # type: ignore[arg-type]
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert nvrtc.compiled(source, (9, 0), {"A": 1}) == b"new"
+
+
 def test_what_does_not_compile_is_told() -> None:
     with pytest.raises(RuntimeError, match=r"(?s)NVRTC .* refuses -arch=sm_90: .*nonsense"):
         nvrtc.compile_source("nonsense", (9, 0), {})

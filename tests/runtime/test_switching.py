@@ -236,3 +236,18 @@ def test_resident_artefacts_give_the_same_bits(tmp_path: Path, tied: bool) -> No
             plain.set_task(task)
             resident.set_task(task)
             assert same(models[1], bits(models[0])), task
+
+
+def test_resident_experts_give_the_same_bits(tmp_path: Path) -> None:
+    """Made ready once for a task and the one before; several with weights in between, and another dtype."""
+    path = free(tmp_path)
+    models = [Net(9, BF16) for _ in range(2)]
+    plain, resident = (fm.runtime.load(path, m, resident=r) for m, r in zip(models, (False, True), strict=True))
+    order: list[str | dict[str, float] | None] = ["law", "math", None, "math", {"law": 0.5, "code": 2.0}, "law", "math"]
+    for dtype in (BF16, F32):
+        for model in models:
+            model.to(dtype)
+        for task in order:
+            plain.set_task(task)
+            resident.set_task(task)
+            assert same(models[1], bits(models[0])), task
