@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .formats import emr, experts
-from .formats.checkpoint import open_checkpoint
+from .formats.models import open_model
 
 
 def examine() -> dict[str, Any]:
@@ -71,7 +71,7 @@ def describe(path: str) -> dict[str, Any]:
                 },
             },
         }
-    checkpoint = open_checkpoint(path, "checkpoint")
+    checkpoint = open_model(path, "checkpoint")
     tensors = checkpoint.tensors.values()
     return {
         "kind": "checkpoint",

@@ -169,6 +169,7 @@ def execute(prepared: MergePlan, as_json: bool) -> None:
     """Carry out a plan, and say what was done."""
     from ..engine.merge import execute as carry_out
 
+    prepared = prepared.fetched()  # under a bar of its own
     title = f"{prepared.method.name} → {prepared.out}"
     with raised(), progress(title, prepared.bytes_read, as_json) as advance:
         report = carry_out(prepared, advance)
@@ -188,6 +189,7 @@ def show_plan(prepared: MergePlan, as_json: bool) -> None:
         ("reads", size(summary["bytes_read"])),
         ("writes", f"{size(summary['bytes_written'])} in {len(summary['files'])} files"),
     ]
+    rows += [(f"fetches {repo}", size(nbytes)) for repo, nbytes in summary["fetches"].items()]
     for name, changes in summary["outputs"].items():
         rows.append((f"output {name}", ", ".join(f"{key} {json.dumps(value)}" for key, value in changes.items())))
     rows += [(f"kept for {name}", ", ".join(tensors)) for name, tensors in summary["task_specific"].items()]

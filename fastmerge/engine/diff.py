@@ -13,8 +13,8 @@ from torch import Tensor
 
 from .. import ops
 from ..errors import InputError
-from ..formats.checkpoint import open_checkpoint
 from ..formats.mapping import Inputs
+from ..formats.models import open_models
 from ..recipe.memory import MAX_CHUNK
 from ..recipe.preflight import Rename, TensorPlan, align
 from .run_pass import Progress
@@ -74,22 +74,19 @@ def diff(
     task_specific: patterns of tensors to leave out; rename: for "A" and "B", (old, new) prefixes. Raises InputError
     where the checkpoints do not fit together.
     """
-    opened, problems = [], []
-    for label, path in (("base", base), ("A", a), ("B", b)):
-        try:
-            opened += [] if path is None else [open_checkpoint(path, label)]
-        except InputError as error:  # noqa: PERF203 - the problems of all are wanted
-            problems += error.problems
+    problems: list[str] = []
+    origin, models = open_models(base, [("A", a), ("B", b)], problems)
     if problems:
         raise InputError(problems)
-    *origin, one, other = opened
-    alignment = align(origin[0] if origin else None, [one, other], task_specific=task_specific, rename=rename)
+    opened = [checkpoint for checkpoint in models if checkpoint is not None]
+    alignment = align(origin, opened, task_specific=task_specific, rename=rename)
     found: dict[str, _Sums] = {}
     copied: list[str] = []
     works = [
         _comparing(tensor, copied) if tensor.copy else _measuring(tensor, found.setdefault(tensor.name, _Sums()))
         for tensor in alignment.tensors
     ]
+    opened += [] if origin is None else [origin]
     inputs = Inputs([header for checkpoint in opened for header in checkpoint.headers])
     stream([piece for work in works for piece in work.pieces(MAX_CHUNK)], inputs, _Nowhere(), progress=progress)
     tensors = [sums.difference(name) for name, sums in found.items()]

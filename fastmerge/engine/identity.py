@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .. import __version__, dispatch
+from ..formats.expanded import is_computed, place
 from ..formats.layout import Layout
-from ..formats.safetensors import Header, TensorInfo
+from ..formats.safetensors import Header
 from ..recipe.plan import MergePlan
 
 
@@ -39,7 +40,8 @@ def inputs_key(plan: MergePlan) -> str:
     files = input_files({str(k): checkpoint.headers for k, checkpoint in enumerate(plan.checkpoints)})
     names = [[t.name, *(info.name for info in t.models)] for t in plan.alignment.tensors]
     twins = [own for own in names if len(set(own)) > 1]
-    how = [__version__, backend(), plan.base is None, plan.alignment.wide, plan.rename, twins]
+    computed = [info for t in plan.alignment.tensors for info in (t.base, *t.models) if is_computed(info)]
+    how = [__version__, backend(), plan.base is None, plan.alignment.wide, plan.rename, twins, *map(place, computed)]
     if plan.mergekit is not None or plan.vocab != "error":  # tensors may have been renamed, or resized
         how.append(_tensors(plan))
     return digest([how, files])[:16]
@@ -76,13 +78,9 @@ def backend() -> str:
 def _tensors(plan: MergePlan) -> list[Any]:
     """Which stored tensor serves as which, whatever names, patterns and configurations have led to it."""
     alignment = plan.alignment
-    rows: list[Any] = [[t.name, t.copy, t.aliases, *map(_place, (t.base, *t.models))] for t in alignment.tensors]
-    own = {label: [_place(info) for info in infos] for label, infos in alignment.task_specific.items()}
-    return [rows, own, [_place(info) for info in alignment.base_specific]]
-
-
-def _place(info: TensorInfo | None) -> Any:
-    return info and [str(info.file), info.start, *([info.rows.digest] if info.rows else [])]
+    rows: list[Any] = [[t.name, t.copy, t.aliases, *map(place, (t.base, *t.models))] for t in alignment.tensors]
+    own = {label: [place(info) for info in infos] for label, infos in alignment.task_specific.items()}
+    return [rows, own, [place(info) for info in alignment.base_specific]]
 
 
 def digest(content: Any) -> str:

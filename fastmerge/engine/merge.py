@@ -77,6 +77,7 @@ def execute(plan: MergePlan, progress: Progress | None = None) -> Report:
     """Carry out a plan that has an output folder."""
     out = plan.out
     assert out is not None
+    plan = plan.fetched()
     begin = time.perf_counter()
     files = Inputs([header for checkpoint in plan.checkpoints for header in checkpoint.headers])
     key = inputs_key(plan)

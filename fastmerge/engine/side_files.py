@@ -38,7 +38,7 @@ def write_side_files(
             (own / name).write_bytes(data)
     if plan.lead.config and plan.dtype and "config.json" not in plan.beside:
         write_json(own / "config.json", set_dtype(plan.lead.config, _dtype_name(plan.dtype)))
-    copy_side_files(plan.lead.path, own, plan.beside)
+    copy_side_files(plan.lead.folders[0], own, plan.beside)
     if "unified" in output.layouts:
         _write_emr_record(plan, output, own, statistics, results)
     if output.experts:

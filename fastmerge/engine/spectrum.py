@@ -28,11 +28,13 @@ from torch import Tensor
 from .. import targets
 from ..cutoff import Cutoff
 from ..errors import InputError, MergeError, attempt
-from ..formats.checkpoint import open_checkpoint
+from ..formats.expanded import stored, stored_bytes
 from ..formats.mapping import Inputs
+from ..formats.models import open_models
 from ..formats.safetensors import TensorInfo
 from ..recipe.plan import name_problems
 from ..recipe.preflight import Rename, TensorPlan, align
+from .reading import whole
 from .rings import PER_HALF, RINGS, Rings, measure
 from .run_pass import Progress
 
@@ -101,8 +103,8 @@ def spectrum(
     limits = attempt(problems, lambda: Cutoff(cutoff))
     if max_tensors < 0:
         problems.append(f"max_tensors is {max_tensors}; expected a number from 0, for all, up")
-    opened = [attempt(problems, lambda p=p, n=n: open_checkpoint(p, n)) for n, p in (("base", base), *pairs)]  # type: ignore[misc]
-    complete = [checkpoint for checkpoint in opened if checkpoint is not None]
+    lead, opened = open_models(base, pairs, problems)
+    complete = [checkpoint for checkpoint in (lead, *opened) if checkpoint is not None]
     if problems or limits is None:
         raise InputError(problems)
     alignment = align(complete[0], complete[1:], task_specific=task_specific, rename=rename)
@@ -113,7 +115,7 @@ def spectrum(
     for tensor in (found[i] for i in chosen):
         measured[tensor.name] = _measure(tensor, names, inputs, limits)
         if progress:
-            progress(sum(info.nbytes for info in _stored(tensor)))
+            progress(stored_bytes(_stored(tensor)))
     inputs.check_unchanged()
     seen = [name for name, rings in measured.items() if rings]
     if not seen:
@@ -159,13 +161,13 @@ def _measure(tensor: TensorPlan, names: Sequence[str], inputs: Inputs, limits: C
     shape = targets.matrices(tensor.name, tensor.shape)
     assert shape is not None
     found = []
-    for base, *models in zip(*(inputs.whole(info).view(shape) for info in _stored(tensor)), strict=True):
+    for base, *models in zip(*(whole(inputs, info).view(shape) for info in _stored(tensor)), strict=True):
         rings = measure(base, models, limits.limit(*shape[1:]))
         faulty = [name for name, powers in zip(names, rings.powers, strict=True) if not powers.isfinite().all()]
         if faulty:
             raise MergeError(f"tensor {tensor.name!r}: NaN or infinity in {' or '.join(faulty)}, or in base")
         found += [rings] if rings.powers.any() else []
-    inputs.release([(info.file, info.start, info.stop) for info in _stored(tensor)])
+    inputs.release([(part.file, part.start, part.stop) for info in _stored(tensor) for part in stored(info)])
     return found
 
 

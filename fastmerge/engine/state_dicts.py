@@ -48,12 +48,7 @@ class Merged:
         own = dict(self.state_dict)
         if self.experts:
             for tensor, expert in self.experts[name].items():
-                scale = self.stats["scales"][name]
-                if isinstance(expert, ops.LowRank):
-                    own[tensor] = ops.low_rank(own[tensor], *expert, scale)
-                    continue
-                own[tensor] = own[tensor].clone()
-                ops.scatter_add(own[tensor], expert, scale)
+                own[tensor] = with_expert(own[tensor], expert, self.stats["scales"][name])
             return own | self._tasks[name]
         row, scale = list(self._tasks).index(name), self.stats["rescalers"][name]
         for tensor, (unified, masks) in self._unified.items():
@@ -113,12 +108,12 @@ def merge_state_dicts(
             if one.idle:
                 continue
             work = TensorPass.of(tensor.subject, len(names), [one], [statistics], kept, like.device)
-            written = _run(work, like if declared.uses_base else None, stored, like)
+            written = run_tensor(work, like if declared.uses_base else None, stored, like)
             if not work.acceptable([declared.nonfinite == "allow"]):
                 _blame(tensor, every, labels)
             share = work.shares[0]
             for name, expert in zip(names, share.experts, strict=bool(share.experts)):
-                experts[name][tensor.name] = _stored(expert, like)
+                experts[name][tensor.name] = stored_expert(expert, like)
             work.gather([gathered])
             if "merged" in written:
                 merged[tensor.name] = written["merged"].view(like.shape)
@@ -143,8 +138,8 @@ def _described(state: StateDict, label: str) -> Checkpoint:
     return Checkpoint(file, label, infos, {}, (), ())
 
 
-def _run(work: TensorPass, base: Tensor | None, models: Sequence[Tensor], like: Tensor) -> dict[Written, Tensor]:
-    """The pass on one whole tensor, and what it wrote."""
+def run_tensor(work: TensorPass, base: Tensor | None, models: Sequence[Tensor], like: Tensor) -> dict[Written, Tensor]:
+    """The pass on one whole tensor, and what it wrote, 1-D; merged has the dtype of `like`."""
     own = None if base is None else base.detach().reshape(-1)
     flat = [t.detach().reshape(-1) for t in models]
     if work.needs_whole:
@@ -160,7 +155,16 @@ def _run(work: TensorPass, base: Tensor | None, models: Sequence[Tensor], like: 
     return written
 
 
-def _stored(expert: ops.Expert | ops.LowRank, like: Tensor) -> ops.Expert | ops.LowRank:
+def with_expert(theta: Tensor, expert: ops.Expert | ops.LowRank, scale: float) -> Tensor:
+    """theta + scale · expert."""
+    if isinstance(expert, ops.LowRank):
+        return ops.low_rank(theta, *expert, scale)
+    changed = theta.clone()
+    ops.scatter_add(changed, expert, scale)
+    return changed
+
+
+def stored_expert(expert: ops.Expert | ops.LowRank, like: Tensor) -> ops.Expert | ops.LowRank:
     """An expert with values as they are stored."""
     dtype = TORCH_DTYPES[delta_dtype(CODES[like.dtype])]
     if isinstance(expert, ops.LowRank):

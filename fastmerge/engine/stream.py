@@ -12,6 +12,7 @@ from torch import Tensor
 from ..formats.layout import Place
 from ..formats.mapping import TORCH_DTYPES, Inputs, ReadAhead, Span
 from ..formats.safetensors import DTYPES, TensorInfo
+from .reading import read, spans
 from .writer import PAGE, Segment, Slot
 
 
@@ -22,27 +23,19 @@ class Source:
     info: TensorInfo
     row: int | None = None
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return TORCH_DTYPES.get(self.info.dtype, torch.uint8)
+    def spans(self, a: int, b: int) -> list[Span]:
+        """The bytes that elements a to b are read from."""
+        if self.row is None:
+            return spans(self.info, a, b)
+        start = self.info.start + self.row * self.info.shape[1]
+        return [(self.info.file, start + a // 8, start + -(-b // 8))]
 
     def read(self, inputs: Inputs, a: int, b: int) -> Tensor:
-        """Elements a to b, 1-D; of a row of masks, the bytes that hold them."""
-        rows = self.info.rows
-        return inputs.tensor(self.span(a, b), self.dtype) if rows is None else inputs.gathered(self.info, rows, a, b)
-
-    def span(self, a: int, b: int) -> Span:
-        """The bytes of elements a to b; of a tensor that is gathered, those that most of them come from."""
-        if self.info.rows is not None:
-            width = max(1, self.info.numel // max(1, self.info.shape[0]))
-            first, last = self.info.rows.extent(a // width, -(-b // width))
-            size = width * DTYPES[self.info.rows.sources[0].dtype]
-            return self.info.file, self.info.start + first * size, self.info.start + last * size
+        """Elements a to b, 1-D."""
         if self.row is None:
-            size = DTYPES[self.info.dtype]
-            return self.info.file, self.info.start + a * size, self.info.start + b * size
-        start = self.info.start + self.row * self.info.shape[1]
-        return self.info.file, start + a // 8, start + -(-b // 8)
+            return read(inputs, self.info, a, b)
+        (span,) = self.spans(a, b)
+        return inputs.tensor(span, torch.uint8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +90,7 @@ class Work:
 
     @property
     def bytes_read(self) -> int:
-        return sum(stop - start for _, start, stop in (source.span(0, self.numel) for source in self.sources))
+        return sum(stop - start for _, start, stop in _spans(self, 0, self.numel))
 
     @property
     def bytes_written(self) -> int:
@@ -124,7 +117,7 @@ class Piece:
 
     @property
     def spans(self) -> list[Span]:
-        return [source.span(self.start, self.stop) for source in self.work.sources]
+        return _spans(self.work, self.start, self.stop)
 
 
 class Sink(Protocol):
@@ -193,3 +186,8 @@ def _run(piece: Piece, inputs: Inputs, sink: Sink, ahead: ReadAhead) -> None:
 
 def _sources(piece: Piece, inputs: Inputs) -> list[Tensor]:
     return [source.read(inputs, piece.start, piece.stop) for source in piece.work.sources]
+
+
+def _spans(work: Work, start: int, stop: int) -> list[Span]:
+    """The bytes that elements of a work are read from, each once."""
+    return list(dict.fromkeys(span for source in work.sources for span in source.spans(start, stop)))

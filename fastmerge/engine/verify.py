@@ -14,10 +14,11 @@ import torch
 from .. import __version__
 from ..errors import InputError, MergeError, VerifyError, nearest
 from ..formats import experts
-from ..formats.checkpoint import Checkpoint, open_checkpoint
+from ..formats.checkpoint import Checkpoint
 from ..formats.emr import EmrArtefact
 from ..formats.experts import ExpertsFolder
 from ..formats.folder import to_json
+from ..formats.models import open_models
 from ..formats.record import RECORD, FileRecord, MergeRecord, read_record
 from ..formats.safetensors import read_header
 from ..methods import names
@@ -109,16 +110,16 @@ def _opened(folder: Path, record: MergeRecord, places: Mapping[str, str | Path])
         for label in places
         if label not in known
     ]
-    opened = {}
-    for label, given in known.items():
-        try:
-            opened[label] = open_checkpoint(places.get(label, given.source), label)
-        except InputError as error:  # noqa: PERF203 - the problems of all inputs are wanted
-            option = "--base PATH" if label == "base" else f"--model {label}=PATH"
-            problems += [f"{problem}; say where it is now by {option}" for problem in error.problems]
+    sources = {label: places.get(label, given.source) for label, given in known.items()}
+    trouble: list[str] = []
+    base, models = open_models(sources.pop("base", None), list(sources.items()), trouble)
+    for problem in trouble:
+        label = problem.partition(":")[0]
+        option = "--base PATH" if label == "base" else f"--model {label}=PATH"
+        problems.append(f"{problem}; say where it is now by {option}")
     if problems:
         raise InputError(problems)
-    return opened
+    return {checkpoint.label: checkpoint for checkpoint in (base, *models) if checkpoint is not None}
 
 
 def _file_checks(folder: Path, record: MergeRecord, inputs: Mapping[str, Checkpoint]) -> list[Check]:

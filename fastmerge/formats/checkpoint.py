@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, MergeError, attempt
+from .hub import Missing, Snapshot, find
 from .safetensors import Header, TensorInfo, limited, read_header
+from .spec import hub_id
 
 STEMS = ("model", "diffusion_pytorch_model", "adapter_model")  # names that Hugging Face libraries write
+ADAPTER_CONFIG = "adapter_config.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 JSON_LIMIT = 50_000_000  # bytes
 PIECES, PIECE = 256, 4096  # of a file that its sample consists of, and bytes of each
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken"]
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The tensors of a checkpoint, in the order of its files, its config.json ({} without) and notes for the user."""
+    """The tensors of a checkpoint, in the order of its files, its config.json ({} without) and notes for the user.
+
+    `adapter` is the adapter_config.json of one that is an adapter, `place` where it was said to be, of the Hub with its
+    commit; `missing` is yet to be fetched from there.
+    """
 
     path: Path
     label: str
@@ -31,6 +36,26 @@ class Checkpoint:
     config: dict[str, Any]
     headers: tuple[Header, ...]
     notes: tuple[str, ...]
+    adapter: dict[str, Any] | None = None
+    place: str = ""
+    missing: tuple[Missing, ...] = ()
+
+    def fetched(self) -> Checkpoint:
+        """The checkpoint with all of its files on this disk; MergeError where the Hub gave other ones."""
+        if not self.missing:
+            return self
+        for missing in self.missing:
+            missing.fetch()
+        headers = tuple(read_header(header.file) for header in self.headers)
+        changed = [new.file for old, new in zip(self.headers, headers, strict=True) if old.digest != new.digest]
+        if changed:
+            raise MergeError(f"{self.label}: {changed[0]} is not what the Hub said it would be; download it again")
+        return replace(self, headers=headers, missing=())
+
+    @property
+    def folders(self) -> list[Path]:
+        """Where its files lie."""
+        return [self.path] if self.path.exists() else list(dict.fromkeys(header.file.parent for header in self.headers))
 
     def identity(self) -> list[dict[str, Any]]:
         """What tells this checkpoint from another without reading all of its weights.
@@ -43,20 +68,21 @@ class Checkpoint:
         ]
 
 
-def open_checkpoint(path: str | Path, label: str) -> Checkpoint:
-    """Open a folder, a .safetensors file, or a model of the Hugging Face Hub ("org/name", downloaded into its cache).
+def open_checkpoint(path: str | Path, label: str, *, fetch: bool = True) -> Checkpoint:
+    """Open a folder, a .safetensors file, or a model of the Hugging Face Hub ("org/name", "org/name@revision").
 
-    Reads headers only. Raises InputError with every problem found; `label` is the name they give the model.
+    Reads headers only, also of the Hub's files, which then are downloaded into its cache unless told not to `fetch`.
+    Raises InputError with every problem found; `label` is the name they give the model.
     """
     try:
-        root = _locate(str(path), label)
-        files, index, notes, problems = ([root], None, [], []) if root.is_file() else _files(root)
+        root, snapshot = _locate(str(path), label)
+        files, index, notes, problems = ([root], None, [], []) if root.is_file() else _files(root, snapshot)
     except OSError as error:  # no permission, or a name longer than the file system takes
         raise InputError(f"{label}: {path} cannot be read: {error.strerror}") from None
     headers = []
     for file in files:
         try:
-            headers.append(read_header(file))
+            headers.append(read_header(file) if snapshot is None else snapshot.header(file))
         except InputError as error:  # noqa: PERF203 - the problems of all files are wanted
             problems += error.problems
     tensors: dict[str, TensorInfo] = {}
@@ -74,17 +100,30 @@ def open_checkpoint(path: str | Path, label: str) -> Checkpoint:
         if unlisted:
             notes.append(f"{len(unlisted)} tensors that the index does not list are ignored ({unlisted[0]}, …)")
             tensors = {name: tensor for name, tensor in tensors.items() if name in index}
-    config: dict[str, Any] = {}
-    if root.is_dir() and (root / "config.json").is_file():
-        try:
-            config = read_json(root / "config.json")
-        except InputError as error:
-            problems += error.problems
+    kept: dict[str, Any] = {}
+    for name in ("config.json", ADAPTER_CONFIG):
+        if root.is_dir() and (root / name).is_file():
+            kept[name] = attempt(problems, partial(read_json, root / name))
+    is_adapter = any(file.name.startswith("adapter_model") for file in files)
     if not problems and not tensors:
         problems.append(f"{root}: holds no tensors; give the folder that save_pretrained() wrote")
+    if problems and snapshot is not None and snapshot.offline:
+        problems.append(f"{path}: this is what the cache has of it; the Hub could not be asked: {snapshot.offline}")
     if problems:
         raise InputError(f"{label}: {problem}" for problem in problems)
-    return Checkpoint(root, label, tensors, config, tuple(headers), tuple(f"{label}: {note}" for note in notes))
+    missing = None if snapshot is None else snapshot.missing(files)
+    opened = Checkpoint(
+        root,
+        label,
+        tensors,
+        kept.get("config.json") or {},
+        tuple(headers),
+        tuple(f"{label}: {note}" for note in notes),
+        kept.get(ADAPTER_CONFIG) if is_adapter else None,
+        str(path) if snapshot is None else f"{snapshot.repo}@{snapshot.commit}",
+        () if missing is None else (missing,),
+    )
+    return opened.fetched() if fetch else opened
 
 
 def same_files(recorded: Sequence[Mapping[str, Any]], checkpoint: Checkpoint) -> bool:
@@ -127,7 +166,8 @@ def read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def _locate(path: str, label: str) -> Path:
+def _locate(path: str, label: str) -> tuple[Path, Snapshot | None]:
+    """A local path, or the place in the cache of a repository."""
     try:
         root = Path(path).expanduser()
     except RuntimeError as error:  # ~name of nobody
@@ -135,18 +175,17 @@ def _locate(path: str, label: str) -> Path:
     if root.is_dir() or root.is_file():
         if root.is_file() and root.suffix != ".safetensors":
             raise InputError(f"{label}: {root} is no safetensors file; {_convert(root.suffix)}")
-        return root
-    if not HUB_NAME.fullmatch(path) or root.parent.is_dir():
+        return root, None
+    found = hub_id(path)
+    if found is None or root.parent.is_dir():
         raise InputError(
             f"{label}: {path} does not exist; give a folder, a .safetensors file, or a Hub name (org/name)"
         )
-    from huggingface_hub import snapshot_download
-
     try:
-        return Path(snapshot_download(path, allow_patterns=HUB_FILES))
-    except Exception as error:  # the Hub client raises OSError, ValueError and errors of its HTTP library
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"{label}: {path} is no folder here, nor could it be had from the Hub: {reason}") from None
+        snapshot = find(*found)
+    except InputError as error:
+        raise InputError(f"{label}: {problem}" for problem in error.problems) from None
+    return snapshot.folder, snapshot
 
 
 def _convert(suffix: str) -> str:
@@ -158,21 +197,22 @@ def _convert(suffix: str) -> str:
     return "expected a folder or a .safetensors file"
 
 
-def _files(root: Path) -> tuple[list[Path], dict[str, str] | None, list[str], list[str]]:
+def _files(root: Path, snapshot: Snapshot | None) -> tuple[list[Path], dict[str, str] | None, list[str], list[str]]:
     """The files of a folder, the index's weight map if there is one, notes, and problems.
 
     Where both a single file and an index are there, the single file counts, as in transformers.
     """
-    present = sorted(root.glob("*.safetensors"))
+    names = {file.name for file in root.iterdir() if file.is_file()} if snapshot is None else set(snapshot.sizes)
+    present = [root / name for name in sorted(names) if name.endswith(".safetensors")]
     index: dict[str, str] | None
     problems: list[str]
     for stem in STEMS:
         index_file = root / f"{stem}.safetensors.index.json"
         single = root / f"{stem}.safetensors"
-        if single.is_file():
+        if single.name in names:
             files, index, problems = [single], None, []
-        elif index_file.is_file():
-            files, index, problems = _shards(index_file)
+        elif index_file.name in names:
+            files, index, problems = _shards(index_file, names)
         else:
             continue
         stray = [file.name for file in present if file not in files]
@@ -180,18 +220,19 @@ def _files(root: Path) -> tuple[list[Path], dict[str, str] | None, list[str], li
         return files, index, notes, problems
     if len(present) == 1:
         return present, None, [], []
-    pickles = sorted(file for file in root.iterdir() if file.suffix in PICKLES)
+    pickles = [name for name in sorted(names) if Path(name).suffix in PICKLES]
+    where = root if snapshot is None else snapshot.repo
     if present:
-        names = ", ".join(file.name for file in present)
-        problem = f"{root}: has several safetensors files ({names}) and no index; pass one of them"
+        listed = ", ".join(file.name for file in present)
+        problem = f"{where}: has several safetensors files ({listed}) and no index; pass one of them"
     elif pickles:
-        problem = f"{root}: holds {pickles[0].name} and no safetensors; {_convert(pickles[0].suffix)}"
+        problem = f"{where}: holds {pickles[0]} and no safetensors; {_convert(Path(pickles[0]).suffix)}"
     else:
-        problem = f"{root}: holds no *.safetensors file; give the folder that save_pretrained() wrote"
+        problem = f"{where}: holds no *.safetensors file; give the folder that save_pretrained() wrote"
     return [], None, [], [problem]
 
 
-def _shards(file: Path) -> tuple[list[Path], dict[str, str] | None, list[str]]:
+def _shards(file: Path, present: set[str]) -> tuple[list[Path], dict[str, str] | None, list[str]]:
     """The shards of an index that are there, the shard of every tensor, and problems.
 
     Shards are plain names in the index's folder: none leaves it, though they may be links, as in the Hub's cache.
@@ -205,7 +246,7 @@ def _shards(file: Path) -> tuple[list[Path], dict[str, str] | None, list[str]]:
     names = sorted({str(name) for name in weight_map.values()})
     foreign = [n for n in names if n != Path(n).name or "\\" in n or not n.endswith(".safetensors")]
     files = [file.with_name(name) for name in names if name not in foreign]
-    missing = [shard for shard in files if not shard.is_file()]
+    missing = [shard for shard in files if shard.name not in present]
     problems = limited(foreign, lambda n: f"{file}: points to {n!r}, which is no safetensors file of its folder")
     problems += limited(missing, lambda shard: f"{file}: lists {shard.name}, which is missing; download it")
     index = {name: str(shard) for name, shard in weight_map.items()}

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from ..errors import MergeError
-from .rows import Rows
 from .safetensors import Header, TensorInfo
 
 TORCH_DTYPES = {
@@ -35,7 +34,6 @@ INTEGER_DTYPES = {
 }
 POPULATE_READ, DONTNEED = 22, 4  # madvise(2) on Linux
 AHEAD = 4  # chunks
-MEAN_ROWS = 4096  # that are added up at a time
 
 Span = tuple[Path, int, int]  # bytes of a file
 
@@ -47,7 +45,6 @@ class Inputs:
         self._headers = {header.file: header for header in headers}
         self._maps: dict[Path, mmap.mmap] = {}
         self._addresses: dict[Path, int] = {}
-        self._mean_rows: dict[tuple[str, str], Tensor] = {}
         self._madvise = None
         if sys.platform == "linux":
             self._madvise = ctypes.CDLL(None, use_errno=True).madvise  # releases the GIL, which mmap.madvise does not
@@ -76,34 +73,6 @@ class Inputs:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The given buffer is not writable")
             return torch.frombuffer(self._maps[file], dtype=dtype, count=(stop - start) // dtype.itemsize, offset=start)
-
-    def gathered(self, info: TensorInfo, rows: Rows, a: int, b: int) -> Tensor:
-        """Elements a to b of a matrix whose rows are gathered."""
-        width = info.numel // max(1, info.shape[0])
-        if a == b:
-            return torch.empty(0, dtype=TORCH_DTYPES[info.dtype])
-        first, last = a // width, -(-b // width)
-        sources = [self.whole(source).view(source.shape[0], width) for source in rows.sources]
-        picks = torch.tensor(rows.picks[first:last])
-        found = sources[0][picks.clamp(min=0)].to(TORCH_DTYPES[info.dtype])
-        padded = info.shape[0] - rows.padding
-        for row in range(first, last):
-            if row >= padded:
-                found[row - first] = self._mean_row(info, rows, padded)
-            elif rows.picks[row] < 0:
-                own = [sources[source][place].double() for source, place in rows.means.get(row, ())]
-                found[row - first] = torch.stack(own).mean(0) if own else 0
-        return found.view(-1)[a - first * width : b - first * width]
-
-    def _mean_row(self, info: TensorInfo, rows: Rows, count: int) -> Tensor:
-        """The mean of the first `count` rows of a gathered matrix."""
-        key = info.name, rows.digest
-        if key not in self._mean_rows:
-            width = info.numel // info.shape[0]
-            steps = [(start, min(start + MEAN_ROWS, count)) for start in range(0, count, MEAN_ROWS)]
-            parts = [self.gathered(info, rows, a * width, b * width).view(-1, width).double().sum(0) for a, b in steps]
-            self._mean_rows[key] = torch.stack(parts).sum(0) / count
-        return self._mean_rows[key]
 
     def whole(self, info: TensorInfo) -> Tensor:
         """A stored tensor in its shape."""

@@ -9,12 +9,11 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import InputError
-from .rows import Rows
 
 T = TypeVar("T")
 
@@ -47,10 +46,7 @@ LISTED = 10  # problems of one kind that are spelled out
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """Where a tensor lies: bytes `start` to `stop`, counted from the beginning of `file`.
-
-    One with `rows` is gathered, and lies nowhere; then these are the bytes of the source that most of it comes from.
-    """
+    """Where a tensor lies: bytes `start` to `stop`, counted from the beginning of `file`."""
 
     name: str
     dtype: str
@@ -58,7 +54,6 @@ class TensorInfo:
     file: Path
     start: int
     stop: int
-    rows: Rows | None = field(default=None, compare=False)
 
     @property
     def numel(self) -> int:
@@ -88,22 +83,27 @@ def read_header(file: Path) -> Header:
     """Read and check the header of a file; InputError with everything that is wrong with it."""
     try:
         status = file.stat()
-        size = status.st_size
         with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            if size < 8:
-                raise InputError(
-                    f"{file}: has {size} bytes, a safetensors file has at least 8; it is empty or cut off: "
-                    "download it again"
-                )
-            if length > min(HEADER_LIMIT, size - 8):
-                raise InputError(
-                    f"{file}: its header claims {length} bytes, the file has {size} "
-                    f"(at most {HEADER_LIMIT} are allowed); it is no safetensors file, or damaged: download it again"
-                )
-            raw = stream.read(length)
+            return header_of(
+                file, status.st_size, lambda _, stop: stream.read(stop - stream.tell()), status.st_mtime_ns
+            )
     except OSError as error:
         raise InputError(f"{file}: cannot be read: {error.strerror}") from None
+
+
+def header_of(file: Path, size: int, read: Callable[[int, int], bytes], modified: int = 0) -> Header:
+    """The header of a file of `size` bytes, of which `read(start, stop)` gives some; it is asked from the first on."""
+    length = int.from_bytes(read(0, min(8, size)), "little")
+    if size < 8:
+        raise InputError(
+            f"{file}: has {size} bytes, a safetensors file has at least 8; it is empty or cut off: download it again"
+        )
+    if length > min(HEADER_LIMIT, size - 8):
+        raise InputError(
+            f"{file}: its header claims {length} bytes, the file has {size} "
+            f"(at most {HEADER_LIMIT} are allowed); it is no safetensors file, or damaged: download it again"
+        )
+    raw = read(8, 8 + length)
     try:
         content = json.loads(raw.decode(), object_pairs_hook=_unique)  # of bytes, json would guess the encoding
     except (ValueError, RecursionError) as error:
@@ -131,7 +131,7 @@ def read_header(file: Path) -> Header:
     if problems:
         raise InputError(limited(problems))
     digest = hashlib.sha256(raw).hexdigest()
-    return Header(file, size, status.st_mtime_ns, {t.name: t for t in tensors}, metadata, digest)
+    return Header(file, size, modified, {t.name: t for t in tensors}, metadata, digest)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

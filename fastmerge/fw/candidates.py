@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from ..engine.reading import whole
 from ..engine.stream import Source, Target, Work, stream
 from ..errors import InputError, MergeError, attempt
-from ..formats.checkpoint import Checkpoint, open_checkpoint
+from ..formats.checkpoint import Checkpoint
 from ..formats.layout import plan_layout
 from ..formats.mapping import Inputs
+from ..formats.models import open_model
 from ..formats.safetensors import Header, TensorInfo
 from ..recipe.memory import MAX_CHUNK
 from .matching import Slot, Stored, find
@@ -68,8 +70,9 @@ class Candidates:
             found = find(name, stored, self.slots, others)
             self._take(name, found, None, (), first)
         else:
-            _refuse_adapter(name, Path(member).expanduser())
-            opened = open_checkpoint(member, name)
+            opened = open_model(member, name)
+            if opened.adapter is not None:
+                raise InputError(f"{name}: {opened.path} is an adapter; write MODEL+ADAPTER")
             found = find(name, opened.tensors, self.slots, others)
             identity = {"source": str(member), "files": opened.identity()}
             self.checkpoints[name] = opened
@@ -127,7 +130,7 @@ class Candidates:
     def whole(self, slot: str, k: int) -> Tensor:
         """A candidate's tensor, not copied."""
         stored = self._stored[k][slot]
-        return self.files.whole(stored) if isinstance(stored, TensorInfo) else stored.detach()
+        return whole(self.files, stored) if isinstance(stored, TensorInfo) else stored.detach()
 
     def work(self, slot: str, wanted: Sequence[int], use: Use, targets: tuple[Target, ...] = ()) -> Work:
         """Sweep through one tensor of some candidates."""
@@ -272,11 +275,3 @@ def _numel(slot: Slot) -> int:
 
 def _called(member: str | Path) -> str:
     return Path(member).expanduser().resolve().name.removesuffix(".safetensors")
-
-
-def _refuse_adapter(name: str, path: Path) -> None:
-    if (path / "adapter_config.json").is_file():
-        raise InputError(
-            f"{name}: {path} is an adapter, not a checkpoint; merge it into its base first (peft: merge_and_unload), "
-            "and save that"
-        )

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
 
 from ..errors import InputError, attempt, nearest
-from ..formats.checkpoint import HUB_NAME
+from ..formats.spec import parse_spec
 from ..methods._faults import Fault, faults
 from ..recipe.yaml_file import read_yaml
 
@@ -81,8 +81,7 @@ class Recipe(BaseModel):
 
     def located(self, path: str) -> str:
         """A path relative to the recipe's file; a Hub name stays what it is."""
-        local = self._folder / Path(path).expanduser()
-        return path if HUB_NAME.fullmatch(path) and not (local.exists() or local.parent.is_dir()) else str(local)
+        return str(parse_spec(path, self._folder).relative_to(self._folder))
 
 
 def _told(fault: Fault) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..formats.expanded import is_computed
 from ..formats.experts import PARTS
+from ..formats.safetensors import DTYPES
 from .outputs import Output, passes_on
 from .preflight import Alignment, TensorPlan
 
@@ -24,7 +26,8 @@ def chunk_of(
         if t.numel >= BLOCK
     ]
     per_element = max(places, default=8.0) + 8  # and a float64 for what an op keeps between two others
-    least = int(BLOCK * per_element * SLOTS)
+    computed = max((_computed(t) / max(1, t.numel) for t in alignment.tensors), default=0.0)  # one chunk of them
+    least = int(BLOCK * (per_element * SLOTS + computed))
     held = {t.name: _held(outputs, t, names, alignment) for t in alignment.tensors if not t.copy}
     most = max(held, key=lambda name: held[name], default="")
     left = budget - held.get(most, 0)
@@ -33,7 +36,7 @@ def chunk_of(
         whole = f", {held[most]:,} of them for the whole of {most!r}" if held.get(most) else ""
         problems.append(f"{text}{whole}; pass --memory")
     chunk = MAX_CHUNK
-    while chunk > BLOCK and chunk * per_element * SLOTS > left:
+    while chunk > BLOCK and chunk * (per_element * SLOTS + computed) > left:
         chunk //= 2
     return chunk
 
@@ -41,7 +44,11 @@ def chunk_of(
 def _held(outputs: Sequence[Output], tensor: TensorPlan, names: Sequence[str], alignment: Alignment) -> int:
     """Bytes that a pass holds of a tensor, and those of its experts on their way to the disk."""
     passes = [passes_on(output.parameters, tensor, names, alignment) for output in outputs]
-    held = max(sum(own[i].held for own in passes) for i in range(len(passes[0])))
+    computed = _computed(tensor)
+    held: int = max(
+        sum(one.held for one in own) + (computed if any(one.needs_whole for one in own) else 0)
+        for own in zip(*passes, strict=True)
+    )
     places = [
         place
         for output in outputs
@@ -50,3 +57,9 @@ def _held(outputs: Sequence[Output], tensor: TensorPlan, names: Sequence[str], a
         if (place := layout.places.get(f"{tensor.name}/{part}"))
     ]
     return held + SLOTS * sum(p.stop - p.start for p in places)
+
+
+def _computed(tensor: TensorPlan) -> int:
+    """Bytes of those of a tensor's inputs that are computed, and not read in place."""
+    inputs = (*([tensor.base] if tensor.base else []), *tensor.models)
+    return sum(tensor.numel * DTYPES[info.dtype] for info in inputs if is_computed(info))

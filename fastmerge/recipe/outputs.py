@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from ..formats.checkpoint import Checkpoint
 from ..formats.experts import expert_layout
-from ..formats.layout import Layout, plan_layout
+from ..formats.layout import SHARD_LIMIT, Layout, plan_layout
 from ..formats.safetensors import DTYPES
 from ..methods._declaration import ExpertSize, Method, Pass, Statistics, Written
 from .parameters import Parameters
@@ -60,8 +60,9 @@ def plan_output(
         for tensor in alignment.tensors:
             stored = tensor.dtype if tensor.copy else dtype or tensor.dtype
             entries |= {name: (name, stored, tensor.shape) for name in (tensor.name, *tensor.aliases)}
+        stem, limit = ("model", SHARD_LIMIT) if lead.adapter is None else ("adapter_model", 1 << 62)
         layouts["merged"] = plan_layout(
-            [entries[n] for n in lead.tensors if n in entries], "model", metadata=stamp, folder=folder
+            [entries[n] for n in lead.tensors if n in entries], stem, limit=limit, metadata=stamp, folder=folder
         )
     if "unified" in written:
         stamp |= {"fastmerge.format": "emr", "fastmerge.format_version": "1"}

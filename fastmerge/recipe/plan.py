@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, attempt, nearest
-from ..formats.checkpoint import Checkpoint, open_checkpoint
+from ..formats.checkpoint import Checkpoint
+from ..formats.expanded import stored_bytes
 from ..formats.folder import set_dtype, to_json
+from ..formats.hub import Missing
 from ..formats.layout import FilePlan
+from ..formats.models import Location, open_models
 from ..formats.safetensors import TensorInfo
 from ..methods._declaration import Method, Pass, Statistics
 from .destination import output_problems
@@ -21,8 +24,6 @@ from .outputs import Output, delta_dtype, passes_on, plan_experts, plan_output
 from .parameters import Override, Parameters, declare
 from .preflight import Alignment, Rename, TensorPlan, align
 from .vocabulary import VOCABS, Vocab, files_beside, rows_of, set_rows
-
-Location = str | Path | Checkpoint  # where a model is, or the model, opened
 
 DTYPE_NAMES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "float64": "F64"}
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -78,6 +79,17 @@ class MergePlan:
         return {checkpoint.label: checkpoint for checkpoint in self.checkpoints}
 
     @property
+    def missing(self) -> list[Missing]:
+        """What is yet to be fetched from the Hub."""
+        return list(dict.fromkeys(missing for checkpoint in self.checkpoints for missing in checkpoint.missing))
+
+    def fetched(self) -> MergePlan:
+        """The plan with all of its inputs on this disk."""
+        base = None if self.base is None else self.base.fetched()
+        models, checkpoints = (tuple(one.fetched() for one in own) for own in (self.models, self.checkpoints))
+        return replace(self, base=base, models=models, checkpoints=checkpoints)
+
+    @property
     def pass_count(self) -> int:
         return len(self.method.passes(self.names, self.alignment.wide))
 
@@ -105,12 +117,10 @@ class MergePlan:
     def bytes_read(self) -> int:
         """Bytes that all passes read."""
         merged = sum(
-            info.nbytes * self._readings(tensor)
-            for tensor in self.alignment.tensors
-            for info in inputs(tensor, self.method)
+            stored_bytes(inputs(tensor, self.method)) * self._readings(tensor) for tensor in self.alignment.tensors
         )
-        own = sum(info.nbytes for infos in self.alignment.task_specific.values() for info in infos)
-        bases = sum(info.nbytes for info in self.alignment.base_specific)
+        own = sum(stored_bytes([info]) for infos in self.alignment.task_specific.values() for info in infos)
+        bases = sum(stored_bytes([info]) for info in self.alignment.base_specific)
         return (
             merged
             + own * sum(1 for output in self.outputs if output.heads)
@@ -161,6 +171,7 @@ class MergePlan:
             "passes": self.pass_count,
             "bytes_read": self.bytes_read,
             "bytes_written": self.bytes_written,
+            "fetches": {missing.repo: missing.nbytes for missing in self.missing},
             "memory": self.memory,
             "files": [file.name for file in self.files],
             "task_specific": {k: [t.name for t in v] for k, v in self.alignment.task_specific.items() if v},
@@ -227,8 +238,7 @@ def plan(
     budget = attempt(problems, lambda: parse_bytes(memory))
     if device not in ("auto", "cpu"):
         problems.append(f"device {device!r}: checkpoints on disk are merged on the CPU; use auto or cpu")
-    opened = [attempt(problems, partial(_open, path, name)) for name, path in pairs]
-    lead = attempt(problems, lambda: _open(base, "base")) if base is not None else None
+    lead, opened = open_models(base, pairs, problems, fetch=False)
     alignment = None
     complete = [checkpoint for checkpoint in opened if checkpoint is not None]
     if complete and len(complete) == len(opened) and (base is None or lead is not None):
@@ -258,11 +268,11 @@ def plan(
     destination = None if out is None else Path(out).expanduser()
     if destination is not None:
         total = sum(layout.total_bytes for output in planned for layout in output.all_layouts)
-        given = [c.path for c in (lead, *complete) if c]
+        given = [path for c in (lead, *complete) if c for path in c.folders]
         problems += output_problems(destination, total, given, overwrite=overwrite, resume=resume)
     if problems:
         raise InputError(problems)
-    sources = {name: _place(path) for name, path in pairs} | ({} if base is None else {"base": _place(base)})
+    sources = {checkpoint.label: checkpoint.place for checkpoint in (lead, *complete) if checkpoint}
     return MergePlan(
         planned,
         lead,
@@ -283,14 +293,6 @@ def plan(
         _beside(alignment, lead or complete[0], dtype),
         vocab=vocab,
     )
-
-
-def _open(location: Location, label: str) -> Checkpoint:
-    return location if isinstance(location, Checkpoint) else open_checkpoint(location, label)
-
-
-def _place(location: Location) -> str:
-    return str(location.path if isinstance(location, Checkpoint) else location)
 
 
 def parse_bytes(text: str | int) -> int:

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
 
 from ..errors import InputError, nearest
-from ..formats.checkpoint import HUB_NAME
+from ..formats.spec import parse_spec
 from ..methods import build, get, problem
 from ..methods._declaration import Method
 from ..methods._faults import Fault, faults
@@ -73,7 +73,9 @@ class ModelEntry(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    path: Location = Field(description="folder (relative to the recipe), .safetensors file, or Hub name")
+    path: Location = Field(
+        description="folder (relative to the recipe), .safetensors file, or Hub name; an adapter's; MODEL+ADAPTER"
+    )
     rename: dict[str, str] = Field({}, description="prefixes of its tensor names to replace, old: new")
 
     @property
@@ -214,10 +216,9 @@ class Recipe(BaseModel):
 
     def _path(self, path: str) -> str:
         """A path relative to the recipe's file; a Hub name stays what it is."""
-        if self._folder is None or path.startswith("~"):
+        if self._folder is None:
             return path
-        local = self._folder / path
-        return path if HUB_NAME.fullmatch(path) and not (local.exists() or local.parent.is_dir()) else str(local)
+        return str(parse_spec(path, self._folder).relative_to(self._folder))
 
 
 def _by_field(declared: type[Method], model: str, own: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -13,7 +13,8 @@ from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 from ..formats.checkpoint import Checkpoint
-from ..formats.rows import Rows
+from ..formats.expanded import is_computed
+from ..formats.gathered import Gathered, Rows
 from ..formats.safetensors import FLOATS, TensorInfo
 
 Vocab = Literal["error", "base", "pad"]
@@ -125,6 +126,8 @@ def _resized(
         ours = any(is_of_tokens(name, ending) for ending in NAMES) and info.dtype in FLOATS
         if not ours or info.shape[:1] != (count,) or count == target:
             tensors[name] = info
+        elif count > target and is_computed(info):
+            tensors[name] = Gathered.of(Rows((info,), tuple(range(target)), {}), info.dtype)
         elif count > target:
             size = info.nbytes // count
             tensors[name] = replace(info, shape=(target, *info.shape[1:]), stop=info.start + target * size)
@@ -157,5 +160,4 @@ def _filled(info: TensorInfo, target: int, first: Sequence[TensorInfo], lenders:
     picks = (*range(count), *[-1] * (target - count))
     dtypes = {source.dtype for source in sources}
     dtype = next(iter(dtypes)) if len(dtypes) == 1 else "F64" if "F64" in dtypes else "F32"
-    rows = Rows(tuple(sources), picks, means)
-    return replace(info, dtype=dtype, shape=(target, *info.shape[1:]), rows=rows)
+    return Gathered.of(Rows(tuple(sources), picks, means), dtype)

@@ -9,19 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import llama
+import mergekit_golden
 import pytest
 import torch
 import yaml
+from adapters import added, lora, write_adapter
 from folders import content, read, state, write
 from hypothesis import given
 from hypothesis import strategies as st
-from mergekit_configs import Config, based, located, model, source
+from mergekit_configs import ALIKE, Config, based, located, model, source
 from tokenizers_on_disk import write_tokenizer
 from torch import Tensor
 
 import fastmerge as fm
 from fastmerge.engine import merge as engine
 from fastmerge.errors import InputError
+from fastmerge.formats.expanded import is_computed
 from fastmerge.recipe.mergekit.settings import NOTHING, evaluate, number
 from fastmerge.recipe.reading import read_recipe
 
@@ -29,6 +32,12 @@ TIES = based("ties", model("a", weight=1.0, density=0.5), model("b", weight=0.3)
 SLICED: Config = {
     "merge_method": "passthrough",
     "slices": [{"sources": [source("a", 0, 2)]}, {"sources": [source("b", 1, 3)]}],
+}
+BASED: Config = {
+    "merge_method": "task_arithmetic",
+    "base_model": "base",
+    "slices": [{"sources": [source("base", 0, 2), source("a", 1, 3)]}],
+    "parameters": {"weight": 0.5},
 }
 
 
@@ -140,6 +149,23 @@ def test_fastmerges_own_methods_and_parameters(
     assert weights[0] == weights[1]
 
 
+@pytest.fixture(scope="module")
+def golden_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return mergekit_golden.models(tmp_path_factory.mktemp("golden"))
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_golden(name: str, golden_models: dict[str, Path], tmp_path: Path) -> None:
+    """What mergekit made of the configuration, but for a few roundings."""
+    fm.run(located(ALIKE[name], golden_models), tmp_path / "out")
+    found = mergekit_golden.digest(read(tmp_path / "out"))
+    expected = json.loads(mergekit_golden.FILE.read_text())[name]
+    assert found.keys() == expected.keys()
+    narrow = "bfloat16" in (ALIKE[name].get("dtype"), ALIKE[name].get("out_dtype"))
+    for tensor, values in found.items():
+        assert values == pytest.approx(expected[tensor], rel=2**-7 if narrow else 1e-5, abs=1e-4), tensor
+
+
 # Slices
 
 
@@ -181,6 +207,28 @@ def test_resumed_slices_are_not_those_of_other_layers(folders: dict[str, Path], 
         )
 
 
+# Adapters
+
+
+def test_model_and_adapter(folders: dict[str, Path], tmp_path: Path) -> None:
+    """MODEL+ADAPTER is the model that the adapter makes, whole or in slices, with the model's configuration."""
+    module = "model.layers.1.mlp.up_proj"
+    parts = lora({module: (llama.MLP, llama.HIDDEN)}, 4, 1)
+    adapter = write_adapter(tmp_path / "lora", parts)
+    both = folders | {"a+lora": Path(f"{folders['a']}+{adapter}")}
+    a, name = read(folders["a"]), f"{module}.weight"
+    expected = added(a[name], parts[f"{module}.lora_B.weight"], parts[f"{module}.lora_A.weight"], 6 / 4)
+    fm.run(located({"merge_method": "passthrough", "models": [model("a+lora")]}, both), tmp_path / "whole")
+    slices = [{"sources": [source("a", 0, 1)]}, {"sources": [source("a+lora", 1, 3)]}]
+    fm.run(located({"merge_method": "passthrough", "slices": slices}, both), tmp_path / "slices")
+    for out in (tmp_path / "whole", tmp_path / "slices"):
+        merged = read(out)
+        assert torch.equal(merged[name], expected)
+        assert all(torch.equal(merged[other], a[other]) for other in a if other != name)
+        assert json.loads((out / "config.json").read_text()) == llama.config(3)
+        fm.verify(out, samples=None)
+
+
 # Tokens
 
 
@@ -217,6 +265,19 @@ def test_the_union_of_tokens(tmp_path: Path) -> None:
     fm.verify(tmp_path / "out", samples=None)
 
 
+def test_tasks_need_the_tokens_of_base(tmp_path: Path) -> None:
+    """A task's model is made of base as it lies on disk; models may have other tokens."""
+    folders = {"base": with_tokens(tmp_path / "base", 0, "abc"), "a": with_tokens(tmp_path / "a", 1, "abd")}
+    config = located(based("emr", model("a")), folders)
+    assert problems(config | {"tokenizer_source": "union"}) == [
+        "merge_method: emr needs base for its tasks as it is, without slices and other tokens"
+    ]
+    fm.run(config | {"tokenizer_source": "base"}, tmp_path / "out")
+    fm.task(tmp_path / "out", "a", tmp_path / "again")
+    base, a, again = (read(place)["lm_head.weight"] for place in (folders["base"], folders["a"], tmp_path / "again"))
+    torch.testing.assert_close(again, torch.stack([a[0], a[1], base[2]]))
+
+
 def test_said_tokens_means_and_padding(tmp_path: Path) -> None:
     """A token's source may be said; without base, models that lack one have the mean of the others; rows are padded by
     the mean of all, and cut where there are no tokens for them."""
@@ -246,7 +307,16 @@ def test_the_same_tokens_are_not_touched(folders: dict[str, Path], tmp_path: Pat
             write(tmp_path / name, read(folder), llama.config(3)), [chr(97 + i) for i in range(40)]
         )
     plan = read_recipe(located(TIES | {"tokenizer_source": "base"}, made)).plan()
-    assert all(info.rows is None for tensor in plan.alignment.tensors for info in tensor.models)
+    assert not any(map(is_computed, (info for tensor in plan.alignment.tensors for info in tensor.models)))
+
+
+def test_buffers_of_positions_are_left_out(folders: dict[str, Path], tmp_path: Path) -> None:
+    """As in mergekit: some versions stored them, others did not."""
+    buffer = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
+    b = write(tmp_path / "b", read(folders["b"]) | buffer, llama.config(3))
+    report = fm.run(located(TIES, folders | {"b": b}), tmp_path / "out")
+    assert any("inv_freq" in note for note in report.notes)
+    assert read(tmp_path / "out").keys() == read(folders["a"]).keys()
 
 
 @pytest.mark.parametrize("template", ["{{ messages }}", "chatml", "auto"])
@@ -342,11 +412,13 @@ def without(names: Callable[[str], bool]) -> Callable[[dict[str, Tensor]], dict[
         (
             changed(SLICED, "slices", 1, "sources", value=[source("a", 0, 1), source("b", 0, 1)]),
             None,
-            "passthrough merges 1 models",
+            "passthrough merges 1 model, these are 2",
         ),
         (changed(SLICED, "merge_method", value="slerp") | {"parameters": {"t": 0.5}}, None, "slerp needs a base_model"),
-        (based("slerp", model("a"), model("b"), t=0.5), None, "slerp merges 1 models beside base_model, these are 2"),
-        (changed(SLICED, "merge_method", value="emr") | {"base_model": "a"}, None, "cannot be made of slices"),
+        (based("slerp", model("a"), model("b"), t=0.5), None, "slerp merges 1 model beside base_model, these are 2"),
+        ({**BASED, "merge_method": "emr", "parameters": {}}, None, "emr needs base for its tasks as it is"),
+        (based("fr", model("a", coefficient=[0, 1])), None, "coefficients holds for the whole model"),
+        (changed(BASED, "slices", 0, "base_model", value="b"), None, "slices[0]: base_model"),
         (TIES | {"chat_template": "alpaca"}, None, "chat_template: 'alpaca' is one of mergekit's own"),
     ],
 )
@@ -383,6 +455,19 @@ def test_places(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.Mo
     file.write_text(yaml.safe_dump(TIES | {"parameters": {"densty": 1}}))
     with pytest.raises(InputError, match=r"config.yml: .*densty"):
         fm.plan(file)
+
+
+@pytest.mark.parametrize("config", [TIES, BASED], ids=["whole", "slices"])
+def test_inputs_that_have_moved_are_verified(config: Config, folders: dict[str, Path], tmp_path: Path) -> None:
+    """By their names in the record; and other ones are not taken for them."""
+    made = {name: write(tmp_path / name, read(folder), llama.config(3)) for name, folder in folders.items()}
+    fm.run(located(config, made), tmp_path / "out")
+    for name in ("base", "a"):
+        made[name].rename(tmp_path / f"{name} moved")
+    moved: dict[str, Any] = {"base": tmp_path / "base moved", "models": {"a": tmp_path / "a moved"}}
+    assert not fm.verify(tmp_path / "out", **moved, samples=None).problems
+    with pytest.raises(fm.errors.VerifyError, match="is not what its inputs give"):
+        fm.verify(tmp_path / "out", **{**moved, "base": folders["b"]}, samples=None)
 
 
 def test_inputs_are_not_overwritten(folders: dict[str, Path]) -> None:

@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import llama
 import mergekit_runner
+import mergekit_tokens
 import pytest
 import torch
 from folders import read
 from mergekit_configs import ALIKE, RANDOM, based, located, model
+from mergekit_golden import models
+from mergekit_tokens import TOKENIZED
 from torch import Tensor
 
 import fastmerge as fm
 
 pytestmark = pytest.mark.skipif(not mergekit_runner.available(), reason="there is no mergekit here")
 
-FAMILY = {"a": 1, "b": 2, "c": 3}
 ULPS = 6
 SEEDS = 12
 BF16 = based("ties", model("a", weight=1.0, density=0.5), model("b", weight=0.7, density=0.5)) | {"dtype": "bfloat16"}
@@ -25,20 +26,24 @@ BF16 = based("ties", model("a", weight=1.0, density=0.5), model("b", weight=0.7,
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("models")
-    made = llama.family(root, FAMILY)
-    tied = llama.family(root / "tied", {"d": 4}, tied=True)
-    return made | {"tied": tied["base"], "d": tied["d"]}
+    return models(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")
-def theirs(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tokens(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Models whose tokens differ."""
+    return mergekit_tokens.models(tmp_path_factory.mktemp("tokens"))
+
+
+@pytest.fixture(scope="module")
+def theirs(folders: dict[str, Path], tokens: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What mergekit makes of all configurations."""
     root = tmp_path_factory.mktemp("mergekit")
     jobs = {root / name: located(config, folders) for name, config in ALIKE.items()}
     drawn = {root / f"{name} {i}": located(config, folders) for name, config in RANDOM.items() for i in range(SEEDS)}
+    tokenized = {root / f"tokens of {name}": mergekit_tokens.located(c, tokens) for name, c in TOKENIZED.items()}
     mergekit_runner.run(
-        {**jobs, **drawn, root / "bfloat16": located(BF16, folders)},
+        {**jobs, **drawn, **tokenized, root / "bfloat16": located(BF16, folders)},
         seeds={out: i for i, out in enumerate(drawn)},
     )
     return root
@@ -56,6 +61,28 @@ def test_alike(name: str, folders: dict[str, Path], theirs: Path, tmp_path: Path
     configs = [json.loads((folder / "config.json").read_text()) for folder in (tmp_path / "out", theirs / name)]
     assert configs[0]["num_hidden_layers"] == configs[1]["num_hidden_layers"]
     fm.verify(tmp_path / "out", samples=None)
+
+
+@pytest.mark.parametrize("name", TOKENIZED)
+def test_tokens(name: str, tokens: dict[str, Path], theirs: Path, tmp_path: Path) -> None:
+    """The same tokens, told apart in the same way, and each with the same row, wherever that is."""
+    transformers = pytest.importorskip("transformers")
+    fm.run(mergekit_tokens.located(TOKENIZED[name], tokens), tmp_path / "out")
+    places = tmp_path / "out", theirs / f"tokens of {name}"
+    ours, expected = (transformers.AutoTokenizer.from_pretrained(place) for place in places)
+    ids, others = ours.get_vocab(), expected.get_vocab()
+    assert ids.keys() == others.keys()
+    assert ours.tokenize("abcxy<a>q<s>") == expected.tokenize("abcxy<a>q<s>")
+    assert ours.chat_template == expected.chat_template
+    order = [others[token] for token in sorted(ids, key=lambda token: ids[token])]
+    merged, reference = map(read, places)
+    for tensor, own in merged.items():
+        rows = reference[tensor]
+        if tensor in ("model.embed_tokens.weight", "lm_head.weight"):
+            rows = torch.cat([rows[order], rows[len(order) :]])
+        torch.testing.assert_close(own, rows, rtol=1e-5, atol=1e-6)
+    vocabularies = [json.loads((place / "config.json").read_text())["vocab_size"] for place in places]
+    assert vocabularies[0] == vocabularies[1] == len(merged["lm_head.weight"])
 
 
 def ulps(ours: Tensor, theirs: Tensor) -> float:

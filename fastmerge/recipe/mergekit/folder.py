@@ -11,7 +11,7 @@ from ...formats.checkpoint import Checkpoint
 from ...formats.folder import set_dtype, to_json
 from ..plan import DTYPE_NAMES, MergePlan
 from .config import MergekitConfig
-from .tokenizer import chat_template, files_of, read_tokenizer
+from .tokenizer import chat_template, files_of, home, read_tokenizer
 from .vocabulary import Vocabulary
 from .weave import Weave
 
@@ -62,7 +62,7 @@ def _tokenizer_files(
         return files_of(words.tokenizer, words.original, template)
     if template is None:
         return {}
-    own = read_tokenizer(plan.lead.path)
+    own = read_tokenizer(home(plan.lead))
     if own is None:
         raise InputError(f"chat_template: {plan.lead.path} has no tokenizer that it could belong to")
     return files_of(own, own, template)
@@ -74,7 +74,7 @@ def _template(config: MergekitConfig, opened: Mapping[str, Checkpoint]) -> str |
     if said is None:
         return None
     if said == "auto":
-        found = [chat_template(checkpoint.path) for checkpoint in opened.values()]
+        found = [chat_template(home(checkpoint)) for checkpoint in opened.values()]
         counts = Counter(template.strip() for template in found if template)
         return counts.most_common(1)[0][0] if counts else None
     if said == "chatml":

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from ...errors import InputError, attempt
-from ...formats.checkpoint import Checkpoint, open_checkpoint
+from ...formats.checkpoint import Checkpoint
+from ...formats.gathered import Gathered
+from ...formats.models import open_models
+from ...formats.spec import ModelSpec, parse_spec
 from ..destination import output_problems
 from ..plan import MergePlan, plan
 from ..preflight import align
@@ -25,10 +27,12 @@ from .vocabulary import Vocabulary, aligned, vocabulary
 from .weave import Weave, weave
 
 WORDS = (
+    (r"^tensors\[\d+\](\.|: )", ""),
     (r"; pass --rename .*$", "; which a recipe of fastmerge's can say (rename)"),
     (r"; if it belongs to the task alone, pass --task-specific .*$", ""),
     (r"(its vocabulary was resized);.*$", r"\1; say how tokens are matched: tokenizer: {source: union}"),
 )
+BUFFER = ".rotary_emb.inv_freq"
 
 
 def is_mergekit(content: Mapping[str, Any]) -> bool:
@@ -54,7 +58,7 @@ class MergekitRecipe:
         if problems or method is None:
             raise InputError(problems)
         self.method: MergekitMethod = method
-        self.labels = _labels(self.config.references())
+        self.labels = labels_of(self.config.references())
 
     @classmethod
     def of(cls, content: Mapping[str, Any], file: Path) -> MergekitRecipe:
@@ -104,54 +108,73 @@ class MergekitRecipe:
                 hashes=hashes,
             )
         except InputError as error:
-            raise InputError(map(_in_our_words, error.problems)) from None
-        if self.config.models is None and any(set(o.layouts) != {"merged"} or o.experts for o in prepared.outputs):
+            raise InputError(dict.fromkeys(map(_in_our_words, error.problems))) from None
+        needs_base = any(set(output.layouts) != {"merged"} or output.experts for output in prepared.outputs)
+        if needs_base and (self.config.models is None or _regathered(prepared)):
             name = self.config.merge_method
-            raise InputError(f"merge_method: {name} keeps base for its tasks, and cannot be made of slices or modules")
+            raise InputError(f"merge_method: {name} needs base for its tasks as it is, without slices and other tokens")
         return self._finished(prepared, woven, words, opened)
 
     def _opened(self, places: Mapping[str, str | Path]) -> dict[str, Checkpoint]:
-        """All models by the names that the configuration calls them."""
+        """All models by the names that the configuration calls them; adapters alone are those of base."""
         problems: list[str] = []
-        opened: dict[str, Checkpoint] = {}
-        for name, label in self.labels.items():
-            path = places.get("base" if name == self.config.base_model and "base" in places else label)
-            found = attempt(problems, partial(open_checkpoint, path or self._located(name), label))
-            opened |= {} if found is None else {name: found}
+        base = self.config.base_model
+        where = {name: places.get(label) or self._located(name) for name, label in self.labels.items()}
+        if base is not None and "base" in places:
+            where[base] = places["base"]
+        others = [(label, where[name]) for name, label in self.labels.items() if name != base]
+        lead, models = open_models(None if base is None else where[base], others, problems, fetch=False)
         if problems:
             raise InputError(problems)
-        return opened
+        found = {} if lead is None else {"base": replace(lead, label=self.labels[base or ""])}
+        found |= {model.label: model for model in models if model is not None}
+        return {name: _learned(found["base" if name == base else label]) for name, label in self.labels.items()}
 
     def _located(self, name: str) -> str:
         """A model's place: from the working directory on, else from the configuration's file on."""
-        beside = name if self.folder is None else str(self.folder / name)
-        return beside if Path(beside).exists() and not Path(name).expanduser().exists() else name
+
+        def located(place: str) -> str:
+            beside = place if self.folder is None else str(self.folder / place)
+            return beside if Path(beside).exists() and not Path(place).expanduser().exists() else place
+
+        spec = parse_spec(name)
+        return str(ModelSpec(located(spec.model), spec.adapter and located(spec.adapter)))
 
     def _finished(
         self, prepared: MergePlan, woven: Weave, words: Vocabulary | None, opened: Mapping[str, Checkpoint]
     ) -> MergePlan:
         """The plan, knowing the files that it reads, and what lies beside its weights."""
-        apart = self.config.base_model if woven.base is not None else None
-        sources = {self.labels[name]: self._located(name) for name in opened}
-        sources |= {} if apart is None else {"base": self._located(apart)}
-        checkpoints = prepared.checkpoints
-        if self.config.models is None:
-            stretches = [place.stretch for place in woven.places.values()]
-            used = {strand.model for own in stretches for strand in (own.base, *own.strands) if strand is not None}
-            read = {"base" if name == apart else self.labels[name]: own for name, own in opened.items() if name in used}
-            checkpoints = tuple(replace(checkpoint, label=label) for label, checkpoint in read.items())
-            if prepared.out is not None:
-                inputs = [checkpoint.path for checkpoint in checkpoints]
-                problems = output_problems(
-                    prepared.out, 0, inputs, overwrite=prepared.overwrite, resume=prepared.resume
-                )
-                if problems:
-                    raise InputError(problems)
         beside = files_beside(self.config, self.text, woven, words, prepared, opened)
-        return replace(prepared, checkpoints=checkpoints, sources=sources, beside=beside, mergekit=self.content)
+        plan = replace(prepared, beside=beside, mergekit=self.content)
+        if self.config.models is not None:
+            return plan
+        apart = self.config.base_model if woven.base is not None else None
+        stretches = [place.stretch for place in woven.places.values()]
+        used = {strand.model for own in stretches for strand in (own.base, *own.strands) if strand is not None}
+        read = {"base" if name == apart else self.labels[name]: own for name, own in opened.items() if name in used}
+        checkpoints = tuple(replace(checkpoint, label=label) for label, checkpoint in read.items())
+        if plan.out is not None:
+            folders = [folder for checkpoint in checkpoints for folder in checkpoint.folders]
+            problems = output_problems(plan.out, 0, folders, overwrite=plan.overwrite, resume=plan.resume)
+            if problems:
+                raise InputError(problems)
+        return replace(plan, checkpoints=checkpoints, sources={c.label: c.place for c in checkpoints})
 
 
-def _labels(references: list[str]) -> dict[str, str]:
+def _regathered(plan: MergePlan) -> bool:
+    """Whether base's embeddings have other rows than on disk."""
+    return any(isinstance(tensor.base, Gathered) for tensor in plan.alignment.tensors)
+
+
+def _learned(model: Checkpoint) -> Checkpoint:
+    """A model without what is computed anew of its configuration, which some versions stored and others did not."""
+    kept = {name: info for name, info in model.tensors.items() if not name.endswith(BUFFER)}
+    left = len(model.tensors) - len(kept)
+    note = f"{model.label}: {left} tensors *{BUFFER} are left out; they are computed of the configuration"
+    return replace(model, tensors=kept, notes=(*model.notes, note)) if left else model
+
+
+def labels_of(references: Sequence[str]) -> dict[str, str]:
     """A short name for every model, of the end of its path."""
     found: dict[str, str] = {}
     for reference in references:

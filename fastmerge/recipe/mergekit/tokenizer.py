@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import InputError
-from ...formats.checkpoint import read_json
+from ...formats.checkpoint import Checkpoint, read_json
 
 Json = dict[str, Any]
 FAST, CONFIG, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
@@ -33,6 +33,12 @@ class Tokenizer:
     def size(self) -> int:
         """Rows that an embedding needs."""
         return max(self.tokens.values(), default=-1) + 1
+
+
+def home(checkpoint: Checkpoint) -> Path:
+    """The folder that a model's tokenizer is in; of MODEL+ADAPTER, the model's."""
+    place = checkpoint.folders[0]
+    return place if place.is_dir() else place.parent
 
 
 def read_tokenizer(folder: Path) -> Tokenizer | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import json
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -37,32 +36,36 @@ def parameters_of(
 ) -> tuple[dict[str, Any], list[Override]]:
     """The parameters that most of these tensors have, and those of the others. `labels` are the models'."""
     problems: dict[str, None] = {}
-    values: dict[str, dict[str, Any]] = {}
-    for name in tensors:
-        values[name] = _values(method, labels, places[name], name, problems)
+    values = {name: _values(method, places[name], name, problems) for name in tensors}
     if problems:
         raise InputError(list(problems))
+    declared = method.declared
     for key in dict.fromkeys(key for own in values.values() for key in own):
-        default = method.declared.model_fields[key].default  # where a filter leaves out some tensors
+        default = declared.model_fields[key].default  # where a filter leaves out some tensors
         for own in values.values():
-            own.setdefault(key, default)
-    texts = {name: json.dumps(own, sort_keys=True) for name, own in values.items()}
+            said = own.get(key, default)
+            by_model = key in declared.by_model and isinstance(said, list)
+            own[key] = dict(zip(labels, said, strict=True)) if by_model else said
+    return _grouped(values)
+
+
+def _grouped(values: Mapping[str, dict[str, Any]]) -> tuple[dict[str, Any], list[Override]]:
+    """The parameters that most tensors have, and what others, by their names, have otherwise."""
     groups: dict[str, list[str]] = {}
-    for name, text in texts.items():
-        groups.setdefault(text, []).append(name)
-    most = Counter(texts.values()).most_common(1)[0][0] if texts else ""
-    common = values[groups[most][0]] if texts else {}
-    others: list[Override] = []
-    for text, names in groups.items():
-        if text != most:
-            changed = {key: value for key, value in values[names[0]].items() if common.get(key, NOTHING) != value}
-            others.append(([glob.escape(name) for name in names], changed))
-    return common, others
+    for name, own in values.items():
+        groups.setdefault(json.dumps(own, sort_keys=True), []).append(name)
+    most, *others = sorted(groups.values(), key=len, reverse=True) or [[]]
+    common = values[most[0]] if most else {}
+    return common, [
+        (
+            [glob.escape(name) for name in names],
+            {key: value for key, value in values[names[0]].items() if common[key] != value},
+        )
+        for names in others
+    ]
 
 
-def _values(
-    method: MergekitMethod, labels: Sequence[str], place: Place, tensor: str, problems: dict[str, None]
-) -> dict[str, Any]:
+def _values(method: MergekitMethod, place: Place, tensor: str, problems: dict[str, None]) -> dict[str, Any]:
     """The parameters of one tensor, in fastmerge's terms."""
     shared = _resolved(method.shared, place.stretch.settings, tensor, place.t, "", problems)
     own = []
@@ -74,11 +77,7 @@ def _values(
     translated = method.translate(shared, own)
     if method.base == "optional":
         translated["task_vectors"] = place.stretch.base is not None
-    by_model = method.declared.by_model
-    return {
-        key: dict(zip(labels, value, strict=True)) if key in by_model and isinstance(value, list) else value
-        for key, value in translated.items()
-    }
+    return translated
 
 
 def _resolved(

@@ -12,13 +12,13 @@ from pathlib import Path
 
 from ...errors import InputError, nearest
 from ...formats.checkpoint import Checkpoint
-from ...formats.rows import Rows
+from ...formats.gathered import Gathered, Rows
 from ...formats.safetensors import TensorInfo
 from ..vocabulary import NAMES, is_of_tokens
 from .config import MergekitConfig, ModelToken, Token, Zero
 from .config import Tokenizer as Tokens
 from .dtypes import widest
-from .tokenizer import Tokenizer, cut, extended, read_tokenizer
+from .tokenizer import Tokenizer, cut, extended, home, read_tokenizer
 from .weave import Weave
 
 
@@ -40,7 +40,7 @@ def vocabulary(config: MergekitConfig, opened: Mapping[str, Checkpoint]) -> Voca
         return None
     lead = config.references()[0]
     rows = {name: _rows(checkpoint) for name, checkpoint in opened.items()}
-    found = {name: read_tokenizer(checkpoint.path) for name, checkpoint in opened.items()}
+    found = {name: read_tokenizer(home(checkpoint)) for name, checkpoint in opened.items()}
     first = found[lead]
     if first is None:
         raise InputError(f"tokenizer: {lead} has none (tokenizer.json), and it is the one that others are held against")
@@ -166,5 +166,4 @@ def _gathered(
     order = [model, *(name for name in infos if name != model)]
     places = {row: tuple((order.index(name), place) for name, place in rows) for row, rows in means.items()}
     dtype = widest(infos.values()) or own.dtype
-    rows = Rows(tuple(infos[name] for name in order), tuple(picks), places, padding)
-    return replace(own, dtype=dtype, shape=(len(picks), *own.shape[1:]), rows=rows)
+    return Gathered.of(Rows(tuple(infos[name] for name in order), tuple(picks), places, padding), dtype)

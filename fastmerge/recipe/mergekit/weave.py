@@ -133,10 +133,10 @@ def _stretch(
             problems.append(f"{where}: base_model {base} is none of its sources; add it, with its layers")
     least, most = method.count
     if not least <= len(strands) <= most:
-        wanted = f"{least}" if least == most else f"{least} to {most}"
+        wanted = f"{least} to {most} models" if least < most else f"{least} model{'s' if least > 1 else ''}"
         beside = " beside base_model" if method.base != "ignored" else ""
         there = ", ".join(strand.model for strand in strands) or "none"
-        problems.append(f"{where}: {method.name} merges {wanted} models{beside}, these are {len(strands)} ({there})")
+        problems.append(f"{where}: {method.name} merges {wanted}{beside}, these are {len(strands)} ({there})")
     return Stretch(where, depth, apart, tuple(strands), settings)
 
 
@@ -270,9 +270,9 @@ class _Weaver:
             used = list(dict.fromkeys(stretch.strands[k].model for stretch in stretches))
             one = self._opened[used[0]]
             label, config = (one.label, one.config) if len(used) == 1 else (f"source{k + 1}", lead.config)
-            models.append(Checkpoint(lead.path, label, tensors, config, (), ()))
+            models.append(Checkpoint(lead.folders[0], label, tensors, config, (), ()))
         based = any(stretch.base for stretch in stretches)
-        base = Checkpoint(lead.path, "base", self._base, lead.config, (), ()) if based else None
+        base = Checkpoint(lead.folders[0], "base", self._base, lead.config, (), ()) if based else None
         first = base or models[0]
         notes = tuple(note for checkpoint in self._opened.values() for note in checkpoint.notes)
         leading = replace(first, config=lead.config, notes=notes)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
 
-if TYPE_CHECKING:
-    from .safetensors import TensorInfo
+from .safetensors import TensorInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +27,25 @@ class Rows:
             return 0, 0
         return min(own), max(own) + 1
 
-    @property
-    def digest(self) -> str:
-        """Short for all of it."""
-        places = [(str(info.file), info.start) for info in self.sources]
+    def digest(self, places: object) -> str:
+        """Short for all of it, with the places of the sources."""
         content = repr((places, self.picks, sorted(self.means.items()), self.padding))
         return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class Gathered(TensorInfo):
+    """A matrix that is gathered; `file`, `start` and `stop` are the first source's."""
+
+    rows: Rows
+
+    @classmethod
+    def of(cls, rows: Rows, dtype: str) -> Gathered:
+        """It has the first source's name, and as many rows as are picked."""
+        first = rows.sources[0]
+        shape = (len(rows.picks), *first.shape[1:])
+        return cls(first.name, dtype, shape, first.file, first.start, first.stop, rows)
+
+    def slab(self, rows: int) -> Gathered:
+        """Its first rows alone."""
+        return replace(self, shape=(rows, *self.shape[1:]), rows=replace(self.rows, padding=0))

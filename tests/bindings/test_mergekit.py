@@ -1,0 +1,119 @@
+"""fastmerge inside mergekit, through mergekit's own command and executor."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import llama
+import mergekit_runner
+import pytest
+import torch
+from folders import content, read
+from mergekit_configs import Config, based, located, model
+
+import fastmerge as fm
+
+pytestmark = pytest.mark.skipif(not mergekit_runner.available(), reason="there is no mergekit here")
+
+A, B = model("a"), model("b")
+TIES = based("ties", model("a", weight=1.0, density=0.5), model("b", weight=0.3, density=[0.2, 1]), **{"lambda": 0.7})
+OURS: dict[str, Config] = {
+    "emr": based("emr", A, B),
+    "emr of a": based("emr", A, B, task="a"),
+    "emr of b": based("emr", A, B, task="b", rescale="mean_of_means"),
+    "fr": based("fr", A, B, cutoff=0.4),
+    "fr, coefficients": based("fr", model("a", coefficient=0.1), model("b", coefficient=0.5), scale=0.5),
+    "free": based("free", A, B, expert_density=0.05),
+    "free of a": based("free", A, B, task="a", expert_density=0.05),
+}
+TAKEN: dict[str, Config] = {
+    "ties": TIES,
+    "task_arithmetic": based("task_arithmetic", model("a", weight=0.3), model("b", weight=0.6)),
+    "dare_ties": based("dare_ties", model("a", weight=1.0, density=0.5), model("b", weight=0.3, density=0.9)),
+    "della": based("della", model("a", weight=1.0, density=0.5), model("b", weight=0.3, density=0.6)),
+    "breadcrumbs": based("breadcrumbs", model("a", weight=1.0, density=0.5), model("b", weight=0.3, density=0.6)),
+}
+SEED = 7
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return llama.family(tmp_path_factory.mktemp("models"), {"a": 1, "b": 2}, layers=2)
+
+
+@pytest.fixture(scope="module")
+def theirs(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What mergekit gives with the binding, by mode."""
+    root = tmp_path_factory.mktemp("mergekit")
+    jobs = {root / name: located(config, folders) for name, config in (OURS | {"stock": TIES}).items()}
+    mergekit_runner.run(jobs, "register")
+    taken = {root / "taken" / name: located(config, folders) for name, config in TAKEN.items()}
+    mergekit_runner.run(taken, "take over", seeds=dict.fromkeys(taken, SEED))
+    return root
+
+
+def equal(one: Path, other: Path) -> None:
+    """The same tensors to the bit."""
+    ours, expected = read(one), read(other)
+    assert ours.keys() == expected.keys()
+    for name, tensor in ours.items():
+        assert torch.equal(tensor.view(torch.int32), expected[name].view(torch.int32)), name
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_ours(name: str, folders: dict[str, Path], theirs: Path, tmp_path: Path) -> None:
+    """They give what fastmerge gives: a unified or a merged model, or that of a task."""
+    config = located(OURS[name], folders)
+    task = config["parameters"].pop("task", None)
+    fm.run(config, tmp_path / "whole")
+    if task is not None:
+        fm.task(tmp_path / "whole", task, tmp_path / "out")
+        return equal(theirs / name, tmp_path / "out")
+    if config["merge_method"] != "emr":
+        return equal(theirs / name, tmp_path / "whole")
+    states = {label: read(folders[label]) for label in ("base", "a", "b")}
+    base = states.pop("base")
+    merged = fm.merge_state_dicts("emr", base, states).state_dict
+    found = read(theirs / name)
+    assert all(torch.equal(found[tensor], merged[tensor]) for tensor in base)
+    return None
+
+
+@pytest.mark.parametrize("name", TAKEN)
+def test_taken_over(name: str, folders: dict[str, Path], theirs: Path, tmp_path: Path) -> None:
+    """mergekit's methods give the bytes that fastmerge gives, drawn by mergekit's seed."""
+    config = located(TAKEN[name], folders)
+    config["parameters"] |= {"seed": SEED} if name in ("dare_ties", "della") else {}
+    fm.run(config, tmp_path / "out")
+    equal(theirs / "taken" / name, tmp_path / "out")
+
+
+def test_stock_methods_are_left_alone(folders: dict[str, Path], theirs: Path, tmp_path: Path) -> None:
+    """Where ours are only registered, mergekit's own are its own."""
+    mergekit_runner.run({tmp_path / "out": located(TIES, folders)})
+    weights = [
+        {name: data for name, data in content(folder).items() if name.endswith(".safetensors")}
+        for folder in (theirs / "stock", tmp_path / "out")
+    ]
+    assert weights[0] == weights[1]
+
+
+def test_the_command(folders: dict[str, Path], theirs: Path, tmp_path: Path) -> None:
+    """mergekit-yaml with fastmerge's methods, in one line."""
+    file = tmp_path / "config.yml"
+    file.write_text(json.dumps(located(OURS["fr"], folders)))
+    command = [
+        mergekit_runner.PYTHON,
+        "-m",
+        "fastmerge.bindings.mergekit",
+        "--take-over",
+        str(file),
+        str(tmp_path / "out"),
+    ]
+    done = subprocess.run(
+        command, env=mergekit_runner.environment(tmp_path), check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    equal(theirs / "fr", tmp_path / "out")
