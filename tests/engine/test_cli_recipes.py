@@ -73,7 +73,7 @@ def test_run_for_people(recipe: Path) -> None:
         (RECIPE, [], "say where the result goes"),
         (RECIPE, ["--out", "out", "--dtype", "float"], "unknown dtype 'float'"),
         (RECIPE, ["--out", "base", "--overwrite"], "would overwrite the input"),
-        ("merge_method: linear\nmodels: []\n", ["--out", "out"], "mergekit"),
+        ("merge_method: linear\nmodels: []\n", ["--out", "out"], "models is []; it should have at least 1 item"),
     ],
     ids=lambda value: value[-30:] if isinstance(value, str) else "",
 )
