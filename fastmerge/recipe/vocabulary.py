@@ -126,8 +126,6 @@ def _resized(
         ours = any(is_of_tokens(name, ending) for ending in NAMES) and info.dtype in FLOATS
         if not ours or info.shape[:1] != (count,) or count == target:
             tensors[name] = info
-        elif count > target and is_computed(info):
-            tensors[name] = Gathered.of(Rows((info,), tuple(range(target)), {}), info.dtype)
         elif count > target:
             tensors[name] = _cut(info, target)
         else:

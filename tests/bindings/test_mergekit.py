@@ -100,20 +100,13 @@ def test_stock_methods_are_left_alone(folders: dict[str, Path], theirs: Path, tm
     assert weights[0] == weights[1]
 
 
-def test_the_command(folders: dict[str, Path], theirs: Path, tmp_path: Path) -> None:
+def test_the_command(folders: dict[str, Path], tmp_path: Path) -> None:
     """mergekit-yaml with fastmerge's methods, in one line."""
-    file = tmp_path / "config.yml"
-    file.write_text(json.dumps(located(OURS["fr"], folders)))
-    command = [
-        mergekit_runner.PYTHON,
-        "-m",
-        "fastmerge.bindings.mergekit",
-        "--take-over",
-        str(file),
-        str(tmp_path / "out"),
-    ]
-    done = subprocess.run(
-        command, env=mergekit_runner.environment(tmp_path), check=False, capture_output=True, text=True
-    )
+    config = located(OURS["fr"], folders)
+    (tmp_path / "config.yml").write_text(json.dumps(config))
+    program = [mergekit_runner.PYTHON, "-m", "fastmerge.bindings.mergekit", "--take-over", "config.yml", "theirs"]
+    there = mergekit_runner.environment(tmp_path)
+    done = subprocess.run(program, cwd=tmp_path, env=there, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    equal(theirs / "fr", tmp_path / "out")
+    fm.run(config, tmp_path / "ours")
+    equal(tmp_path / "theirs", tmp_path / "ours")
