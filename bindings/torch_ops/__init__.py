@@ -9,7 +9,18 @@ list. combine (a plain sum), delta_sum, highpass_merge and highpass have gradien
 
 from . import gradients  # noqa: F401  registers them
 from .filtering import highpass, highpass_merge
-from .merging import combine, delta_sum, elect, geodesic, mask_against, modulate, pack_bits, unpack_bits
+from .merging import (
+    blend,
+    combine,
+    delta_sum,
+    elect,
+    geodesic,
+    low_rank,
+    mask_against,
+    modulate,
+    pack_bits,
+    unpack_bits,
+)
 from .selecting import (
     extract_topk,
     gather,
@@ -23,6 +34,7 @@ from .selecting import (
 from .summing import inner_products, moments
 
 __all__ = [
+    "blend",
     "combine",
     "delta_sum",
     "elect",
@@ -34,6 +46,7 @@ __all__ = [
     "inner_products",
     "kept_sums",
     "kth_magnitude",
+    "low_rank",
     "magnitude_histogram",
     "mask_against",
     "modulate",

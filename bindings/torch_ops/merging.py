@@ -127,6 +127,41 @@ def _(
     return like.new_empty(like.shape, dtype=dtype), count(like)
 
 
+@operator(
+    "blend(Tensor? base, Tensor[] models, Tensor weights, *, SymInt inner, SymInt offset=0, ScalarType? dtype=None) "
+    "-> (Tensor merged, Tensor nonfinite)"
+)
+def blend(
+    base: Tensor | None,
+    models: Sequence[Tensor],
+    weights: Tensor,
+    *,
+    inner: int,
+    offset: int = 0,
+    dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:
+    merged = ops.blend(base, models, weights, inner=inner, offset=offset, dtype=dtype)
+    return merged.merged, merged.merged.new_tensor(merged.nonfinite, dtype=torch.int64)
+
+
+@blend.register_fake
+def _(
+    base: Tensor | None, models: Sequence[Tensor], weights: Tensor, *, dtype: torch.dtype | None = None, **options: Any
+) -> tuple[Tensor, Tensor]:
+    like = models[0] if base is None else base
+    return like.new_empty(like.shape, dtype=dtype), count(like)
+
+
+@operator("low_rank(Tensor base, Tensor up, Tensor down, float scale=1.0, *, SymInt first=0) -> Tensor")
+def low_rank(base: Tensor, up: Tensor, down: Tensor, scale: float = 1.0, *, first: int = 0) -> Tensor:
+    return ops.low_rank(base, up, down, scale, first=first)
+
+
+@low_rank.register_fake
+def _(base: Tensor, up: Tensor, down: Tensor, scale: float = 1.0, *, first: int = 0) -> Tensor:
+    return base.new_empty(base.shape)
+
+
 @operator("delta_sum(Tensor base, Tensor[] models, Tensor? weights=None) -> Tensor")
 def delta_sum(base: Tensor, models: Sequence[Tensor], weights: Tensor | None = None) -> Tensor:
     return ops.delta_sum(base, models, numbers(weights))

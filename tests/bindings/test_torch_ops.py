@@ -39,6 +39,8 @@ BITS = ops.pack_bits(BASE > 0)
 CUTS = ops.kth_magnitude(BASE, MODELS, [[5, N - 20]] * 3)
 MAGNITUDES = torch.tensor([[cut.magnitude for cut in row] for row in CUTS], dtype=F64)
 INDICES = torch.tensor([[cut.index for cut in row] for row in CUTS])
+TABLE = torch.linspace(-1, 1, 9).view(3, 3)
+UP, DOWN = torch.linspace(-1, 1, 2 * len(BASE)).view(-1, 2), torch.linspace(0, 2, N // len(BASE) * 2).view(2, -1)
 LIMITS = [torch.arange(17) << 27] * 3
 KEEP = torch.stack([BITS] * 3)
 KEPT = ops.Kept([ops.Window(*row) for row in CUTS], [ops.Drop(key, 1 << 30) for key in KEYS], KEEP)
@@ -71,6 +73,16 @@ CASES: dict[str, tuple[tuple[Any, ...], dict[str, Any], Callable[[], Any]]] = {
         lambda: ops.combine(
             BASE, MODELS, WEIGHTS, kept=KEPT, consensus="weighted", merge="mean", scale=0.7, offset=ops.BLOCK
         ),
+    ),
+    "blend": (
+        (BASE, MODELS, TABLE),
+        {"inner": 5, "offset": 2, "dtype": F32},
+        lambda: ops.blend(BASE, MODELS, TABLE, inner=5, offset=2, dtype=F32),
+    ),
+    "low_rank": (
+        (BASE[1:], UP, DOWN, 0.4),
+        {"first": N // len(BASE)},
+        lambda: ops.low_rank(BASE[1:], UP, DOWN, 0.4, first=N // len(BASE)),
     ),
     "kept_sums": (
         (BASE, MODELS, *CHOSEN),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,8 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "modulate": (T_BASE, T_MODELS[0], BITS, 1.2),
     "mask_against": (T_BASE, T_MODELS, T_MODELS[1]),
     "combine": (T_BASE, T_MODELS, [0.1, 0.2, 0.3]),
+    "blend": (T_BASE, T_MODELS, torch.ones(3, 5)),
+    "low_rank": (T_BASE, T_BASE[:, :2], T_MODELS[0][:2]),
     "kept_sums": (T_BASE, T_MODELS, ops.Kept(keep=torch.stack([BITS] * 3))),
     "geodesic": (T_BASE, T_MODELS[0], 0.3),
     "delta_sum": (T_BASE, T_MODELS),
@@ -64,6 +66,11 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "pack_bits": (T_BASE > 0,),
     "unpack_bits": (BITS, (5, 14)),
 }
+OPTIONS = {"blend": {"inner": 14}}
+
+
+def called(name: str, args: Sequence[Any]) -> Any:
+    return getattr(ops, name)(*args, **OPTIONS.get(name, {}))
 
 
 def mapped(value: Any, change: Callable[[Tensor], Any]) -> Any:
@@ -88,12 +95,12 @@ def test_every_function_takes_arrays() -> None:
 def test_numpy_in_numpy_out(name: str) -> None:
     """The same numbers, as arrays, of contiguous and of strided and read-only ones; and what is changed in place is."""
     args = mapped(CALLS[name], Tensor.clone)
-    expected = leaves((getattr(ops, name)(*args), args[0]))
+    expected = leaves((called(name, args), args[0]))
     for change in (lambda t: t.clone().numpy(), unusual):
         arrays = mapped(CALLS[name], change)
         if name.startswith("scatter"):
             arrays = (CALLS[name][0].clone().numpy(), *arrays[1:])
-        found = leaves((getattr(ops, name)(*arrays), arrays[0]))
+        found = leaves((called(name, arrays), arrays[0]))
         for a, b in zip(found, expected, strict=True):
             assert isinstance(a, np.ndarray) == isinstance(b, Tensor)
             assert np.array_equal(a, b.numpy() if isinstance(b, Tensor) else b)
@@ -111,8 +118,8 @@ def unusual(tensor: Tensor) -> np.ndarray[Any, Any]:
 @pytest.mark.parametrize("name", CALLS)
 def test_dlpack_in_tensors_out(name: str) -> None:
     args = mapped(CALLS[name], Tensor.clone)
-    expected = leaves(getattr(ops, name)(*args))
-    found = leaves(getattr(ops, name)(*mapped(CALLS[name], lambda t: Elsewhere(t.clone()))))
+    expected = leaves(called(name, args))
+    found = leaves(called(name, mapped(CALLS[name], lambda t: Elsewhere(t.clone()))))
     for a, b in zip(found, expected, strict=True):
         assert type(a) is type(b)
         assert a.equal(b) if isinstance(b, Tensor) else a == b
