@@ -1,0 +1,91 @@
+"""The vocabulary: one record and one public function an op.
+
+Every function takes tensors of any shape and any mixture of bfloat16, float16, float32 and float64 on one device
+(memory-mapped ones too, without copying them; or arrays, see fastmerge.arrays), K = 1…64 models, writes into `out=`
+where given, and computes on the fastest backend of that device or on `backend=`. The arithmetic that all backends share
+is stated in kernels/README.md.
+Functions that return sums add to `sums=` where given, so that a tensor may be worked on in chunks; cut at multiples of
+`BLOCK` elements, the sums are those of the whole tensor to the bit. Argument errors are InputError, an unusable backend
+BackendError.
+
+torch is imported by the first call, so that planning and the command line start without it.
+"""
+
+from __future__ import annotations
+
+from ._arguments import working_dtype
+from .experts import extract_topk, gather, scatter, scatter_add, scattering
+from .fourier import Filtered, highpass, highpass_merge
+from .masks import elect, mask_against, modulate, modulation, pack_bits, unpack_bits
+from .merging import Consensus, arc, blend, combine, delta_sum, geodesic, kept_sums, low_rank
+from .records import BLOCK, MAX_MODELS, OPS, Domain, Op, Reach, packed_bytes
+from .results import (
+    Combined,
+    Cut,
+    Drop,
+    Elected,
+    Expert,
+    InnerProducts,
+    Kept,
+    KeptSums,
+    LowRank,
+    Masked,
+    Moments,
+    Window,
+    expert_of,
+)
+from .selection import MAX_BIN_BITS, TOP_BITS, kth_magnitude, magnitude_histogram, rank_drop
+from .statistics import inner_products, moments
+
+__all__ = [
+    "BLOCK",
+    "MAX_BIN_BITS",
+    "MAX_MODELS",
+    "OPS",
+    "TOP_BITS",
+    "Combined",
+    "Consensus",
+    "Cut",
+    "Domain",
+    "Drop",
+    "Elected",
+    "Expert",
+    "Filtered",
+    "InnerProducts",
+    "Kept",
+    "KeptSums",
+    "LowRank",
+    "Masked",
+    "Moments",
+    "Op",
+    "Reach",
+    "Window",
+    "arc",
+    "blend",
+    "combine",
+    "delta_sum",
+    "elect",
+    "expert_of",
+    "extract_topk",
+    "gather",
+    "geodesic",
+    "highpass",
+    "highpass_merge",
+    "inner_products",
+    "kept_sums",
+    "kth_magnitude",
+    "low_rank",
+    "magnitude_histogram",
+    "mask_against",
+    "modulate",
+    "modulation",
+    "moments",
+    "pack_bits",
+    "packed_bytes",
+    "rank_drop",
+    "scatter",
+    "scatter_add",
+    "scattering",
+    "unpack_bits",
+    "working_dtype",
+]

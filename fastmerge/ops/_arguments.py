@@ -1,0 +1,104 @@
+"""What all ops do with their arguments: check them, flatten them, make room for results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from ..errors import InputError
+from .records import MAX_MODELS
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+def working_dtype(tensors: Sequence[Tensor]) -> torch.dtype:
+    """What arithmetic is done in: float64 as soon as one input is float64, else float32."""
+    import torch
+
+    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+class _Flat:
+    """A 1-D contiguous stand-in for an output; where the output is not contiguous it is copied there at the end."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor.detach()
+        self.flat = self.tensor.contiguous().view(-1)
+
+    def __enter__(self) -> Tensor:
+        return self.flat
+
+    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
+        if failure is None and not self.tensor.is_contiguous():
+            self.tensor.copy_(self.flat.view(self.tensor.shape))
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    return tensor.detach().contiguous().view(-1)
+
+
+def _flat_all(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [_flat(t) for t in tensors]
+
+
+def _numbered(models: Sequence[Tensor]) -> dict[str, Tensor]:
+    if not 1 <= len(models) <= MAX_MODELS:
+        raise InputError(f"1 to {MAX_MODELS} models can be merged, these are {len(models)}")
+    return {f"models[{k}]": m for k, m in enumerate(models)}
+
+
+def _matrix(op: str, name: str, tensor: Tensor) -> tuple[int, int]:
+    """Height and width of the matrices that a tensor is made of."""
+    if tensor.ndim < 2:
+        raise InputError(
+            f"{op}: {name} has shape {list(tensor.shape)}, expected matrices [..., H, W]; view a vector as [1, N]"
+        )
+    return tensor.shape[-2], tensor.shape[-1]
+
+
+def _empty(like: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return like.new_empty(like.shape, dtype=dtype or like.dtype)
+
+
+def _accumulator(
+    given: Tensor | None,
+    shape: tuple[int, ...],
+    like: Tensor,
+    dtype: torch.dtype | None = None,
+    name: str = "sums",
+) -> Tensor:
+    """What a backend adds to: the tensor given, float64 unless said, or zeros."""
+    import torch
+
+    dtype = dtype or torch.float64
+    if given is None:
+        return like.new_zeros(shape, dtype=dtype)
+    _check_buffer(name, given, shape, dtype, like.device)
+    if not given.is_contiguous():
+        raise InputError(f"{name} must be contiguous")
+    return given
+
+
+def _check(op: str, tensors: Mapping[str, Tensor]) -> None:
+    """All tensors have the first one's shape and device, and a dtype that merges. Reports every problem."""
+    (first, like), *_ = tensors.items()
+    problems = []
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point() or tensor.element_size() < 2:
+            problems.append(f"{op}: {name} is {tensor.dtype}, expected bfloat16, float16, float32 or float64")
+        if tensor.shape != like.shape:
+            problems.append(f"{op}: {name} has shape {list(tensor.shape)}, {first} has {list(like.shape)}")
+        if tensor.device != like.device:
+            problems.append(f"{op}: {name} is on {tensor.device}, {first} on {like.device}")
+    if problems:
+        raise InputError(problems)
+
+
+def _check_buffer(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
+    if tuple(tensor.shape) != shape or tensor.dtype != dtype or tensor.device != device:
+        raise InputError(
+            f"{name} must be {dtype} {list(shape)} on {device}, "
+            f"it is {tensor.dtype} {list(tensor.shape)} on {tensor.device}"
+        )

@@ -1,0 +1,134 @@
+"""FREE-Merging's experts: a task vector's largest elements, taken out and put in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from .. import dispatch
+from ..arrays import takes_arrays
+from ..errors import InputError
+from ._arguments import _check, _check_buffer, _Flat, _flat
+from .records import BLOCK
+from .results import Cut, Expert
+from .selection import kth_magnitude
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+@takes_arrays()
+def extract_topk(
+    base: Tensor,
+    model: Tensor,
+    k: int | None = None,
+    *,
+    cut: Cut | None = None,
+    dtype: torch.dtype | None = None,
+    backend: str | None = None,
+) -> Expert:
+    """The k elements of the task vector that are largest in magnitude, of equal ones the first; or those above `cut`.
+
+    Values have `dtype`, or base's (Zheng & Wang 2024, Section 3.3). NaN are never among them, and may make them fewer.
+    """
+    import torch
+
+    if (k is None) == (cut is None):
+        raise InputError("extract_topk: either k or a cut says how much to extract")
+    _check("extract_topk", {"base": base, "model": model})
+    kernel = dispatch.choose("extract_topk", base.device.type, backend)
+    flat_base, flat_model = _flat(base), _flat(model)
+    counts = base.new_empty(-(-base.numel() // BLOCK), dtype=torch.int32)
+
+    def extract(cut: Cut, room: int) -> tuple[int, Tensor, Tensor]:
+        offsets, values = base.new_empty(room, dtype=torch.uint16), base.new_empty(room, dtype=dtype or base.dtype)
+        return kernel(flat_base, flat_model, *cut, counts, offsets, values), offsets, values
+
+    if k is not None:
+        ((cut,),) = kth_magnitude(base, [model], [[k]], backend=backend)
+    assert cut is not None
+    found, offsets, values = extract(cut, k or 0)
+    if found > offsets.numel():
+        found, offsets, values = extract(cut, found)
+    return Expert(counts, offsets[:found], values[:found])
+
+
+@takes_arrays("theta")
+def scatter_add(theta: Tensor, expert: Expert, scale: float = 1.0, *, backend: str | None = None) -> None:
+    """theta += scale · expert, in place and only where the expert has elements, each sum rounded once."""
+    _check("scatter_add", {"theta": theta})
+    _check("scatter_add", {"the expert's values": expert.values})
+    _check_expert(theta, expert, expert.values.dtype)
+    kernel = dispatch.choose("scatter_add", theta.device.type, backend)
+    with _Flat(theta) as flat:
+        _need_elements("scatter_add", theta, [expert], kernel(flat, *map(_flat, expert), float(scale)))
+
+
+@takes_arrays()
+def gather(theta: Tensor, expert: Expert, *, out: Tensor | None = None, backend: str | None = None) -> Tensor:
+    """What theta has at an expert's elements, to the bit: [k], theta's dtype. The expert's values play no part."""
+    out = theta.new_empty(expert.offsets.shape) if out is None else out
+    _check("gather", {"theta": theta})
+    _check_expert(theta, expert._replace(values=out), theta.dtype)
+    kernel = dispatch.choose("gather", theta.device.type, backend)
+    with _Flat(out) as flat:
+        fit = kernel(_flat(theta), _flat(expert.counts), _flat(expert.offsets), flat)
+        _need_elements("gather", theta, [expert], fit)
+    return out
+
+
+@takes_arrays("theta")
+def scatter(theta: Tensor, experts: Sequence[Expert], *, backend: str | None = None) -> None:
+    """Write experts' values in the place of theta's, to the bit, one expert after the other: the last one's stays.
+
+    Values have theta's dtype. Where an expert does not fit theta, InputError is raised and nothing changed.
+    """
+    _check("scatter", {"theta": theta})
+    for expert in experts:
+        _check_expert(theta, expert, theta.dtype)
+    kernel = dispatch.choose("scatter", theta.device.type, backend)
+    with _Flat(theta) as flat:
+        _need_elements("scatter", theta, experts, kernel(flat, [tuple(map(_flat, expert)) for expert in experts]))
+
+
+def scattering(jobs: Sequence[tuple[Tensor, Sequence[Expert]]], *, backend: str | None = None) -> Callable[[], None]:
+    """scatter of many tensors, made ready: what is returned does them all, as often as it is called.
+
+    jobs: a contiguous theta and its experts, all on the CPU or all on GPUs. There a call is a launch an expert, on the
+    current stream; it neither allocates nor waits, so that a CUDA graph may capture it.
+    """
+    for theta, experts in jobs:
+        _check("scattering", {"theta": theta})
+        if not theta.is_contiguous():
+            raise InputError(f"scattering: theta {list(theta.shape)} must be contiguous")
+        for expert in experts:
+            _check_expert(theta, expert, theta.dtype)
+    flat = [(_flat(theta), [tuple(map(_flat, expert)) for expert in experts]) for theta, experts in jobs]
+    device = jobs[0][0].device.type if jobs else "cpu"
+    if backend in (None, "cuda") and dispatch.why_not("scattering", "cuda", device) is None:
+        run: Callable[[], None] | None = dispatch.choose("scattering", device, "cuda")(flat)
+        if run is None:
+            raise InputError("scattering: an expert's counts and offsets are not those of elements of its tensor")
+        return run
+
+    def each() -> None:
+        for theta, experts in jobs:
+            scatter(theta, experts, backend=backend)
+
+    return each
+
+
+def _check_expert(theta: Tensor, expert: Expert, dtype: torch.dtype) -> None:
+    import torch
+
+    k, device = expert.values.numel(), theta.device
+    _check_buffer("the expert's counts", expert.counts, (-(-theta.numel() // BLOCK),), torch.int32, device)
+    _check_buffer("the expert's offsets", expert.offsets, (k,), torch.uint16, device)
+    _check_buffer("the expert's values", expert.values, (k,), dtype, device)
+
+
+def _need_elements(op: str, theta: Tensor, experts: Sequence[Expert], fit: bool) -> None:
+    if not fit:
+        k = " or ".join(str(expert.offsets.numel()) for expert in experts)
+        raise InputError(f"{op}: the expert's counts and offsets are not those of {k} of {theta.numel()} elements")
