@@ -146,8 +146,9 @@ def rank_drop(base: Tensor, models: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 
 def low_rank(base: Tensor, _: Sequence[Tensor]) -> Tensor:
-    up, down = torch.randn(base.numel() // 4096, 16), torch.randn(16, 4096)  # their making is a thousandth of the work
-    return (base.view(-1, 4096).float() + 0.5 * (up @ down)).to(base.dtype)
+    rows, columns = base.numel() // 2048, 2048
+    up, down = (torch.randn(shape, device=base.device) for shape in [(rows, 16), (16, columns)])  # takes little
+    return (base.view(rows, columns).float() + 0.5 * (up @ down)).to(base.dtype)
 
 
 NAMED = {"combine, trim and vote": trim_and_vote, "combine, drop": drop}

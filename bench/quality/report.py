@@ -183,7 +183,7 @@ def _about(content: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+def markdown_table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     aligned = ["---", *("--:" for _ in headings[1:])]
     return "\n".join("| " + " | ".join(line) + " |" for line in (headings, aligned, *lines))
 
@@ -201,7 +201,7 @@ def _name(point: Point) -> str:
 def _by_domain(numbers: Numbers, table: str, labels: Sequence[str] | None = None) -> str:
     points = [point for point in numbers.points(table) if labels is None or point[1] in labels]
     headings = ["", *(f"{name}, {_unit(about)}" for name, about in numbers.domains.items())]
-    return table(
+    return markdown_table(
         headings,
         [[_name(p), *(numbers.show(d, numbers.mean(d, p)) for d in numbers.domains)] for p in points],
     )
@@ -213,7 +213,7 @@ def _modulated(numbers: Numbers) -> str:
         gain = numbers.show(domain, numbers.gain(domain, point, ("methods", point[1], None)), "+")
         return f"{value} ({gain})"
 
-    return table(
+    return markdown_table(
         ["", *numbers.domains],
         [[p[1], *(cell(d, p) for d in numbers.domains)] for p in numbers.points("modulators")],
     )
@@ -226,14 +226,14 @@ def _counts(numbers: Numbers, domain: str) -> str:
     cells = [
         [label, *(numbers.show(domain, numbers.mean(domain, ("tasks", label, x))) for x in counts)] for label in labels
     ]
-    return table([domain, *(f"{x:g}" for x in counts)], cells)
+    return markdown_table([domain, *(f"{x:g}" for x in counts)], cells)
 
 
 def _tasks(numbers: Numbers, domain: str) -> str:
     every = {point: numbers.scores[domain, point] for point in numbers.points("methods", domain)}
     tasks = list(next(iter(every.values())))
     cells = [[point[1], *(numbers.show(domain, scores[task]) for task in tasks)] for point, scores in every.items()]
-    return table([domain, *tasks], cells)
+    return markdown_table([domain, *tasks], cells)
 
 
 def _claims(numbers: Numbers) -> str:
@@ -241,7 +241,7 @@ def _claims(numbers: Numbers) -> str:
         [claim.text, claim.source, *(_verdict(numbers, domain, claim) for domain in numbers.domains)]
         for claim in CLAIMS
     ]
-    return table(["", "source", *numbers.domains], cells)
+    return markdown_table(["", "source", *numbers.domains], cells)
 
 
 def _verdict(numbers: Numbers, domain: str, claim: Claim) -> str:

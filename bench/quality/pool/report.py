@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..report import interval, table
+from ..report import interval, markdown_table
 from .methods import METHODS
 from .paper import CLAIMS, COUNTS, IRRELEVANT, NOISY, RELEVANT, TABLE, Claim
 
@@ -68,7 +68,7 @@ def markdown(content: dict[str, Any], picture: str) -> str:
         _noisy(numbers),
         "## What the paper reports, and whether it shows here",
         "A claim shows where it holds with every seed. Beside it the change in points, or the distance.",
-        table(["", "ours", "the paper's"], [_claim(numbers, claim) for claim in CLAIMS]),
+        markdown_table(["", "ours", "the paper's"], [_claim(numbers, claim) for claim in CLAIMS]),
         f"![accuracy, time and memory by the size of the pool]({picture})",
         "## Time and memory of a step",
         _costs(content["costs"]),
@@ -141,7 +141,7 @@ def _growth(numbers: Numbers, part: str) -> str:
             paper = TABLE[part][method]
             told = [f"[{paper[COUNTS.index(x)]}]" if x in COUNTS else "" for x in counts]
             lines.append(["", *told, f"[{paper[-1] - paper[0]:+.1f}]"])
-    return table(["models", *map(str, counts), "change"], lines)
+    return markdown_table(["models", *map(str, counts), "change"], lines)
 
 
 def _noisy(numbers: Numbers) -> str:
@@ -154,7 +154,7 @@ def _noisy(numbers: Numbers) -> str:
         ]
         for method in METHODS
     ]
-    return table(["", "four models", "and one of another base", "change"], lines)
+    return markdown_table(["", "four models", "and one of another base", "change"], lines)
 
 
 def _claim(numbers: Numbers, claim: Claim) -> Sequence[str]:
@@ -186,4 +186,8 @@ def _costs(rows: list[dict[str, Any]]) -> str:
         "the peak of memory beyond the process itself and mapped files. A step of soft FW has five inner ones. Beside "
         "it AdaMerging as in its released code, by autograd through all task vectors in memory."
     )
-    return about + "\n\n" + table(["models", *map(str, counts)], [[m, *(cells[m, x] for x in counts)] for m in methods])
+    return (
+        about
+        + "\n\n"
+        + markdown_table(["models", *map(str, counts)], [[m, *(cells[m, x] for x in counts)] for m in methods])
+    )
