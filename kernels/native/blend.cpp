@@ -1,6 +1,4 @@
 // A sum of task vectors whose weights differ between the rows, or the columns, of a tensor.
-#include <algorithm>
-
 #include "finish.hpp"
 
 namespace fm::FM_ISA {
@@ -11,9 +9,9 @@ template <class W> static void expand(const Args &a, int k, int64_t first, int n
     int64_t group = first / a.inner % a.groups, left = a.inner - first % a.inner;
     for (int i = 0; i < n;) {
         const int64_t groups = a.inner == 1 ? a.groups - group : 1;  // columns are copied, rows filled
-        const int run = int(std::min<int64_t>(std::max(left, groups), n - i));
-        if (a.inner == 1) std::copy_n(own + group, run, to + i);
-        else std::fill_n(to + i, run, W(own[group]));
+        const int64_t most = left > groups ? left : groups;
+        const int run = int(most < n - i ? most : n - i);
+        for (int j = 0; j < run; ++j) to[i + j] = W(own[a.inner == 1 ? group + j : group]);
         i += run, left = a.inner, group = group + groups == a.groups ? 0 : group + groups;
     }
 }

@@ -10,9 +10,9 @@ template <class T, int KN, bool QUICK>
     using V = typename Working<T>::V;
     constexpr int MOST = KN ? KN : MAX_MODELS;
     const V zero = V::set(0);
-    V lanes[QUICK ? MOST : 1][4];
+    V lanes[QUICK ? MOST : 1][2];
     if constexpr (QUICK)
-        each<KN>(models, [&](auto k) { lanes[k][0] = lanes[k][1] = lanes[k][2] = lanes[k][3] = zero; });
+        each<KN>(models, [&](auto k) { lanes[k][0] = lanes[k][1] = zero; });
     for (int i = 0; i < n; i += PAIR) {
         V unified[2];
         typename V::Mask masks[MOST][2];
@@ -34,8 +34,8 @@ template <class T, int KN, bool QUICK>
             each<KN>(models, [&](auto k) {
                 masks[k][h] = tau[k] > zero;
                 if constexpr (QUICK) {
-                    lanes[k][h] = lanes[k][h] + tau[k].abs();
-                    lanes[k][2 + h] = lanes[k][2 + h].plus_where(masks[k][h], most);
+                    lanes[k][0].template take<h>(tau[k].abs());
+                    lanes[k][1].template take_where<h>(masks[k][h], most);
                 } else {
                     sums.put_term(k, i + 16 * h, tau[k].abs(), V::select(masks[k][h], most, zero));
                 }

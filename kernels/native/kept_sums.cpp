@@ -9,14 +9,14 @@ template <class T, bool QUICK>
     const V zero = V::set(0);
     for (int k = 0; k < a.models_count; ++k) {
         const auto filter = kept.of(k);
-        V lanes[4] = {zero, zero, zero, zero};
+        V lanes[2] = {zero, zero};
         for (int i = 0; i < n; i += PAIR) {
             V tau[2];
             load_delta(in, a, k, i, tau);
             each<2>(2, [&](auto h) {
                 const V size = tau[h].abs();
                 const auto on = filter.template half<h>(i, size);
-                if constexpr (QUICK) lanes[h] = lanes[h] + size, lanes[2 + h] = lanes[2 + h].plus_where(on, size);
+                if constexpr (QUICK) lanes[0].template take<h>(size), lanes[1].template take_where<h>(on, size);
                 else sums.put_term(k, i + 16 * h, size, size.only(on));
             });
         }

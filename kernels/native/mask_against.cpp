@@ -10,7 +10,7 @@ template <class T, bool QUICK>
     using W = typename Working<T>::W;
     const V zero = V::set(0);
     for (int k = 0; k < a.models_count; ++k) {  // base and merged are read again from the first-level cache
-        V lanes[4] = {zero, zero, zero, zero};
+        V lanes[2] = {zero, zero};
         const V tall = V::set(a.weights ? W(a.weights[k]) : 0);
         for (int i = 0; i < n; i += PAIR) {
             V base[2], merged[2], tau[2];
@@ -23,7 +23,7 @@ template <class T, bool QUICK>
                 const V size = tau[h].abs(), most = merged[h].abs();
                 if (!QUICK && a.weights) on[h] = size >= tall * (merged[h] - tau[h]).abs();
                 else on[h] = (tau[h].negate_where(merged[h].not_above(zero)) > zero) & (most > zero);
-                if constexpr (QUICK) lanes[h] = lanes[h] + size, lanes[2 + h] = lanes[2 + h].plus_where(on[h], most);
+                if constexpr (QUICK) lanes[0].template take<h>(size), lanes[1].template take_where<h>(on[h], most);
                 else sums.put_term(k, i + 16 * h, size, most.only(on[h]));
             });
             bits[k][i / PAIR] = pair_bits<T>(on[0], on[1]);

@@ -127,9 +127,13 @@ template <class W> struct Vec {
     Vec or_worse(const Vec &o) const { FM_EACH(o.v[i] <= v[i] || v[i] != v[i] ? v[i] : o.v[i]); }
     static Vec select(const Mask &m, const Vec &a, const Vec &b) { FM_EACH(m.m[i] ? a.v[i] : b.v[i]); }
     Vec only(const Mask &m) const { FM_EACH(m.m[i] ? v[i] : W(0)); }
-    Vec plus_where(const Mask &m, const Vec &o) const { FM_EACH(m.m[i] ? v[i] + o.v[i] : v[i]); }
     Vec negate_where(const Mask &m) const { FM_EACH(m.m[i] ? -v[i] : v[i]); }
 #undef FM_EACH
+    // Sixteen sums: what either half of a pair adds to them, or adds where a mask is on.
+    template <int HALF> void take(const Vec &x) { *this = *this + x; }
+    template <int HALF> void take_where(const Mask &m, const Vec &x) {
+        for (int i = 0; i < 16; ++i) v[i] = m.m[i] ? v[i] + x.v[i] : v[i];
+    }
 };
 
 // Whether a vector is registers, so that unrolling over models pays: of arrays it makes nothing faster and compiles for minutes,

@@ -58,13 +58,13 @@ struct VF {
         return {_mm256_blendv_ps(b.v, a.v, m.m), _mm256_blendv_ps(b.w, a.w, m.n)};
     }
     VF only(const Mask &m) const { return {_mm256_and_ps(m.m, v), _mm256_and_ps(m.n, w)}; }  // +0 elsewhere
-    VF plus_where(const Mask &m, const VF &o) const {  // adds +0 elsewhere, which changes no sum that began with +0
-        return {_mm256_add_ps(v, _mm256_and_ps(m.m, o.v)), _mm256_add_ps(w, _mm256_and_ps(m.n, o.w))};
-    }
     VF negate_where(const Mask &m) const {
         const __m256 sign = _mm256_set1_ps(-0.0f);
         return {_mm256_xor_ps(v, _mm256_and_ps(m.m, sign)), _mm256_xor_ps(w, _mm256_and_ps(m.n, sign))};
     }
+    // Sixteen sums: each half of a pair adds both of its registers to one, so that half as many sums are loaded and stored.
+    template <int HALF> void take(const VF &x) { (HALF ? w : v) = _mm256_add_ps(HALF ? w : v, _mm256_add_ps(x.v, x.w)); }
+    template <int HALF> void take_where(const Mask &m, const VF &x) { take<HALF>(x.only(m)); }
 };
 
 template <> struct Sums<VF> {

@@ -34,8 +34,9 @@ struct VF {
     }
     static VF select(Mask m, VF a, VF b) { return {_mm512_mask_mov_ps(b.v, m.m, a.v)}; }
     VF only(Mask m) const { return {_mm512_maskz_mov_ps(m.m, v)}; }  // +0 elsewhere
-    VF plus_where(Mask m, VF o) const { return {_mm512_mask_add_ps(v, m.m, v, o.v)}; }
     VF negate_where(Mask m) const { return {_mm512_mask_xor_ps(v, m.m, v, _mm512_set1_ps(-0.0f))}; }
+    template <int HALF> void take(VF x) { v = _mm512_add_ps(v, x.v); }
+    template <int HALF> void take_where(Mask m, VF x) { v = _mm512_mask_add_ps(v, m.m, v, x.v); }
 };
 
 template <> struct Sums<VF> {

@@ -158,14 +158,14 @@ template <class T> class PairedSums {
         // An output in the place of an input would leave nothing to do a strip again from.
         for (int j = 0; j < inputs.count; ++j) quick_ &= inputs.in[j].data != a.out.data;
     }
-    // Calls strip(quick), a function of its own that goes over n elements: when quick it hands over the sums of each
-    // model's lanes (put_lanes), else every term (put_term).
+    // Calls strip(quick), a function of its own that goes over n elements: when quick it hands over sixteen sums of
+    // each model's terms (put_lanes), else every term (put_term).
     template <class Strip> void over(int n, Strip strip) {
         if constexpr (sizeof(T) == 2) {
             if (quick_) {
                 clear_inexact();
                 strip(std::true_type());
-                if (!inexact()) return add(PAIR);
+                if (!inexact()) return add(16);
             }
         }
         strip(std::false_type());
@@ -174,7 +174,7 @@ template <class T> class PairedSums {
     void put_term(int k, int i, const V &magnitude, const V &kept) {
         magnitude.store(terms_[k][0] + i), kept.store(terms_[k][1] + i);
     }
-    void put_lanes(int k, const V (&sums)[4]) { put_term(k, 0, sums[0], sums[2]), put_term(k, 16, sums[1], sums[3]); }
+    void put_lanes(int k, const V (&sums)[2]) { put_term(k, 0, sums[0], sums[1]); }
     void total_into(double *sums) {
         for (int k = 0; k < models_; ++k)
             for (int j = 0; j < 2; ++j) sums[j * models_ + k] = total<T>(total_[k][j]);
@@ -184,7 +184,7 @@ template <class T> class PairedSums {
     void add(int n) {
         for (int k = 0; k < models_; ++k)
             for (int j = 0; j < 2; ++j)
-                for (int half = 0; half < PAIR; half += 16) {
+                for (int half = 0; half < n && half < PAIR; half += 16) {
                     Sums<V> s;
                     double lanes[16];
                     for (int i = half; i < n; i += PAIR) s.add_stored(terms_[k][j] + i);
