@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from torch import nn
 
@@ -13,14 +13,16 @@ from ..errors import InputError
 from .candidates import Candidates
 from .folder import write_folder
 from .output import not_merged
-from .record import Record, Step
+from .record import Record, RunRecord, Step
+
+R = TypeVar("R", bound=RunRecord)
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class RunResult(Generic[R]):
     """`model` holds the merged weights; `record` tells the rest, and goes into JSON."""
 
-    record: Record
+    record: R
     model: nn.Module
     candidates: Candidates
 
@@ -30,14 +32,24 @@ class Result:
         return self.model.state_dict()
 
     @property
+    def loss(self) -> float | None:
+        """Of the merged model on all batches, where there was a loss."""
+        return self.record.loss
+
+    def save(self, path: str | Path) -> None:
+        """Write the record as JSON."""
+        self.record.save(path)
+
+
+class Result(RunResult[Record]):
+    """What `frank_wolfe` gives back."""
+
+    __slots__ = ()
+
+    @property
     def steps(self) -> list[Step]:
         """All steps, the first first."""
         return self.record.steps
-
-    @property
-    def loss(self) -> float | None:
-        """Of the merged model."""
-        return self.record.loss
 
     @property
     def coefficients(self) -> dict[str, dict[str, float]]:
@@ -47,10 +59,6 @@ class Result:
         names = self.record.candidates
         rows = zip(self.record.rows, self.record.coefficients, strict=True)
         return {row: dict(zip(names, values, strict=True)) for row, values in rows}
-
-    def save(self, path: str | Path) -> None:
-        """Write the record as JSON."""
-        self.record.save(path)
 
     def draw(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Draw loss, gap and choices as PNG; needs matplotlib."""

@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from torch import nn
 
 from ..engine.report import Report
 from ..engine.stream import Target, Work
-from ..fw.candidates import Candidates
 from ..fw.output import copying, not_merged, publish
+from ..fw.result import RunResult
 from .record import AdaMergingRecord, MeanRecord, Step
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
-    """`model` holds the merged weights; `record` tells the rest, and goes into JSON."""
+class Result(RunResult[AdaMergingRecord | MeanRecord]):
+    """What the methods that data inform give back."""
 
-    record: AdaMergingRecord | MeanRecord
-    model: nn.Module
-    candidates: Candidates
-
-    @property
-    def state_dict(self) -> dict[str, Any]:
-        """The merged model's."""
-        return self.model.state_dict()
+    __slots__ = ()
 
     @property
     def steps(self) -> list[Step]:
@@ -34,19 +22,10 @@ class Result:
         return self.record.steps
 
     @property
-    def loss(self) -> float | None:
-        """Of the merged model, on all batches; None of a closed form."""
-        return self.record.loss
-
-    @property
     def coefficients(self) -> dict[str, dict[str, float]]:
         """By row ("model", or each layer), the λ or the weight of every member of the pool."""
         rows = zip(self.record.rows, self.record.coefficients, strict=True)
         return {row: dict(zip(self.record.pool, values, strict=True)) for row, values in rows}
-
-    def save(self, path: str | Path) -> None:
-        """Write the record as JSON."""
-        self.record.save(path)
 
     def write(self, out: str | Path, *, overwrite: bool = False) -> Report:
         """Write the merged model as an ordinary Hugging Face folder.

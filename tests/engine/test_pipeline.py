@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from adapters import lora, write_adapter
 from folders import content, near, state, write
 from host_device import HostDevice
 
@@ -87,6 +88,28 @@ def test_same_bytes_as_on_the_cpu(
         monkeypatch.setattr(pipeline, "STAGING", 6 * 30_000 * count)
         piped(monkeypatch, made, [HostDevice() for _ in range(count)])
         assert content(out) == expected
+
+
+@pytest.mark.parametrize("vocab", ["base", "pad"])
+@pytest.mark.parametrize("method", ["task_arithmetic", "ties"])
+def test_computed_inputs(method: str, vocab: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models that adapters make, and embeddings of other lengths, are fed block by block as they are computed."""
+    shapes = {"model.embed_tokens.weight": (501, 300), "model.layers.0.up.weight": (301, 500)}
+    base = state(0, torch.bfloat16, shapes)
+    longer = near(base, 1) | state(2, torch.bfloat16, {"model.embed_tokens.weight": (520, 300)})
+    adapter = write_adapter(tmp_path / "adapter", lora({"model.layers.0.up": (301, 500)}, 4, 3), target_modules=["up"])
+    models = {"longer": write(tmp_path / "longer", longer), "adapter": adapter}
+    models |= {"both": Path(f"{models['longer']}+{adapter}")}
+    root = write(tmp_path / "base", base)
+    monkeypatch.setattr(pipeline, "LEAST_STAGING", 6 * 30_000)
+    monkeypatch.setattr(pipeline, "STAGING", 6 * 30_000)
+
+    def made(out: Path) -> MergePlan:
+        return replace(plan(method, root, models, out, {}, device="cpu", vocab=vocab), chunk=BLOCK)
+
+    merge.execute(made(tmp_path / "cpu" / "out"))
+    piped(monkeypatch, made(tmp_path / "piped" / "out"), [HostDevice()])
+    assert content(tmp_path / "piped" / "out") == content(tmp_path / "cpu" / "out")
 
 
 @pytest.mark.parametrize("method", ["emr", "ties", "fr"])

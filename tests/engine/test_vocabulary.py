@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from adapters import added, lora, write_adapter
 from folders import near, read, state, write
 from tensors import assert_same_bits
 from torch import Tensor
@@ -70,6 +71,21 @@ def test_a_row_that_base_lacks_is_the_mean_of_those_that_have_it(method: str, tm
         "three": model(tmp_path, "three", [[1.0, 1]]),
     }
     assert merged(tmp_path, method, base, models, vocab="pad")[EMBED].tolist() == [[1, 1], [3, 2]]
+
+
+@pytest.mark.parametrize("vocab", ["base", "pad"])
+def test_of_a_model_that_an_adapter_makes(vocab: str, tmp_path: Path) -> None:
+    """Its embedding has the adapter's change in every row that is taken, as that of the model written out."""
+    base = model(tmp_path, "base", [[1.0, 1], [1, 1]])
+    longer = model(tmp_path, "longer", [[2.0, 1], [1, 1], [5, 6]])
+    factors = lora({"model.embed_tokens": (3, 2)}, 2, 0)
+    up, down = factors["model.embed_tokens.lora_B.weight"], factors["model.embed_tokens.lora_A.weight"]
+    stored = {"model.embed_tokens.lora_embedding_A": up.T, "model.embed_tokens.lora_embedding_B": down.T}
+    adapter = write_adapter(tmp_path / "adapter", stored, r=2, lora_alpha=3, target_modules=["embed_tokens"])
+    whole = model(tmp_path, "whole", added(read(longer)[EMBED], up, down, 1.5).tolist())
+    expected = merged(tmp_path / "written", "task_arithmetic", base, {"m": whole}, vocab=vocab)
+    found = merged(tmp_path / "computed", "task_arithmetic", base, {"m": Path(f"{longer}+{adapter}")}, vocab=vocab)
+    assert_same_bits(found[EMBED], expected[EMBED], EMBED)
 
 
 def test_without_a_base(tmp_path: Path) -> None:
