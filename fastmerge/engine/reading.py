@@ -73,16 +73,25 @@ def gathered(files: Inputs, info: Gathered, a: int, b: int) -> Tensor:
     if a == b:
         return torch.empty(0, dtype=dtype)
     first, last = a // width, -(-b // width)
-    sources = [whole(files, source).view(source.shape[0], width) for source in rows.sources]
-    found = sources[0][torch.tensor(rows.picks[first:last]).clamp(min=0)].to(dtype)
+    found = _picked(files, info, first, last).to(dtype)
     padded = info.shape[0] - rows.padding
     for row in range(first, min(last, padded)):
         if rows.picks[row] < 0:
-            own = [sources[source][place].double() for source, place in rows.means.get(row, ())]
+            lent = ((rows.sources[source], place * width) for source, place in rows.means.get(row, ()))
+            own = [read(files, source, start, start + width).double() for source, start in lent]
             found[row - first] = torch.stack(own).mean(0) if own else 0
     if last > padded:
         found[max(0, padded - first) :] = _mean_row(files, info.slab(padded))
     return found.view(-1)[a - first * width : b - first * width]
+
+
+def _picked(files: Inputs, info: Gathered, first: int, last: int) -> Tensor:
+    """A copy of the rows that come from the first source, read no further than they lie; the others are any."""
+    source, picks, width = info.rows.sources[0], torch.tensor(info.rows.picks[first:last]), _width(info)
+    low, high = info.rows.extent(first, last)
+    if low == high:  # they are far apart
+        low, high = 0, source.shape[0] if int(picks.max()) >= 0 else 1
+    return read(files, source, low * width, high * width).view(-1, width)[(picks - low).clamp(min=0)]
 
 
 def _mean_row(files: Inputs, info: Gathered) -> Tensor:
