@@ -62,7 +62,7 @@ class Remerge:
             pieces = self._sampled(works, self._samples)
         comparer = _Comparer(plan, self._folder, slot_bytes(works, plan.chunk))
         try:
-            stream(pieces, inputs, comparer, progress=progress)
+            stream(pieces, inputs, comparer, progress=progress, again=not reading.last)
         finally:
             comparer.close()
             self.problems += comparer.problems.values()

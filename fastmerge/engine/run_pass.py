@@ -35,6 +35,7 @@ def run_pass(
     progress: Progress | None = None,
     *,
     number: int = 0,
+    last: bool = True,
     pipeline: Pipeline | None = None,
 ) -> Moved:
     """Run pass `number` of a merge, which writes `files`; what was finished before it was stopped is restored.
@@ -63,7 +64,7 @@ def run_pass(
             pipeline.run(list(left.values()), chunk, inputs, writer, finished, progress)
         else:
             pieces = [piece for work in left.values() for piece in work.pieces(chunk)]
-            stream(pieces, inputs, writer, finished, progress)
+            stream(pieces, inputs, writer, finished, progress, again=not last)
     return Moved(
         sum(work.bytes_read for work in left.values()),
         sum(file.size for file in files) - sum(works[i].bytes_written for i in done),

@@ -154,10 +154,12 @@ def stream(
     sink: Sink,
     finished: Callable[[Work, list[Tensor]], None] = lambda *_: None,
     progress: Callable[[int], None] | None = None,
+    *,
+    again: bool = False,
 ) -> None:
     """Run the pieces in order. `finished` is told each work and its sums once all of it has been put into the sink,
-    `progress` the bytes read."""
-    with _reading(pieces, inputs) as ahead:
+    `progress` the bytes read. `again`: they will be read again, so that pages stay mapped where there is room."""
+    with _reading(pieces, inputs, again and inputs.roomy) as ahead:
         for piece in pieces:
             if piece.whole:
                 _prepare(piece, inputs, sink, ahead)
@@ -169,8 +171,8 @@ def stream(
                 progress(sum(stop - start for _, start, stop in piece.spans))
 
 
-def _reading(pieces: Sequence[Piece], inputs: Inputs) -> ReadAhead | Little:
-    chunks = [(piece.spans, not piece.whole) for piece in pieces]
+def _reading(pieces: Sequence[Piece], inputs: Inputs, keep: bool) -> ReadAhead | Little:
+    chunks = [(piece.spans, not (piece.whole or keep)) for piece in pieces]
     much = sum(stop - start for spans, _ in chunks for _, start, stop in spans) > LITTLE
     return ReadAhead(inputs, chunks) if much else Little()
 

@@ -80,6 +80,12 @@ class Inputs:
         dtype = (TORCH_DTYPES | INTEGER_DTYPES)[info.dtype]
         return self.tensor((info.file, info.start, info.stop), dtype).view(info.shape)
 
+    @property
+    def roomy(self) -> bool:
+        """Whether all files fit into memory together, so that their pages may stay mapped."""
+        available = _available_memory()
+        return available is not None and 2 * sum(header.size for header in self._headers.values()) <= available
+
     def populate(self, spans: Iterable[Span]) -> None:
         """Map the pages of bytes about to be read; a hint, so failures are left to the reading itself."""
         self._advise(spans, POPULATE_READ)
@@ -95,6 +101,15 @@ class Inputs:
             first = start - start % mmap.PAGESIZE
             if stop > first:
                 self._madvise(self._addresses[file] + first, stop - first, advice)
+
+
+def _available_memory() -> int | None:
+    """Bytes that the system can give without swapping, page cache and all; None where it does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")), None)
 
 
 class Little:

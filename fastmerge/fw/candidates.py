@@ -163,7 +163,8 @@ class Candidates:
 
     def sweep(self, works: Sequence[Work]) -> None:
         """Carry out works that write no file."""
-        stream([piece for work in works for piece in work.pieces(self.chunk)], self.files, _Nowhere())
+        pieces = [piece for work in works for piece in work.pieces(self.chunk)]
+        stream(pieces, self.files, _Nowhere(), again=True)
         self.files.check_unchanged()
 
     def scores(self, gradient: Mapping[str, Tensor], wanted: Mapping[str, Sequence[int]]) -> Scores:

@@ -76,15 +76,17 @@ class Filter(BaseModel):
             return 1, shape[0], math.prod(shape[1:])
         return None if self.targets is None and excluded(name) else matrices(name, shape, self.stacks)
 
-    def filtered(self, block: Block, models: Sequence[Tensor], weights: Sequence[float]) -> Filtered:
-        """G(Σ_k w_k · τ_k) of a whole tensor that has matrices."""
+    def filtered(
+        self, block: Block, models: Sequence[Tensor], weights: Sequence[float], each: bool = False
+    ) -> Filtered:
+        """G(Σ_k w_k · τ_k) of a whole tensor that has matrices, filtered together or each."""
         from .. import ops
 
         shape = self.matrices(block.subject)
         base = block.base
         assert base is not None
         assert shape is not None
-        return ops.Filtered(base.view(shape), [m.view(shape) for m in models], weights, self.limits)
+        return ops.Filtered(base.view(shape), [m.view(shape) for m in models], weights, self.limits, each=each)
 
     def magnitudes(self, block: Block) -> list[float]:
         """Per model Σ|G(τ_k)| of a whole tensor; one filter a model."""

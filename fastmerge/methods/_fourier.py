@@ -78,7 +78,12 @@ class FourierMethod(Filter, Method):
     @property
     def filters_each(self) -> bool:
         """Whether the method needs E|G(τ_k)| of every model."""
-        return self.align == "layer"
+        return self.align == "layer" or self.tells_each
+
+    @property
+    def tells_each(self) -> bool:
+        """Whether it does once the tensor is merged, that is, not before."""
+        return False
 
     def passes(self, models: Sequence[str], wide: bool = False) -> tuple[Pass, ...]:
         return (*((Pass(measure, rows=4, statistic="moments"),) if self.measures else ()), self.merging(models))
@@ -121,7 +126,7 @@ class FourierMethod(Filter, Method):
             most = max(magnitudes)
             factors = [single(most / own) if own else 0.0 for own in magnitudes]
             weights = [single(c * f) for c, f in zip(coefficients, factors, strict=True)]
-        return Prepared(coefficients, self.filtered(block, block.models, weights))
+        return Prepared(coefficients, self.filtered(block, block.models, weights, self.tells_each))
 
     def merge(self, block: Block, prepared: Prepared) -> None:
         """Write a block of the merged tensor."""

@@ -64,7 +64,7 @@ class FREE(FourierMethod):
     M keeps the fraction d of the task vector itself, of every tensor that is merged. μ_k restores what the filter takes
     (Section 5.3), from means over tensors of per-tensor means: E|M(τ_k, d)| over kept elements, and E|G(τ_k)|, G being
     the identity on tensors that are not filtered; with others="base" these do not count. "released" needs E|G(τ_k)|,
-    that is, a filter per model beside the backbone's in the same reading; with "paper" and numbers one filter does.
+    that is, a filter per model, whose weighted sum the backbone is then; with "paper" and numbers one filter does.
     """
 
     name = "free"
@@ -99,27 +99,27 @@ class FREE(FourierMethod):
         return (*self._histograms(models, wide), *super().passes_on(subject, models, wide))
 
     @property
-    def filters_each(self) -> bool:
-        return super().filters_each or self.rescale == "released"
+    def tells_each(self) -> bool:
+        return self.rescale == "released"
 
     def _histograms(self, models: Sequence[str], wide: bool) -> tuple[Pass, ...]:
         """The readings after which the whole task vector's largest elements are known."""
         return _quantiles.passes([self.density] * len(models), wide, math.ceil) if self.scope == "global" else ()
 
     def merging(self, models: Sequence[str], subject: Subject | None = None, wide: bool = False) -> Pass:
+        from .. import ops
+
         def sizes(subject: Subject, earlier: Sequence[Statistics]) -> list[int]:
             return self.sizes(subject, models, earlier, wide)
 
-        def ranks(subject: Subject, earlier: Sequence[Statistics]) -> list[list[int]]:
-            return [[] if self.scope == "row" else [size] for size in sizes(subject, earlier)]
-
         def prepare(block: Block, earlier: Sequence[Statistics]) -> Prepared:
+            block.experts = [*self._experts(block, sizes(block.subject, earlier))]
             return self.prepare(block, models, earlier)
 
         merging = super().merging(models, subject, wide)
-        elements = 0 if subject is None else len(models) * math.ceil(self.density * subject.numel)
-        held = merging.held + elements * (10 if wide else 6)
-        return replace(merging, rows=4, ranks=ranks, prepare=prepare, experts=sizes, held=held)
+        n = 0 if subject is None else subject.numel
+        held = merging.held + len(models) * ops.extraction_room(math.ceil(self.density * n), n) * (10 if wide else 6)
+        return replace(merging, rows=4, prepare=prepare, experts=sizes, held=held)
 
     def sizes(self, subject: Subject, models: Sequence[str], earlier: Sequence[Statistics], wide: bool) -> list[int]:
         """Per model how many elements of the tensor its expert keeps; before the statistics are known, about."""
@@ -136,41 +136,36 @@ class FREE(FourierMethod):
         return int(self.density * subject.columns)
 
     def prepare(self, block: Block, models: Sequence[str], earlier: Sequence[Statistics]) -> Prepared:
+        from .. import ops
+
         assert block.base is not None
         assert block.sums is not None
-        experts = [self._expert(block, k) for k in range(len(models))]
-        block.experts = [*experts]
-        for k, expert in enumerate(experts):
+        for k, expert in enumerate(block.experts):
             block.sums[KEPT, k] = magnitude(expert.values)
             block.sums[COUNT, k] = expert.values.numel()
         if self.others == "base" and self.matrices(block.subject) is None:
             block.sums[KEPT] = 0.0
-        elif not isinstance(self.rescale, float):
-            block.sums[BELOW] = block.sums.new_tensor(self._magnitudes(block))
+        elif self.rescale == "paper" or (self.tells_each and self.matrices(block.subject) is None):
+            block.sums[BELOW] = ops.moments(block.base, block.models).magnitude
         return super().prepare(block, models, earlier)
 
-    def _expert(self, block: Block, k: int) -> Expert:
+    def merge(self, block: Block, prepared: Prepared) -> None:
+        super().merge(block, prepared)
+        last = block.start + block.models[0].numel() == block.subject.numel
+        if last and self.tells_each and prepared.filtered is not None:
+            assert block.sums is not None
+            block.sums[BELOW] = block.sums.new_tensor(prepared.filtered.each_magnitude())
+
+    def _experts(self, block: Block, sizes: Sequence[int]) -> list[Expert]:
         """M(τ_k, d) of a whole tensor, in the working type."""
         from .. import ops
 
-        base, model = block.base, block.models[k]
+        base, models = block.base, block.models
         assert base is not None
         if self.scope == "row":
-            return largest_of_rows(base, model, block.subject.columns, self.row_size(block.subject))
-        everything = ops.Cut(0.0, block.subject.numel)
-        (rank,) = block.ranks[k]
-        cut = ops.Cut(math.inf, 0) if rank == 0 else block.cuts[k].get(rank, everything)
-        return ops.extract_topk(base, model, cut=cut, dtype=ops.working_dtype([base, *block.models]))
-
-    def _magnitudes(self, block: Block) -> list[float]:
-        """Σ|G(τ_k)| of a whole tensor, or Σ|τ_k| for rescale="paper"."""
-        from .. import ops
-
-        if self.rescale == "released" and self.matrices(block.subject) is not None:
-            return self.magnitudes(block)
-        assert block.base is not None
-        found: list[float] = ops.moments(block.base, block.models).magnitude.tolist()
-        return found
+            row = self.row_size(block.subject)
+            return [largest_of_rows(base, model, block.subject.columns, row) for model in models]
+        return ops.extract_largest(base, models, sizes)
 
     def results(self, statistics: Sequence[Statistics]) -> dict[str, list[float]]:
         return super().results(statistics) | {"scales": self.scales(statistics)}

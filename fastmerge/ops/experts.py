@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from .. import dispatch
 from ..arrays import takes_arrays
 from ..errors import InputError
-from ._arguments import _check, _check_buffer, _Flat, _flat
+from ._arguments import _check, _check_buffer, _Flat, _flat, _flat_all, _numbered, working_dtype
 from .records import BLOCK
 from .results import Cut, Expert
-from .selection import kth_magnitude
+from .selection import _check_ranks, kth_magnitude
 
 if TYPE_CHECKING:
     import torch
@@ -52,6 +52,51 @@ def extract_topk(
     if found > offsets.numel():
         found, offsets, values = extract(cut, found)
     return Expert(counts, offsets[:found], values[:found])
+
+
+def extraction_room(k: int, n: int) -> int:
+    """How many elements extract_largest has room for while it looks for the k largest of n."""
+    return min(n, 2 * k + BLOCK)
+
+
+@takes_arrays()
+def extract_largest(
+    base: Tensor, models: Sequence[Tensor], ks: Sequence[int], *, backend: str | None = None
+) -> list[Expert]:
+    """extract_topk of ks[k] elements of every model, in the working type: in one reading of all, where there is a kernel.
+
+    There may be fewer than that where there are NaN, which are never among them; how many may depend on the backend.
+    """
+    import torch
+
+    if len(ks) != len(models):
+        raise InputError(f"extract_largest: {len(models)} models need as many ks, there are {len(ks)}")
+    _check("extract_largest", {"base": base, **_numbered(models)})
+    wide, n = working_dtype([base, *models]), base.numel()
+    _check_ranks([[k] for k in ks], len(models), n)
+    found: list[Expert | None] = [None for _ in ks]
+    device = base.device.type
+    if backend in (None, "native") and dispatch.why_not("extract_largest", "native", device) is None:
+        rooms = [extraction_room(k, n) for k in ks]
+        experts = [
+            Expert(
+                base.new_empty(-(-n // BLOCK), dtype=torch.int32),
+                base.new_empty(room, dtype=torch.uint16),
+                base.new_empty(room, dtype=wide),
+            )
+            for room in rooms
+        ]
+        kernel = dispatch.choose("extract_largest", device, "native")
+        done = kernel(_flat(base), _flat_all(models), list(ks), experts)
+        found = [
+            Expert(own.counts, own.offsets[:k], own.values[:k]) if ok else None
+            for own, k, ok in zip(experts, ks, done, strict=True)
+        ]
+    left = [k for k, own in enumerate(found) if own is None]
+    cuts = kth_magnitude(base, [models[k] for k in left], [[ks[k]] for k in left], backend=backend) if left else []
+    for k, (cut,) in zip(left, cuts, strict=True):
+        found[k] = extract_topk(base, models[k], cut=cut, dtype=wide, backend=backend)
+    return [own for own in found if own is not None]
 
 
 @takes_arrays("theta")

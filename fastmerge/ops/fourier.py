@@ -91,7 +91,8 @@ class Filtered:
     """highpass_merge in pieces: Σ_k w_k · τ_k filtered, of which `write` merges any elements, to the bits of the whole.
 
     base and models: [..., H, W], and as they are until the last piece; limits: the filter. Between two pieces it holds
-    the transforms of one matrix; in order they cost least.
+    the transforms of one matrix; in order they cost least. `each`: filter every model on its own, which costs K filters
+    and no more for `each_magnitude`; the sum is that of what is filtered.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class Filtered:
         weights: Sequence[float],
         limits: Cutoff,
         *,
+        each: bool = False,
         backend: str | None = None,
     ) -> None:
         if len(weights) != len(models):
@@ -110,7 +112,9 @@ class Filtered:
         self.like = base
         kernel = dispatch.choose("Filtered", base.device.type, backend)
         first, *others = (_flat(t).view(-1, h, w) for t in (base, *models))
-        self._filtered = kernel(first, others, list(map(float, weights)), limits.convention, limits.limit(h, w))
+        limit = limits.limit(h, w)
+        self._filtered = kernel(first, others, list(map(float, weights)), limits.convention, limit, each)
+        self._each = each
 
     def write(self, start: int, out: Tensor, *, scale: float = 1.0, as_delta: bool = False) -> int:
         """Merge out's elements, of which the first is number `start` in C order; returns its non-finite ones.
@@ -124,6 +128,12 @@ class Filtered:
                 f"not {list(out.shape)}"
             )
         return self._filtered.write(start, float(scale), as_delta, out.detach())  # type: ignore[no-any-return]
+
+    def each_magnitude(self) -> list[float]:
+        """Σ|G(τ_k)| of every model, in float64, once every element is written; needs `each`."""
+        if not self._each:
+            raise InputError("Filtered: the models were filtered together; pass each=True for their magnitudes")
+        return list(self._filtered.each_magnitude())
 
     @staticmethod
     def magnitudes(

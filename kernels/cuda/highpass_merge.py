@@ -80,8 +80,15 @@ class Filtered:
     """As the reference's. Small matrices go through in groups, of which the last one begun keeps its panel."""
 
     def __init__(
-        self, base: Tensor | None, models: Sequence[Tensor], weights: Sequence[float], convention: str, limit: int
+        self,
+        base: Tensor | None,
+        models: Sequence[Tensor],
+        weights: Sequence[float],
+        convention: str,
+        limit: int,
+        each: bool = False,
     ) -> None:
+        self.inputs = base, models, convention, limit
         self.models = [model.view(-1) for model in models]
         self.base = None if base is None else base.view(-1)
         self.real = working_dtype([*models, *([] if base is None else [base])])
@@ -122,8 +129,12 @@ class Filtered:
                         )
         return int(torch.cat(bad).sum()) if bad else 0
 
+    def each_magnitude(self) -> list[float]:
+        """As the reference's."""
+        return self.magnitudes(*self.inputs)
+
     @staticmethod
-    def magnitudes(base: Tensor, models: Sequence[Tensor], convention: str, limit: int) -> list[float]:
+    def magnitudes(base: Tensor | None, models: Sequence[Tensor], convention: str, limit: int) -> list[float]:
         """As the reference's."""
         filtered = torch.empty(base.numel(), dtype=working_dtype([base, *models]), device=base.device)
         found = []

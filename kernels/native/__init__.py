@@ -251,6 +251,16 @@ def extract_topk(
     )
 
 
+def extract_largest(
+    base: Tensor, models: Sequence[Tensor], ks: Sequence[int], rooms: Sequence[tuple[Tensor, Tensor, Tensor]]
+) -> list[int]:
+    given = [
+        (k, offsets.numel(), counts.data_ptr(), offsets.data_ptr(), values.data_ptr())
+        for k, (counts, offsets, values) in zip(ks, rooms, strict=True)
+    ]
+    return _native.extract_largest(base.numel(), base.data_ptr(), DTYPES[base.dtype], *_models(models), given)
+
+
 def scatter_add(theta: Tensor, counts: Tensor, offsets: Tensor, values: Tensor, scale: float) -> bool:
     expert = _expert(counts, offsets, values)
     dtypes = DTYPES[theta.dtype], DTYPES[values.dtype]

@@ -160,6 +160,14 @@ def extract_topk(
 ) -> int: ...
 
 # An expert is (counts, their number, offsets, their number, values).
+def extract_largest(
+    n: int,
+    base: int,
+    base_dtype: int,
+    models: Sequence[int],
+    dtypes: Sequence[int],
+    rooms: Sequence[tuple[int, int, int, int, int]],
+) -> list[int]: ...
 def scatter_add(
     n: int, theta: int, theta_dtype: int, expert: tuple[int, int, int, int, int], values_dtype: int, scale: float
 ) -> bool: ...
@@ -207,6 +215,27 @@ class Filter:
         out: int,
         out_dtype: int,
         streaming: bool,
+    ) -> int: ...
+    @staticmethod
+    def forward_each(
+        filters: Sequence[Filter], base: int, base_dtype: int, models: Sequence[int], dtypes: Sequence[int]
+    ) -> None: ...
+    @staticmethod
+    def back_each(
+        filters: Sequence[Filter],
+        base: int,
+        base_dtype: int,
+        models: Sequence[int],
+        dtypes: Sequence[int],
+        weights: Sequence[float],
+        scale: float,
+        as_delta: bool,
+        start: int,
+        stop: int,
+        out: int,
+        out_dtype: int,
+        streaming: bool,
+        magnitudes: int,
     ) -> int: ...
     @staticmethod
     def magnitudes(

@@ -10,6 +10,17 @@ namespace fm {
 int64_t extract(const Args &, int64_t n, double magnitude, int64_t index, int32_t *counts, uint16_t *offsets,
                 const Out &values, int64_t room);
 
+// Where the largest elements of a model go: how many of each block, offsets, and values of the working type.
+struct Largest {
+    int64_t k, room;
+    int32_t *counts;
+    uint16_t *offsets;
+    void *values;
+};
+// The k largest elements of each model (of equal ones the first; NaN are not among them) in one reading, where a sample
+// tells from about which magnitude on they are, and `room` is enough for what is above that. Returns 1 for those found, else 0.
+std::vector<int> extract_largest(const Args &, int64_t n, const std::vector<Largest> &);
+
 // The elements of an expert: how many each of `blocks` has, and all k offsets.
 struct Elements {
     const char *counts;

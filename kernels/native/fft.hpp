@@ -2,6 +2,8 @@
 // no step needs a shuffle. Mixed radix, decimated in time, depth first: short transforms stay in the first-level cache.
 // Lengths with a large prime factor go through a cyclic convolution of another length (Bluestein 1970).
 #pragma once
+#include <type_traits>
+
 #include "lanes.hpp"
 
 namespace fm::FM_ISA {
@@ -61,14 +63,16 @@ template <class W> [[gnu::always_inline]] static inline void dft_odd(Complex<W> 
     for (int j = 0; j < p; ++j) x[j] = y[j];
 }
 
-// The last step: r transforms of every r-th part, of m numbers each, lie in `out` one after the other.
-template <int R, class W> [[gnu::noinline]] static void merge_parts(Complex<W> *out, int64_t m, const W *twiddles) {
+// The last step: r transforms of every r-th part, of m numbers each, lie in `out` one after the other. Of the r parts of the
+// result only the first E and the last E are computed.
+template <int R, int E, class W> [[gnu::noinline]] static void merge_parts(Complex<W> *out, int64_t m, const W *twiddles) {
     for (int64_t k = 0; k < m; ++k, twiddles += 2 * (R - 1)) {
         Complex<W> x[R];
         x[0] = out[k];
         for (int j = 1; j < R; ++j) x[j] = out[k + j * m].times(twiddles + 2 * (j - 1));
         dft(x);
-        for (int j = 0; j < R; ++j) out[k + j * m] = x[j];
+        for (int j = 0; j < R; ++j)
+            if (j < E || j >= R - E) out[k + j * m] = x[j];
     }
 }
 template <int P, class W>
@@ -83,12 +87,13 @@ template <int P, class W>
     }
 }
 
-// `count` transforms of r numbers, a stride apart: the first begins at in, the next at in + 1 step, …
-template <int R, class W>
+// `count` transforms of r numbers, a stride apart: the first begins at in, the next at in + 1 step, … Of the r numbers only
+// the first E and the last E are not zero.
+template <int R, int E, class W>
 [[gnu::noinline]] static void leaves(const Complex<W> *in, int64_t step, int count, int64_t stride, Complex<W> *out) {
     for (int i = 0; i < count; ++i, in += step, out += R) {
         Complex<W> x[R];
-        for (int j = 0; j < R; ++j) x[j] = in[j * stride];
+        for (int j = 0; j < R; ++j) x[j] = j < E || j >= R - E ? in[j * stride] : Complex<W>{};
         dft(x);
         for (int j = 0; j < R; ++j) out[j] = x[j];
     }
@@ -105,33 +110,57 @@ template <int P, class W>
     }
 }
 
+// Calls body with E, which is `ends` where fewer than all r parts are within that of both ends.
+template <int R, class Body> static inline void by_ends(int64_t ends, Body body) {
+    if constexpr (R >= 4)
+        if (ends <= 1) return body(std::integral_constant<int, 1>());
+    if constexpr (R >= 8) {
+        if (ends == 2) return body(std::integral_constant<int, 2>());
+        if (ends == 3) return body(std::integral_constant<int, 3>());
+    }
+    body(std::integral_constant<int, R / 2>());
+}
+
 template <class W> class Fft {
   public:
     // `work`: what a convolution needs, twice the numbers of its own transform
     Fft(const Transform &t, void *work) : t_(t), work_(static_cast<Complex<W> *>(work)) {}
 
     // Σ_m in_m · exp(−2πi·km / n) for every k; in and out are not the same.
-    void operator()(const Complex<W> *in, Complex<W> *out) const {
+    void operator()(const Complex<W> *in, Complex<W> *out) const { (*this)(in, out, t_.n, t_.n); }
+    // The same where numbers are given and wanted only less than so far from both ends (cyclically, from the first one):
+    // others may be taken for zero, and left out.
+    void operator()(const Complex<W> *in, Complex<W> *out, int64_t given, int64_t wanted) const {
         if (t_.inner) return convolve(in, out);
         if (t_.levels == 0) *out = *in;
-        else if (t_.levels == 1) bottom(0, in, 0, 1, 1, out);
-        else level(0, t_.n, in, 1, out);
+        else if (t_.levels == 1) bottom(0, in, 0, 1, 1, out, given);
+        else level(0, t_.n, in, 1, out, given, wanted);
+    }
+    // How far from both ends numbers are read, where as far as `given` they are not zero.
+    int64_t reads(int64_t given) const {
+        const int r = t_.levels ? t_.radix[t_.levels - 1] : 1;
+        const int64_t part = t_.n / r, ends = ends_of(given, part);
+        return t_.inner || r % 4 || 2 * ends >= r ? t_.n : ends * part;
     }
 
   private:
     const W *table(int i) const { return static_cast<const W *>(t_.tables) + t_.offset[i]; }
+    static int64_t ends_of(int64_t numbers, int64_t part) { return (numbers + part - 1) / part; }
 
-    void level(int i, int64_t n, const Complex<W> *in, int64_t stride, Complex<W> *out) const {
+    void level(int i, int64_t n, const Complex<W> *in, int64_t stride, Complex<W> *out, int64_t given, int64_t wanted) const {
         const int r = t_.radix[i];
         const int64_t m = n / r;
-        if (i + 2 == t_.levels) bottom(i + 1, in, stride, r, stride * r, out);
+        if (i + 2 == t_.levels) bottom(i + 1, in, stride, r, stride * r, out, given);
         else
-            for (int j = 0; j < r; ++j) level(i + 1, m, in + j * stride, stride * r, out + j * m);
+            for (int j = 0; j < r; ++j) level(i + 1, m, in + j * stride, stride * r, out + j * m, given, m);
         const W *roots = table(i), *twiddles = roots + (r % 2 ? 2 * r : 0);
+        const auto parts = [&]<int R>(std::integral_constant<int, R>) {
+            by_ends<R>(ends_of(wanted, m), [&]<int E>(std::integral_constant<int, E>) { merge_parts<R, E>(out, m, twiddles); });
+        };
         switch (r) {
-            case 2: return merge_parts<2>(out, m, twiddles);
-            case 4: return merge_parts<4>(out, m, twiddles);
-            case 8: return merge_parts<8>(out, m, twiddles);
+            case 2: return parts(std::integral_constant<int, 2>());
+            case 4: return parts(std::integral_constant<int, 4>());
+            case 8: return parts(std::integral_constant<int, 8>());
             case 3: return merge_odd<3>(out, m, 3, roots, twiddles);
             case 5: return merge_odd<5>(out, m, 5, roots, twiddles);
             case 7: return merge_odd<7>(out, m, 7, roots, twiddles);
@@ -140,11 +169,15 @@ template <class W> class Fft {
             default: return merge_odd<0>(out, m, r, roots, twiddles);
         }
     }
-    void bottom(int i, const Complex<W> *in, int64_t step, int count, int64_t stride, Complex<W> *out) const {
+    void bottom(int i, const Complex<W> *in, int64_t step, int count, int64_t stride, Complex<W> *out, int64_t given) const {
+        const auto even = [&]<int R>(std::integral_constant<int, R>) {
+            by_ends<R>(ends_of(given, stride),
+                       [&]<int E>(std::integral_constant<int, E>) { leaves<R, E>(in, step, count, stride, out); });
+        };
         switch (const int r = t_.radix[i]; r) {
-            case 2: return leaves<2>(in, step, count, stride, out);
-            case 4: return leaves<4>(in, step, count, stride, out);
-            case 8: return leaves<8>(in, step, count, stride, out);
+            case 2: return even(std::integral_constant<int, 2>());
+            case 4: return even(std::integral_constant<int, 4>());
+            case 8: return even(std::integral_constant<int, 8>());
             case 3: return leaves_odd<3>(in, step, count, stride, out, 3, table(i));
             case 5: return leaves_odd<5>(in, step, count, stride, out, 5, table(i));
             case 7: return leaves_odd<7>(in, step, count, stride, out, 7, table(i));

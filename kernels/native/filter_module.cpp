@@ -58,6 +58,9 @@ struct Scratch {
     std::unique_ptr<void, Free> memory;
 };
 
+class Filter;
+using Filters = std::vector<Filter *>;
+
 class Filter {
   public:
     Filter(int64_t h, int64_t w, bool wide, int64_t first, int64_t columns, bool subtract, int64_t middle, uintptr_t reaches,
@@ -77,38 +80,40 @@ class Filter {
                  double scale, bool as_delta, int64_t start, int64_t stop, uintptr_t out, int out_dtype, bool streaming) {
         Call call(*this, base, base_dtype, models, dtypes, weights);
         call.come_back(*this);
-        call.args.scale = scale, call.args.as_delta = as_delta;
-        call.args.out = {pointer<void>(out), out_dtype}, call.args.streaming = streaming;
-        const int64_t size = s_.lanes() * s_.w, first = start / size;
-        std::vector<int64_t> nonfinite((stop + size - 1) / size - first);
-        each(int64_t(nonfinite.size()), [&](int64_t i, void *work) {
-            nonfinite[i] = FM_KERNEL(filter_back)(call.args, s_, first + i, start, stop, work, nullptr);
+        call.writes(scale, as_delta, out, out_dtype, streaming);
+        return blocks(start, stop, [&](int64_t block, void *work) {
+            return FM_KERNEL(filter_back)(call.args, s_, block, start, stop, work);
         });
-        int64_t all = 0;
-        for (int64_t own : nonfinite) all += own;
-        return all;
     }
-    // Σ|G(τ_k)| of each model, given as many filters. They take a block by turns, while it is in the cache.
-    static std::vector<double> magnitudes(const std::vector<Filter *> &filters, uintptr_t base, int base_dtype,
-                                          const Addresses &models, const Dtypes &dtypes) {
-        const size_t count = filters.size();
+    // Given as many filters as models, each filters its own. They take a block by turns, while it is in the cache.
+    static void forward_each(const Filters &filters, uintptr_t base, int base_dtype, const Addresses &models, const Dtypes &dtypes) {
+        Calls(filters, base, base_dtype, models, dtypes).transform(filters);
+    }
+    // The same, and Σ|G(τ_k)| of each.
+    static std::vector<double> magnitudes(const Filters &filters, uintptr_t base, int base_dtype, const Addresses &models,
+                                          const Dtypes &dtypes) {
+        Calls calls(filters, base, base_dtype, models, dtypes);
+        calls.transform(filters);
+        calls.come_back(filters);
         const Spectrum &s = filters[0]->s_;
-        std::vector<Call> calls;
-        std::vector<const Args *> args;
-        calls.reserve(count);
-        for (size_t k = 0; k < count; ++k) {
-            calls.emplace_back(*filters[k], base, base_dtype, Addresses{models[k]}, Dtypes{dtypes[k]}, Weights{1.0});
-            args.push_back(&calls[k].args);
-        }
-        transform_all(filters, args);
-        for (size_t k = 0; k < count; ++k) calls[k].come_back(*filters[k]);
+        const size_t count = filters.size();
+        const Weights weights(count, 1.0);
+        Call call(*filters[0], base, base_dtype, models, dtypes, weights);
         std::vector<double> sums(s.blocks() * count), all(count);
-        filters[0]->each(s.blocks(), [&](int64_t block, void *work) {
-            for (size_t k = 0; k < count; ++k)
-                FM_KERNEL(filter_back)(*args[k], filters[k]->s_, block, 0, s.h * s.w, work, &sums[block * count + k]);
-        });
+        calls.back(filters, call, 0, s.h * s.w, sums.data());
         for (size_t i = 0; i < sums.size(); ++i) all[i % count] += sums[i];
         return all;
+    }
+    // After forward_each: back of the weighted sum, and `magnitudes` [blocks, models] of the blocks that it goes over.
+    static int64_t back_each(const Filters &filters, uintptr_t base, int base_dtype, const Addresses &models, const Dtypes &dtypes,
+                             const Weights &weights, double scale, bool as_delta, int64_t start, int64_t stop, uintptr_t out,
+                             int out_dtype, bool streaming, uintptr_t magnitudes) {
+        Calls calls(filters, base, base_dtype, models, dtypes);
+        calls.come_back(filters);
+        Call call(*filters[0], base, base_dtype, models, dtypes, weights);
+        call.come_back(*filters[0]);
+        call.writes(scale, as_delta, out, out_dtype, streaming);
+        return calls.back(filters, call, start, stop, pointer<double>(magnitudes));
     }
 
   private:
@@ -128,6 +133,10 @@ class Filter {
             args.wide = filter.s_.wide;
             args.out.dtype = args.wide ? F64 : F32;
         }
+        void writes(double scale, bool as_delta, uintptr_t out, int out_dtype, bool streaming) {
+            args.scale = scale, args.as_delta = as_delta;
+            args.out = {pointer<void>(out), out_dtype}, args.streaming = streaming;
+        }
         // Where all that is kept comes back, v takes no part; where nothing is kept, times zero, so that what is not
         // finite is seen.
         void come_back(const Filter &filter) {
@@ -137,7 +146,34 @@ class Filter {
         }
     };
 
-    static void transform_all(const std::vector<Filter *> &filters, const std::vector<const Args *> &args) {
+    // Of one model each.
+    struct Calls {
+        std::vector<Call> calls;
+
+        Calls(const Filters &filters, uintptr_t base, int base_dtype, const Addresses &models, const Dtypes &dtypes) {
+            calls.reserve(filters.size());
+            for (size_t k = 0; k < filters.size(); ++k)
+                calls.emplace_back(*filters[k], base, base_dtype, Addresses{models[k]}, Dtypes{dtypes[k]}, Weights{1.0});
+        }
+        void transform(const Filters &filters) const {
+            std::vector<const Args *> args;
+            for (const Call &call : calls) args.push_back(&call.args);
+            transform_all(filters, args);
+        }
+        void come_back(const Filters &filters) {
+            for (size_t k = 0; k < calls.size(); ++k) calls[k].come_back(*filters[k]);
+        }
+        int64_t back(const Filters &filters, const Call &merged, int64_t start, int64_t stop, double *magnitudes) const {
+            std::vector<Filtering> each;
+            for (size_t k = 0; k < calls.size(); ++k) each.push_back({&filters[k]->s_, &calls[k].args});
+            return filters[0]->blocks(start, stop, [&](int64_t block, void *work) {
+                return FM_KERNEL(filter_back_each)(merged.args, each.data(), int(each.size()), block, start, stop, work,
+                                                   magnitudes + block * each.size());
+            });
+        }
+    };
+
+    static void transform_all(const Filters &filters, const std::vector<const Args *> &args) {
         const Spectrum &s = filters[0]->s_;
         const int64_t count = int64_t(filters.size());
         if (!s.columns) return;
@@ -158,11 +194,20 @@ class Filter {
         }
         return t;
     }
+    // The sum of body(block, work) for the blocks that elements start … stop are in.
+    template <class Body> int64_t blocks(int64_t start, int64_t stop, Body body) {
+        const int64_t size = s_.lanes() * s_.w, first = start / size;
+        std::vector<int64_t> found((stop + size - 1) / size - first);
+        each(int64_t(found.size()), [&](int64_t i, void *work) { found[i] = body(first + i, work); });
+        int64_t all = 0;
+        for (int64_t own : found) all += own;
+        return all;
+    }
     // Calls body(i, work) for i = 0 … count − 1, on all threads.
     template <class Body> void each(int64_t count, Body body) {
         nb::gil_scoped_release release;
         const auto convolution = [](const Transform &t) { return t.inner ? 2 * t.inner->n : 0; };
-        const int64_t numbers = std::max(s_.block_vectors() + convolution(s_.along), s_.h + convolution(s_.across));
+        const int64_t numbers = std::max(3 * s_.block_vectors() / 2 + convolution(s_.along), s_.h + convolution(s_.across));
         Workspaces<Scratch> all(count, [&] { return Scratch(2 * VECTOR * numbers); });
         parallel_for(count, [&](int64_t i) { all.with([&](Scratch &scratch) { body(i, scratch.memory.get()); }); });
     }
@@ -179,6 +224,8 @@ void bind_filter(nb::module_ &m) {
                       const Described &, uintptr_t>())
         .def("forward", &Filter::forward)
         .def("back", &Filter::back)
+        .def_static("forward_each", &Filter::forward_each)
+        .def_static("back_each", &Filter::back_each)
         .def_static("magnitudes", &Filter::magnitudes);
 }
 

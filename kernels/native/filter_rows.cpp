@@ -120,18 +120,55 @@ template <class T> class Merger {
     alignas(64) W moved_[STRIP];
 };
 
-int64_t filter_back(const Args &a, const Spectrum &s, int64_t block, int64_t start, int64_t stop, void *work,
-                    double *magnitude) {
+// What came back of a block, row by row.
+template <class T> static void come_back(const Spectrum &s, int64_t block, const Rows<Wide<T>> &rows) {
+    if (s.columns) panel_to_rows(s, block, rows), turn_into_rows<T>(s, rows);
+}
+
+int64_t filter_back(const Args &a, const Spectrum &s, int64_t block, int64_t start, int64_t stop, void *work) {
     const Inputs inputs(a);
     return by_type(inputs, a.wide, [&]<class T>(T, bool direct) -> int64_t {
         const Rows<Wide<T>> rows(s, work);
-        if (s.columns) panel_to_rows(s, block, rows), turn_into_rows<T>(s, rows);
+        come_back<T>(s, block, rows);
         Merger<T> merger(a, inputs, direct, start, stop);
         int64_t nonfinite = 0;
         each_strip<Wide<T>>(s, block, [&](int r, int64_t x, int n, int64_t begin) {
-            const auto *filtered = s.columns ? rows.row(s, r) + x : nullptr;
-            if (magnitude) *magnitude += merger.magnitude(begin, n, filtered);
-            else nonfinite += merger.merge(begin, n, filtered);
+            nonfinite += merger.merge(begin, n, s.columns ? rows.row(s, r) + x : nullptr);
+        });
+        fence();
+        return nonfinite;
+    });
+}
+
+int64_t filter_back_each(const Args &a, const Filtering *each, int count, int64_t block, int64_t start, int64_t stop,
+                         void *work, double *magnitudes) {
+    const Spectrum &s = *each[0].spectrum;
+    Args all = a;
+    all.models_count = count;
+    const Inputs inputs(all);
+    return by_type(inputs, a.wide, [&]<class T>(T, bool direct) -> int64_t {
+        using W = Wide<T>;
+        const Rows<W> rows(s, work);
+        for (int k = 0; k < count; ++k) {
+            come_back<T>(*each[k].spectrum, block, rows);
+            const Inputs own(*each[k].args);
+            Merger<T> merger(*each[k].args, own, direct, 0, s.h * s.w);
+            magnitudes[k] = 0;
+            const W weight = W(all.weights[k]);
+            each_strip<W>(s, block, [&](int r, int64_t x, int n, int64_t begin) {
+                const W *filtered = rows.row(s, r) + x;
+                magnitudes[k] += merger.magnitude(begin, n, s.columns ? filtered : nullptr);
+                if (!s.columns || !a.out.data) return;
+                W *sum = rows.sum_row(s, r) + x;
+                for (int i = 0; i < whole_pairs(n); ++i) sum[i] = k ? sum[i] + weight * filtered[i] : weight * filtered[i];
+            });
+        }
+        if (!a.out.data) return 0;
+        const Inputs merged(a);
+        Merger<T> merger(a, merged, direct, start, stop);
+        int64_t nonfinite = 0;
+        each_strip<W>(s, block, [&](int r, int64_t x, int n, int64_t begin) {
+            nonfinite += merger.merge(begin, n, s.columns ? rows.sum_row(s, r) + x : nullptr);
         });
         fence();
         return nonfinite;

@@ -10,6 +10,7 @@ Neither v nor a full spectrum is ever stored.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 
 import torch
@@ -21,6 +22,7 @@ from .transform import Transform, roots, transform
 
 INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
 LANES = {torch.float32: 8, torch.float64: 4}  # columns of the panel that lie side by side
+Matrix = tuple[int, int, list[int], list[int]]  # addresses and dtypes of base and models
 STREAMING = 1 << 20  # bytes of output from which on it is written past the cache
 
 
@@ -39,15 +41,27 @@ def highpass_merge(
 
 
 class Filtered:
-    """As the reference's: the back sweep goes over what is asked for, the others over its matrix when it is begun."""
+    """As the reference's: the back sweep goes over what is asked for, the others over its matrix when it is begun.
+
+    Where each model is filtered on its own, the weighted sum is that of what comes back of each.
+    """
 
     def __init__(
-        self, base: Tensor | None, models: Sequence[Tensor], weights: Sequence[float], convention: str, limit: int
+        self,
+        base: Tensor | None,
+        models: Sequence[Tensor],
+        weights: Sequence[float],
+        convention: str,
+        limit: int,
+        each: bool = False,
     ) -> None:
         self.base, self.models, self.weights = base, models, list(weights)
-        _, h, w = models[0].shape
-        self.held = _Held(Bins(h, w, convention, limit), _real(base, models))
-        self.entered = -1  # the matrix that the panel is of
+        matrices, h, w = models[0].shape
+        bins, real = Bins(h, w, convention, limit), _real(base, models)
+        self.held = [_Held(bins, real) for _ in (models if each else models[:1])]
+        self.filters = [own.filter for own in self.held]
+        self.found = torch.zeros(matrices, -(-h // LANES[real]), len(models), dtype=torch.float64) if each else None
+        self.entered = -1  # the matrix that the panels are of
 
     def write(self, start: int, scale: float, as_delta: bool, out: Tensor) -> int:
         """As the reference's."""
@@ -55,15 +69,28 @@ class Filtered:
         streaming = out.numel() * out.element_size() >= STREAMING
         for i in range(start // size, -(-stop // size)):
             begin, end = max(start, i * size), min(stop, (i + 1) * size)
-            merged, inputs = out[begin - start : end - start], (*_matrix(self.base, self.models, i), self.weights)
+            merged, matrix = out[begin - start : end - start], _matrix(self.base, self.models, i)
             if i != self.entered:
-                self.held.filter.forward(*inputs)
+                self._enter(matrix)
                 self.entered = i
             piece = begin - i * size, end - i * size
-            nonfinite += self.held.filter.back(
-                *inputs, scale, as_delta, *piece, merged.data_ptr(), DTYPES[merged.dtype], streaming
-            )
+            given = (*matrix, self.weights, scale, as_delta, *piece, merged.data_ptr(), DTYPES[merged.dtype], streaming)
+            if self.found is None:
+                nonfinite += self.filters[0].back(*given)
+            else:
+                nonfinite += _native.Filter.back_each(self.filters, *given, self.found[i].data_ptr())
         return nonfinite
+
+    def _enter(self, matrix: Matrix) -> None:
+        if self.found is None:
+            self.filters[0].forward(*matrix, self.weights)
+        else:
+            _native.Filter.forward_each(self.filters, *matrix)
+
+    def each_magnitude(self) -> list[float]:
+        """As the reference's."""
+        assert self.found is not None
+        return [math.fsum(own) for own in self.found.view(-1, len(self.models)).T.tolist()]
 
     @staticmethod
     def magnitudes(base: Tensor, models: Sequence[Tensor], convention: str, limit: int) -> list[float]:
@@ -108,7 +135,7 @@ class _Held:
 @functools.lru_cache(maxsize=32)
 def _columns(bins: Bins, first: int, count: int, real: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """Of the panel's columns: how far bins and their mirror images are kept, and exp(−2πi·x / w)."""
-    columns, filled = range(first, first + count), [-1] * (-count % LANES[real])
+    columns, filled = range(first, first + count), [bins.h] * (-count % LANES[real])
     own, mirrored = (
         torch.tensor([bins.reach(sign * x) for x in columns] + filled, dtype=INTEGERS[real]) for sign in (1, -1)
     )
@@ -120,7 +147,7 @@ def _real(base: Tensor | None, models: Sequence[Tensor]) -> torch.dtype:
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
-def _matrix(base: Tensor | None, models: Sequence[Tensor], i: int) -> tuple[int, int, list[int], list[int]]:
+def _matrix(base: Tensor | None, models: Sequence[Tensor], i: int) -> Matrix:
     return *_base(None if base is None else base[i]), *_models([model[i] for model in models])
 
 

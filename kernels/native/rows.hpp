@@ -7,14 +7,17 @@ namespace fm::FM_ISA {
 static inline int64_t whole_pairs(int64_t n) { return (n + 31) / 32 * 32; }
 
 template <class W> struct Rows {
-    Vector<W> *columns, *other;  // of the block; and as much to work with
+    Vector<W> *columns, *other, *sum;  // of the block; and as much to work with, twice
     void *convolution;
 
     Rows(const Spectrum &s, void *work) : columns(static_cast<Vector<W> *>(work)) {
-        other = columns + s.block_vectors(), convolution = other + s.block_vectors();
+        other = columns + s.block_vectors(), sum = other + s.block_vectors(), convolution = sum + s.block_vectors();
     }
-    // Row r, where `other` has them one after the other: whole pairs, and apart so that rows do not share cache sets
-    W *row(const Spectrum &s, int r) const { return reinterpret_cast<W *>(other) + r * (whole_pairs(s.w) + 32); }
+    // Where row r begins in `other` and `sum`, which have them one after the other: whole pairs, and apart so that rows do
+    // not share cache sets
+    static int64_t offset(const Spectrum &s, int r) { return r * (whole_pairs(s.w) + 32); }
+    W *row(const Spectrum &s, int r) const { return reinterpret_cast<W *>(other) + offset(s, r); }
+    W *sum_row(const Spectrum &s, int r) const { return reinterpret_cast<W *>(sum) + offset(s, r); }
 };
 
 // Which vector has column x on its way to the panel, and back from there, where real and imaginary parts are swapped.

@@ -67,6 +67,19 @@ int64_t extract_topk(int64_t n, uintptr_t base, int base_dtype, uintptr_t model,
                    {pointer<void>(values), values_dtype}, room);
 }
 
+// k, room, counts, offsets, values
+using Room = std::tuple<int64_t, int64_t, uintptr_t, uintptr_t, uintptr_t>;
+
+std::vector<int> largest(int64_t n, uintptr_t base, int base_dtype, const Addresses &models, const Dtypes &dtypes,
+                          const std::vector<Room> &rooms) {
+    const Models all(base, base_dtype, models, dtypes);
+    std::vector<Largest> to;
+    for (const auto &[k, room, counts, offsets, values] : rooms)
+        to.push_back({k, room, pointer<int32_t>(counts), pointer<uint16_t>(offsets), pointer<void>(values)});
+    nb::gil_scoped_release release;
+    return extract_largest(all.args, n, to);
+}
+
 using Expert = std::tuple<uintptr_t, int64_t, uintptr_t, int64_t, uintptr_t>;  // counts, blocks, offsets, k, values
 
 Valued valued(const Expert &expert) {
@@ -99,6 +112,7 @@ void bind_selection(nb::module_ &m) {
     m.def("kth_magnitude", &kth_magnitude);
     m.def("rank_drop", &rank_drop);
     m.def("extract_topk", &extract_topk);
+    m.def("extract_largest", &largest);
     m.def("scatter_add", &scatter_add);
     m.def("gather", &gather_from);
     m.def("scatter", &scatter_into);

@@ -1,6 +1,8 @@
 // Blocks of rows, transformed to columns of the panel and back, and the panel's columns filtered. A block has as many rows as
 // a vector has lanes: a vector is a column of the block. Transforms are of pairs of columns as complex numbers; or, of an
 // odd number of columns, of each with an imaginary part of zero.
+#include <algorithm>
+
 #include "fft.hpp"
 #include "rows.hpp"
 
@@ -52,10 +54,16 @@ template <class W> static inline void add_bin(const Spectrum &s, Complex<W> *z, 
     if (x > 0) z[n - x].re -= mirrored.im, z[n - x].im += mirrored.re;
 }
 
+// How far from both ends the columns lie in the rows' transform.
+static inline int64_t ends(const Spectrum &s) {
+    if (s.first == 0) return s.columns;
+    return s.w % 2 ? s.along.n : s.along.n - s.first + 1;
+}
+
 template <class W> void rows_to_panel(const Spectrum &s, int64_t block, const Rows<W> &rows) {
     const int64_t at = block * LANES<W>;
     auto *z = reinterpret_cast<Complex<W> *>(rows.other);
-    Fft<W>(s.along, rows.convolution)(reinterpret_cast<const Complex<W> *>(rows.columns), z);
+    Fft<W>(s.along, rows.convolution)(reinterpret_cast<const Complex<W> *>(rows.columns), z, s.along.n, ends(s));
     const W *unit = static_cast<const W *>(s.units);
     for (int64_t group = 0, x = s.first, end = s.first + s.columns; x < end; ++group) {
         Tile<W> tile;
@@ -70,14 +78,16 @@ template <class W> void rows_to_panel(const Spectrum &s, int64_t block, const Ro
 template <class W> void panel_to_rows(const Spectrum &s, int64_t block, const Rows<W> &rows) {
     const int64_t at = block * LANES<W>;
     auto *z = reinterpret_cast<Complex<W> *>(rows.other);
-    memset(static_cast<void *>(z), 0, s.along.n * sizeof *z);
+    const Fft<W> fft(s.along, rows.convolution);
+    const int64_t n = s.along.n, read = fft.reads(ends(s));
+    memset(static_cast<void *>(z), 0, read * sizeof *z), memset(static_cast<void *>(z + n - read), 0, read * sizeof *z);
     const W *unit = static_cast<const W *>(s.units);
     for (int64_t group = 0, x = s.first, end = s.first + s.columns; x < end; ++group) {
         Tile<W> tile;
         tile.take(s, group, at);
         for (int i = 0; i < LANES<W> && x < end; ++i, ++x, unit += 2) add_bin(s, z, x, {tile.im[i], tile.re[i]}, unit);  // swapped
     }
-    Fft<W>(s.along, rows.convolution)(z, reinterpret_cast<Complex<W> *>(rows.columns));
+    fft(z, reinterpret_cast<Complex<W> *>(rows.columns), ends(s), n);
 }
 
 // What the columns of a group are multiplied with at row y, [lanes].
@@ -91,6 +101,13 @@ template <class W> class Factors {
         memcpy(&mirrored_, static_cast<const char *>(s.mirrored) + offset, VECTOR);
         const double all = (s.w % 2 ? 1.0 : 0.5) / (double(s.h) * double(s.w));
         half_ = W(all / 2), removed_ = s.subtract ? W(all) : 0;
+    }
+    // How far from both ends rows are not multiplied with zero.
+    int64_t ends() const {
+        if (removed_ == 0) return h_;
+        int64_t least = h_;
+        for (int i = 0; i < LANES<W>; ++i) least = std::min({least, int64_t(reach_[i]), int64_t(mirrored_[i])});
+        return std::min(h_, std::max((middle_ - least) / 2, h_ - (middle_ + least) / 2) + 1);
     }
     Vector<W> at(int64_t y) const {
         const auto own = far(y) <= reach_, other = far(y ? h_ - y : 0) <= mirrored_;
@@ -112,12 +129,24 @@ template <class W> static void across(const Spectrum &s, int64_t group, void *wo
     Complex<W> *columns = group_of<W>(s, group), *z = static_cast<Complex<W> *>(work);
     const Fft<W> fft(s.across, z + s.h);
     const Factors<W> factors(s, group);
-    fft(columns, z);
-    for (int64_t y = 0; y < s.h; ++y) {
-        const Vector<W> factor = factors.at(y), re = z[y].re * factor;
-        z[y].re = z[y].im * factor, z[y].im = re;  // the transform of what is swapped so is the inverse, swapped
+    const int64_t ends = factors.ends(), read = fft.reads(ends);
+    fft(columns, z, s.h, ends);
+    const auto filter = [&](int64_t from, int64_t to) {
+        for (int64_t y = from; y < to; ++y) {
+            const Vector<W> factor = factors.at(y), re = z[y].re * factor;
+            z[y].re = z[y].im * factor, z[y].im = re;  // the transform of what is swapped so is the inverse, swapped
+        }
+    };
+    const auto clear = [&](int64_t from, int64_t to) {
+        for (int64_t y = from; y < to; ++y) z[y] = Complex<W>{};
+    };
+    if (2 * ends >= s.h) {
+        filter(0, s.h);
+    } else {
+        const int64_t middle = s.h / 2, after = std::min(read, middle), before = std::max(s.h - read, middle);
+        filter(0, ends), clear(ends, after), clear(before, s.h - ends), filter(s.h - ends, s.h);
     }
-    fft(z, columns);
+    fft(z, columns, ends, s.h);
 }
 void filter_across(const Spectrum &s, int64_t group, void *work) {
     s.wide ? across<double>(s, group, work) : across<float>(s, group, work);

@@ -40,6 +40,12 @@ struct Spectrum {
     int64_t block_vectors() const;  // what a block's rows take, padded
 };
 
+// A filter, and what it is called with.
+struct Filtering {
+    const Spectrum *spectrum;
+    const Args *args;
+};
+
 #define FM_DECLARE(isa)                                                                                             \
     namespace isa {                                                                                                 \
     /* a block of as many rows as a vector has lanes: formed, and transformed into the panel */                     \
@@ -47,9 +53,12 @@ struct Spectrum {
     /* a group of columns: transformed, filtered, and transformed back */                                           \
     void filter_across(const Spectrum &, int64_t group, void *work);                                                \
     /* a block transformed back, and its elements start … stop of the matrix merged into out, whose first is start; \
-       returns those that are not finite. With `magnitude`, Σ|G(v)| of the block in place of the output. */         \
-    int64_t filter_back(const Args &, const Spectrum &, int64_t block, int64_t start, int64_t stop, void *work,     \
-                        double *magnitude);                                                                         \
+       returns those that are not finite */                                                                         \
+    int64_t filter_back(const Args &, const Spectrum &, int64_t block, int64_t start, int64_t stop, void *work);    \
+    /* the same of filters of one model each, whose weighted sum is merged, if there is an out; and Σ|G(τ_k)| of the \
+       block */                                                                                                     \
+    int64_t filter_back_each(const Args &, const Filtering *, int count, int64_t block, int64_t start, int64_t stop, \
+                             void *work, double *magnitudes);                                                       \
     }
 FM_DECLARE(base)
 FM_DECLARE(v3)

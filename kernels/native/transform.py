@@ -42,7 +42,8 @@ def transform(n: int, dtype: torch.dtype) -> Transform:
 
 
 def factors(n: int) -> tuple[int, ...]:
-    """The radices: fours where eights would leave a two, eights, odd primes."""
+    """The radices: eights, and fours where eights would leave a two; odd primes. An eight is first and last, where there
+    are two, since of those steps what is not wanted or zero can be left out."""
     twos = (n & -n).bit_length() - 1
     eights, rest = divmod(twos, 3)
     if rest == 1 and eights:
@@ -57,6 +58,9 @@ def factors(n: int) -> tuple[int, ...]:
         else:
             odd //= prime
             found.append(prime)
+    if found.count(8) > 1:
+        found.remove(8), found.remove(8)
+        found = [8, *found, 8]
     return tuple(found)
 
 

@@ -30,8 +30,15 @@ class Filtered:
     """G(Σ_k w_k · τ_k), which `write` merges piece by piece. All [B, H, W]."""
 
     def __init__(
-        self, base: Tensor, models: Sequence[Tensor], weights: Sequence[float], convention: str, limit: int
+        self,
+        base: Tensor,
+        models: Sequence[Tensor],
+        weights: Sequence[float],
+        convention: str,
+        limit: int,
+        each: bool = False,
     ) -> None:
+        self.inputs = base, models, convention, limit
         self.base = base.view(-1)
         self.delta = torch.empty_like(base, dtype=working_dtype([base, *models]))
         delta_sum(base, models, weights, self.delta)
@@ -48,6 +55,11 @@ class Filtered:
             delta = torch.tensor(scale, dtype=delta.dtype) * delta
         out.copy_(narrow(delta if as_delta else self.base[piece].to(delta.dtype) + delta, out.dtype))
         return int(out.numel() - out.isfinite().sum())
+
+    def each_magnitude(self) -> list[float]:
+        """`magnitudes` of the inputs. Asked for only where `each` is, and all is written; backends may then add them up
+        while they write."""
+        return self.magnitudes(*self.inputs)
 
     @staticmethod
     def magnitudes(base: Tensor, models: Sequence[Tensor], convention: str, limit: int) -> list[float]:

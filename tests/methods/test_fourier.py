@@ -166,13 +166,16 @@ def scale(k: int, taus: dict[str, Array], kept: dict[str, Any], params: dict[str
 
 @pytest.mark.parametrize("case", FREE_CASES)
 def test_free_against_whole_spectra(case: str) -> None:
-    """Backbone as of fr; experts exactly the largest elements; scales as the formulas have them."""
+    """Backbone as of fr, to the bit where the models are filtered together; experts exactly the largest elements; scales
+    as the formulas have them."""
     params = FREE_CASES[case]
     base, models = family()
     result = fm.merge_state_dicts("free", base, models, **params)
     backbone = {n: v for n, v in params.items() if n not in ("scope", "expert_density", "rescale")}
     alone = fm.merge_state_dicts("fr", base, models, **backbone)
-    assert all(torch.equal(result.state_dict[name], alone.state_dict[name]) for name in base)
+    for name in base:
+        error = (result.state_dict[name] - alone.state_dict[name]).abs().max()
+        assert error <= (2e-6 if params.get("rescale", "released") == "released" else 0), name
     density = Fraction(repr(params.get("expert_density", 0.01)))
     weights = list(alone.stats["coefficients"].values())
     for k, (task, model) in enumerate(models.items()):

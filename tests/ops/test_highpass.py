@@ -183,18 +183,33 @@ def test_radices_make_up_a_length(n: int) -> None:
 def test_pieces_and_magnitudes_are_of_the_whole(
     dtypes: tuple[torch.dtype, ...], options: dict[str, Any], backend: str
 ) -> None:
-    """However it is cut, a merge has the same bits; magnitudes are each model's."""
+    """However it is cut, a merge has the same bits; magnitudes are each model's, and are found while merging too."""
     base, *models = (noise((2, 37, 70), dtypes[i % len(dtypes)], i) for i in range(3))
+    limits, weights = Cutoff(**options), [0.5, 0.25]
     whole = partial(ops.highpass_merge, base, backend=backend, **options)
-    filtered = ops.Filtered(base, models, [0.5, 0.25], Cutoff(**options), backend=backend)
-    expected, found = whole(models, [0.5, 0.25]).merged.view(-1), torch.empty_like(base).view(-1)
+    expected = whole(models, weights).merged.view(-1)
+    filtered, apart, at_once = (
+        ops.Filtered(base, models, weights, limits, each=each, backend=backend) for each in (False, True, True)
+    )
+    found, each, all_each = (torch.empty_like(base).view(-1) for _ in range(3))
+    at_once.write(0, all_each)
     for start, stop in ((0, 1), (1, 70), (70, 1000), (1000, 1064), (1064, 4000), (4000, len(found))):
         filtered.write(start, found[start:stop])
+        apart.write(start, each[start:stop])
     assert_same_bits(found, expected, "pieces")
+    assert_same_bits(each, all_each, "pieces, each model filtered")
     wide = ops.working_dtype([base, *models])
+    filtered_each = ops.Filtered(base, models, weights, limits, each=True, backend=backend)
+    delta = torch.empty(base.numel(), dtype=wide)
+    filtered_each.write(0, delta, scale=0.7, as_delta=True)
+    assert_near(delta, 0.7 * whole(models, weights, as_delta=True, dtype=wide).merged.view(-1), torch.stack([m.to(F64) for m in models]), scale=2)
     deltas = [whole([model], as_delta=True, dtype=wide).merged.to(F64) for model in models]
-    magnitudes = ops.Filtered.magnitudes(base, models, Cutoff(**options), backend=backend)
+    magnitudes = ops.Filtered.magnitudes(base, models, limits, backend=backend)
     assert magnitudes == pytest.approx([float(delta.abs().sum()) for delta in deltas], rel=1e-6, abs=0)
+    for own in (apart, at_once, filtered_each):
+        assert own.each_magnitude() == pytest.approx(magnitudes, rel=1e-12, abs=0)
+    with pytest.raises(InputError, match="pass each=True"):
+        filtered.each_magnitude()
 
 
 @pytest.mark.parametrize("backend", CPU)
