@@ -28,7 +28,7 @@ from .identity import backend, digest, input_files, layout_files
 from .publish import Publication
 from .report import Report
 from .run_pass import Progress, run_pass
-from .stream import Source, Target, Work
+from .stream import Source, Target, Work, copy
 
 Run = Callable[[int, list[Tensor], list[Tensor]], None]
 Making = Callable[[TensorInfo], tuple[tuple[Source, ...], Run]]  # of a tensor of the source: what is read, and done
@@ -109,7 +109,7 @@ def _works(contents: Contents, name: str, layout: Layout, making: Making) -> lis
 
 
 def _copy(_: int, sources: list[Tensor], targets: list[Tensor]) -> None:
-    targets[0].copy_(sources[0])
+    copy(sources[0], targets[0])
 
 
 def _modulating(artefact: EmrArtefact, name: str) -> Making:
@@ -140,7 +140,7 @@ def _adding(folder: ExpertsFolder, name: str, inputs: Inputs) -> Making:
         ends = [0, *expert.counts.long().cumsum(0).tolist()]
 
         def add(start: int, sources: list[Tensor], targets: list[Tensor]) -> None:
-            targets[0].copy_(sources[0])
+            copy(sources[0], targets[0])
             ops.scatter_add(targets[0], _within(expert, ends, start, start + targets[0].numel()), scale)
 
         return (Source(info),), add

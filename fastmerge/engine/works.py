@@ -22,7 +22,7 @@ from ..recipe.preflight import TensorPlan
 from .culprit import check_finite
 from .passes import TensorPass
 from .statistics import Kept
-from .stream import Source, Target, Work
+from .stream import Source, Target, Work, copy
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ class Reading:
                 if part.is_floating_point():
                     ops.combine(None, [part], out=stored)
                 else:
-                    stored.copy_(part.view(torch.uint8))
+                    copy(part.view(torch.uint8), stored)
 
         def done() -> list[Tensor]:
             if not pass_.acceptable([output.method.nonfinite == "allow" for output in plan.outputs]):
@@ -168,7 +168,7 @@ class Reading:
                         "integer tensors are not merged and must be equal"
                     )
             for target in targets:
-                target.copy_(sources[0])
+                copy(sources[0], target)
 
         stored = tuple(Source(info) for info in inputs(tensor, plan.method))
         return Work(tensor.numel, stored, (Target(places, tensor.dtype),) if places else (), run)
@@ -185,6 +185,6 @@ def _target(plan: MergePlan, output: Output, kind: Written, tensor: TensorPlan) 
 
 def _copy_of(info: TensorInfo, place: Place) -> Work:
     def run(_: int, sources: list[Tensor], targets: list[Tensor]) -> None:
-        targets[0].copy_(sources[0])
+        copy(sources[0], targets[0])
 
     return Work(info.numel, (Source(info),), (Target((place,), info.dtype),), run)

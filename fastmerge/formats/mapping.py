@@ -10,7 +10,9 @@ import warnings
 from collections import deque
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -46,6 +48,7 @@ class Inputs:
         self._headers = {header.file: header for header in headers}
         self._maps: dict[Path, mmap.mmap] = {}
         self._addresses: dict[Path, int] = {}
+        self._present: dict[Path, np.ndarray[Any, np.dtype[np.bool_]]] = {}  # which pages are mapped
         self._madvise = None
         if sys.platform == "linux":
             self._madvise = ctypes.CDLL(None, use_errno=True).madvise  # releases the GIL, which mmap.madvise does not
@@ -54,6 +57,7 @@ class Inputs:
             with file.open("rb") as stream:
                 self._maps[file] = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
             self._addresses[file] = self.tensor((file, 0, 1), torch.uint8).data_ptr()
+            self._present[file] = np.zeros(-(-len(self._maps[file]) // mmap.PAGESIZE), np.bool_)
         self.check_unchanged()
 
     def check_unchanged(self) -> None:
@@ -99,7 +103,9 @@ class Inputs:
             return
         for file, start, stop in spans:
             first = start - start % mmap.PAGESIZE
-            if stop > first:
+            pages = self._present[file][first // mmap.PAGESIZE : -(-stop // mmap.PAGESIZE)]
+            if stop > first and not (advice == POPULATE_READ and pages.all()):
+                pages[:] = advice == POPULATE_READ
                 self._madvise(self._addresses[file] + first, stop - first, advice)
 
 

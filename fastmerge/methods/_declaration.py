@@ -71,6 +71,7 @@ class Statistics:
     models: int
     sizes: dict[str, int] = field(default_factory=dict)
     sums: dict[str, Tensor] = field(default_factory=dict)
+    _totals: dict[tuple[int, bool, int], list[float]] = field(default_factory=dict, compare=False)
 
     def in_order(self, names: Iterable[str]) -> Statistics:
         """The same, in the order of these tensors, whichever was done first."""
@@ -79,12 +80,15 @@ class Statistics:
 
     def total(self, row: int, *, means: bool = False) -> list[float]:
         """Per model, the sum over tensors (with `means`, of per-tensor means), leaving non-finite tensors out."""
-        finite = [
-            [value / (self.sizes[name] if means else 1) for value in sums[row].tolist()]
-            for name, sums in self.sums.items()
-            if self.sizes[name] and sums.isfinite().all()
-        ]
-        return [math.fsum(sums[k] for sums in finite) for k in range(self.models)]
+        known = row, means, len(self.sums)  # every tensor may ask, and no tensor's sums change
+        if known not in self._totals:
+            finite = [
+                [value / (self.sizes[name] if means else 1) for value in sums[row].tolist()]
+                for name, sums in self.sums.items()
+                if self.sizes[name] and sums.isfinite().all()
+            ]
+            self._totals[known] = [math.fsum(sums[k] for sums in finite) for k in range(self.models)]
+        return self._totals[known]
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,8 @@ from ._declaration import IDLE, Block, Finite, Method, Pass, Remarks, Statistics
 from ._filter import Filter, remarks
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..ops import Filtered
 
 KINDS = ("global", "mean_of_means", "tensor", "sum")
@@ -86,7 +88,7 @@ class FourierMethod(Filter, Method):
         return False
 
     def passes(self, models: Sequence[str], wide: bool = False) -> tuple[Pass, ...]:
-        return (*((Pass(measure, rows=4, statistic="moments"),) if self.measures else ()), self.merging(models))
+        return (*((Pass(measure, rows=2, statistic="magnitudes"),) if self.measures else ()), self.merging(models))
 
     def passes_on(self, subject: Subject, models: Sequence[str], wide: bool = False) -> tuple[Pass, ...]:
         first = (self.measuring(subject),) if self.measures else ()
@@ -95,7 +97,7 @@ class FourierMethod(Filter, Method):
     def measuring(self, subject: Subject) -> Pass:
         """The first reading, of the tensors whose magnitudes count."""
         counts = self.matrices(subject) is not None
-        return Pass(measure, rows=4, statistic="moments") if counts else IDLE
+        return Pass(measure, rows=2, statistic="magnitudes") if counts else IDLE
 
     def merging(self, models: Sequence[str], subject: Subject | None = None, wide: bool = False) -> Pass:
         """The last reading, of a tensor or in general; its first row of sums are the tensor's coefficients."""
@@ -145,13 +147,11 @@ class FourierMethod(Filter, Method):
 
     def coefficients_of(self, block: Block, models: Sequence[str], earlier: Sequence[Statistics]) -> list[float]:
         """λ_k of a whole tensor, rounded to float32 (Zheng & Wang 2025, Eq. 3; E is the mean of magnitudes)."""
-        from .. import ops
-
         if self.coefficients == "sum":
             return [1.0] * len(models)
         if self.coefficients == "tensor":
             assert block.base is not None
-            return shares(ops.moments(block.base, block.models).magnitude.tolist())
+            return shares(absolute_sums(block.base, block.models).tolist())
         if self.measures:
             return shares(earlier[-1].total(0, means=self.coefficients == "mean_of_means"))
         return [single(own) for own in of_models(self.coefficients, models)]
@@ -165,11 +165,16 @@ class FourierMethod(Filter, Method):
 
 
 def measure(block: Block, _: Sequence[Statistics]) -> None:
-    """Sum up magnitudes."""
+    """Sum up magnitudes, in the first row."""
+    assert block.base is not None
+    absolute_sums(block.base, block.models, block.sums)
+
+
+def absolute_sums(base: Tensor, models: Sequence[Tensor], sums: Tensor | None = None) -> Tensor:
+    """Σ|τ_k| in float64."""
     from .. import ops
 
-    assert block.base is not None
-    ops.moments(block.base, block.models, sums=block.sums)
+    return ops.kept_sums(base, models, ops.Kept(), sums=sums).magnitude
 
 
 def shares(magnitudes: Sequence[float]) -> list[float]:

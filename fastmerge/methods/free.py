@@ -12,7 +12,7 @@ from pydantic import Field, PlainValidator, WithJsonSchema
 
 from . import _quantiles
 from ._declaration import Block, Pass, Statistics, Subject, exact
-from ._fourier import FourierMethod, Prepared, single
+from ._fourier import FourierMethod, Prepared, absolute_sums, single
 from ._rows import largest_of_rows
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ RESCALES = ("released", "paper")
 # Rows of the last pass's sums, after the coefficients: the sum of kept magnitudes, their number, and the sum of
 # magnitudes that μ_k is divided by.
 KEPT, COUNT, BELOW = 1, 2, 3
-PIECE = 1 << 14
 
 
 def _rescale(value: Any) -> str | float:
@@ -45,17 +44,12 @@ Rescale = Annotated[
 
 
 def magnitude(values: Tensor) -> Tensor:
-    """Σ|values| in float64, in pieces of which torch makes zeros without its threads, which would spin in our way."""
+    """Σ|values| in float64. Zeros are NumPy's: torch would fill them by threads that go on spinning beside ours."""
+    import numpy as np
     import torch
 
-    from .. import ops
-
-    sums = torch.zeros(4, 1, dtype=torch.float64, device=values.device)
-    zeros = values.new_zeros(min(PIECE, values.numel()))
-    for start in range(0, values.numel(), PIECE):
-        piece = values[start : start + PIECE]
-        ops.moments(zeros[: piece.numel()], [piece], sums=sums)
-    return sums[0, 0]
+    zeros = torch.from_numpy(np.zeros(values.nbytes, np.uint8)).view(values.dtype).to(values.device)
+    return absolute_sums(zeros, [values])[0]
 
 
 class FREE(FourierMethod):
@@ -136,8 +130,6 @@ class FREE(FourierMethod):
         return int(self.density * subject.columns)
 
     def prepare(self, block: Block, models: Sequence[str], earlier: Sequence[Statistics]) -> Prepared:
-        from .. import ops
-
         assert block.base is not None
         assert block.sums is not None
         for k, expert in enumerate(block.experts):
@@ -146,7 +138,7 @@ class FREE(FourierMethod):
         if self.others == "base" and self.matrices(block.subject) is None:
             block.sums[KEPT] = 0.0
         elif self.rescale == "paper" or (self.tells_each and self.matrices(block.subject) is None):
-            block.sums[BELOW] = ops.moments(block.base, block.models).magnitude
+            block.sums[BELOW] = absolute_sums(block.base, block.models)
         return super().prepare(block, models, earlier)
 
     def merge(self, block: Block, prepared: Prepared) -> None:

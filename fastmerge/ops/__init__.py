@@ -14,7 +14,7 @@ torch is imported by the first call, so that planning and the command line start
 from __future__ import annotations
 
 from ._arguments import working_dtype
-from .experts import extract_largest, extraction_room, extract_topk, gather, scatter, scatter_add, scattering
+from .experts import extract_largest, extract_topk, extraction_room, gather, scatter, scatter_add, scattering
 from .fourier import Filtered, highpass, highpass_merge
 from .masks import elect, mask_against, modulate, modulation, pack_bits, unpack_bits
 from .merging import Consensus, arc, blend, combine, delta_sum, geodesic, kept_sums, low_rank

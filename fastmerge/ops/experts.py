@@ -63,7 +63,7 @@ def extraction_room(k: int, n: int) -> int:
 def extract_largest(
     base: Tensor, models: Sequence[Tensor], ks: Sequence[int], *, backend: str | None = None
 ) -> list[Expert]:
-    """extract_topk of ks[k] elements of every model, in the working type: in one reading of all, where there is a kernel.
+    """extract_topk of ks[k] elements of every model, in the working type: in one reading, where there is a kernel.
 
     There may be fewer than that where there are NaN, which are never among them; how many may depend on the backend.
     """

@@ -11,26 +11,68 @@ template <class T> struct Raw {
     void put(int i, const typename Working<T>::V &a, const typename Working<T>::V &b) { a.store(to + i), b.store(to + i + 16); }
 };
 
+// Adds up magnitudes.
+template <class T> struct Summed {
+    using V = typename Working<T>::V;
+    Sums<V> sums;
+    void put(int, const V &a, const V &b) { sums.add(a.abs()), sums.add(b.abs()); }
+};
+
+// Calls inside(begin, q) for the tiles of whole pairs that begin there, of an even number of columns, q being a constant where
+// it is unrolled; and edge(begin) for the other tiles.
+template <class W, class Inside, class Edge> [[gnu::always_inline]] static inline void each_tile(const Spectrum &s, Inside inside, Edge edge) {
+    const int64_t whole = s.w % 2 ? 0 : s.w / PAIR * PAIR;
+    for (int64_t begin = 0; begin < whole; begin += PAIR)
+#pragma GCC unroll 8
+        for (int q = 0; q < PAIR; q += LANES<W>) inside(begin, q);
+    for (int64_t begin = whole; begin < whole_pairs(s.w); begin += LANES<W>) edge(begin);
+}
+
 // Rows in the order of lanes to columns, and back.
 template <class T, class W = Wide<T>> static void turn_into_columns(const Spectrum &s, const Rows<W> &rows) {
-    for (int64_t begin = 0; begin < whole_pairs(s.w); begin += LANES<W>) {
+    const W *from = rows.row(s, 0);
+    const int64_t stride = rows.offset(s, 1);
+    const auto turned = [&](int64_t begin, auto put) __attribute__((always_inline)) {
         Vector<W> tile[LANES<W>];
-        for (int r = 0; r < LANES<W>; ++r) tile[r] = load(rows.row(s, r) + begin);
+#pragma GCC unroll 8
+        for (int r = 0; r < LANES<W>; ++r) tile[r] = load(from + r * stride + begin);
         transpose(tile);
-        for (int i = 0; i < LANES<W>; ++i)
-            if (const int64_t x = element<T>(begin + i); x < s.w) rows.columns[going(s, x)] = tile[i];
-    }
+#pragma GCC unroll 8
+        for (int i = 0; i < LANES<W>; ++i) put(i, tile[i]);
+    };
+    each_tile<W>(
+        s,
+        [&](int64_t begin, int q) __attribute__((always_inline)) {
+            turned(begin + q, [&](int i, const Vector<W> &x) __attribute__((always_inline)) { rows.columns[begin + element<T>(q + i)] = x; });
+        },
+        [&](int64_t begin) {
+            turned(begin, [&](int i, const Vector<W> &value) {
+                if (const int64_t x = element<T>(begin + i); x < s.w) rows.columns[going(s, x)] = value;
+            });
+        });
 }
 template <class T, class W = Wide<T>> static void turn_into_rows(const Spectrum &s, const Rows<W> &rows) {
-    for (int64_t begin = 0; begin < whole_pairs(s.w); begin += LANES<W>) {
+    W *to = rows.row(s, 0);
+    const int64_t stride = rows.offset(s, 1);
+    const auto turned = [&](int64_t begin, auto column) __attribute__((always_inline)) {
         Vector<W> tile[LANES<W>];
-        for (int i = 0; i < LANES<W>; ++i) {
-            const int64_t x = element<T>(begin + i);
-            tile[i] = x < s.w ? rows.columns[coming(s, x)] : Vector<W>{};
-        }
+#pragma GCC unroll 8
+        for (int i = 0; i < LANES<W>; ++i) tile[i] = column(i);
         transpose(tile);
-        for (int r = 0; r < LANES<W>; ++r) store(rows.row(s, r) + begin, tile[r]);
-    }
+#pragma GCC unroll 8
+        for (int r = 0; r < LANES<W>; ++r) store(to + r * stride + begin, tile[r]);
+    };
+    each_tile<W>(
+        s,
+        [&](int64_t begin, int q) __attribute__((always_inline)) {
+            turned(begin + q, [&](int i) __attribute__((always_inline)) { return rows.columns[begin + (element<T>(q + i) ^ 1)]; });
+        },
+        [&](int64_t begin) {
+            turned(begin, [&](int i) {
+                const int64_t x = element<T>(begin + i);
+                return x < s.w ? rows.columns[coming(s, x)] : Vector<W>{};
+            });
+        });
 }
 
 // Calls body(r, x, n, begin) for the strips of the block's rows: n elements from column x of row r on, which is element
@@ -88,13 +130,11 @@ template <class T> class Merger {
     double magnitude(int64_t begin, int n, const W *filtered) {
         const T *in[MAX_INPUTS];
         const int padded = reader_.at(begin, n, in);
-        Raw<T> raw{moved_};
-        const auto strip = a_.base.data ? plain_strip<T, true, false, Raw<T>> : plain_strip<T, false, false, Raw<T>>;
-        strip(in, a_, filtered, n, padded, raw);
-        Sums<typename Working<T>::V> sums;
-        for (int i = 0; i < padded; i += 16) sums.add(Working<T>::V::load(moved_ + i).abs());
+        Summed<T> summed;
+        const auto strip = a_.base.data ? plain_strip<T, true, false, Summed<T>> : plain_strip<T, false, false, Summed<T>>;
+        strip(in, a_, filtered, n, padded, summed);
         double lanes[16], sum = 0;
-        sums.store(lanes);
+        summed.sums.store(lanes);
         for (double lane : lanes) sum += lane;
         return sum;
     }
@@ -140,6 +180,14 @@ int64_t filter_back(const Args &a, const Spectrum &s, int64_t block, int64_t sta
     });
 }
 
+// sum (+)= weight · x
+template <class W> static void add_weighted(W *__restrict sum, const W *__restrict x, int n, W weight, bool first) {
+    if (first)
+        for (int i = 0; i < n; ++i) sum[i] = weight * x[i];
+    else
+        for (int i = 0; i < n; ++i) sum[i] += weight * x[i];
+}
+
 int64_t filter_back_each(const Args &a, const Filtering *each, int count, int64_t block, int64_t start, int64_t stop,
                          void *work, double *magnitudes) {
     const Spectrum &s = *each[0].spectrum;
@@ -159,8 +207,7 @@ int64_t filter_back_each(const Args &a, const Filtering *each, int count, int64_
                 const W *filtered = rows.row(s, r) + x;
                 magnitudes[k] += merger.magnitude(begin, n, s.columns ? filtered : nullptr);
                 if (!s.columns || !a.out.data) return;
-                W *sum = rows.sum_row(s, r) + x;
-                for (int i = 0; i < whole_pairs(n); ++i) sum[i] = k ? sum[i] + weight * filtered[i] : weight * filtered[i];
+                add_weighted(rows.sum_row(s, r) + x, filtered, int(whole_pairs(n)), weight, k == 0);
             });
         }
         if (!a.out.data) return 0;

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import functools
 import math
+import mmap
 from collections.abc import Sequence
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -110,7 +112,7 @@ class _Held:
 
     def __init__(self, bins: Bins, real: torch.dtype) -> None:
         planned, lanes = plan(bins), LANES[real]
-        self.panel = torch.empty(-(-planned.columns // lanes) * lanes * bins.h, 2, dtype=real)
+        self.panel = _memory(2 * -(-planned.columns // lanes) * lanes * bins.h, real)
         self.tables = _columns(bins, planned.first, planned.columns, real)
         self.transforms = [transform(n, real) for n in (bins.w if bins.w % 2 else bins.w // 2, bins.h)]
         along, across = self.transforms
@@ -130,6 +132,16 @@ class _Held:
             _described(across),
             self.panel.data_ptr(),
         )
+
+
+def _memory(numbers: int, real: torch.dtype) -> Tensor:
+    """In large pages, where the system has them: a panel is written across, and each tensor has a new one."""
+    if not numbers or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.empty(numbers, dtype=real)
+    memory = mmap.mmap(-1, numbers * real.itemsize, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=real)
 
 
 @functools.lru_cache(maxsize=32)

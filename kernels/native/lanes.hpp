@@ -35,14 +35,19 @@ template <class W> static inline void exchange_halves(Vector<W> &a, Vector<W> &b
     const Vector<double> x = (Vector<double>)a, y = (Vector<double>)b;
     a = (Vector<W>)__builtin_shufflevector(x, y, 0, 1, 4, 5), b = (Vector<W>)__builtin_shufflevector(x, y, 2, 3, 6, 7);
 }
-// As many vectors as they have lanes.
-static inline void transpose(Vector<float> *x) {
+// As many vectors as they have lanes. Loops over such tiles are unrolled, or they would be kept in memory.
+[[gnu::always_inline]] static inline void transpose(Vector<float> *x) {
+#pragma GCC unroll 8
     for (int i = 0; i < 8; i += 2) exchange<float>(x[i], x[i + 1], std::make_integer_sequence<int, 8>());
-    for (int i : {0, 1, 4, 5}) exchange_doubles<float>(x[i], x[i + 2]);
+#pragma GCC unroll 8
+    for (int i = 0; i < 4; ++i) exchange_doubles<float>(x[i / 2 * 4 + i % 2], x[i / 2 * 4 + i % 2 + 2]);
+#pragma GCC unroll 8
     for (int i = 0; i < 4; ++i) exchange_halves<float>(x[i], x[i + 4]);
 }
-static inline void transpose(Vector<double> *x) {
+[[gnu::always_inline]] static inline void transpose(Vector<double> *x) {
+#pragma GCC unroll 8
     for (int i = 0; i < 4; i += 2) exchange_doubles<double>(x[i], x[i + 1]);
+#pragma GCC unroll 8
     for (int i = 0; i < 2; ++i) exchange_halves<double>(x[i], x[i + 2]);
 }
 

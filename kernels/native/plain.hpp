@@ -44,6 +44,7 @@ template <class T, int KN, bool BASE, bool TAKE_MAX, class To>
 template <class T, bool BASE, bool TAKE_MAX, class To>
 static int64_t plain_strip(const T *const *in, const Args &a, const Wide<T> *addend, int n, int padded, To &sink) {
     switch (in_registers<typename Working<T>::V> ? a.models_count : 0) {
+        case 1: return plain_strip<T, 1, BASE, TAKE_MAX>(in, a, addend, n, padded, sink);
         case 2: return plain_strip<T, 2, BASE, TAKE_MAX>(in, a, addend, n, padded, sink);
         case 3: return plain_strip<T, 3, BASE, TAKE_MAX>(in, a, addend, n, padded, sink);
         case 4: return plain_strip<T, 4, BASE, TAKE_MAX>(in, a, addend, n, padded, sink);

@@ -20,38 +20,58 @@ template <class W> struct Tile {
     void put(const Spectrum &s, int64_t group, int64_t at) {
         turn();
         Complex<W> *to = group_of<W>(s, group) + at;
-        for (int64_t i = 0; i < LANES<W> && at + i < s.h; ++i) to[i] = {re[i], im[i]};
+        const auto put = [&](int i) { to[i] = {re[i], im[i]}; };
+        each(s, at, put, [](int) {});
     }
     void take(const Spectrum &s, int64_t group, int64_t at) {
         const Complex<W> *from = group_of<W>(s, group) + at;
-        for (int64_t i = 0; i < LANES<W>; ++i) {
-            const bool there = at + i < s.h;
-            re[i] = there ? from[i].re : Vector<W>{}, im[i] = there ? from[i].im : Vector<W>{};
-        }
+        const auto take = [&](int i) { re[i] = from[i].re, im[i] = from[i].im; };
+        each(s, at, take, [&](int i) { re[i] = im[i] = Vector<W>{}; });
         turn();
+    }
+    template <class There, class Beyond> [[gnu::always_inline]] static void each(const Spectrum &s, int64_t at, There there, Beyond beyond) {
+        if (at + LANES<W> <= s.h) {
+#pragma GCC unroll 8
+            for (int i = 0; i < LANES<W>; ++i) there(i);
+        } else {
+            for (int i = 0; i < LANES<W>; ++i) at + i < s.h ? there(i) : beyond(i);
+        }
     }
 };
 
+// Twice a bin of an even number of columns, of what stands there and in the place of its mirror image.
+template <class W> [[gnu::always_inline]] static inline Complex<W> twice(const Complex<W> &a, const Complex<W> &b, const W *unit) {
+    const Complex<W> sum{a.re + b.re, a.im - b.im}, rest{a.re - b.re, a.im + b.im};
+    return sum + rest.times(unit).times_minus_i();
+}
 // Twice bin x, or, of an odd number of columns, the bin itself.
 template <class W> static inline Complex<W> bin(const Spectrum &s, const Complex<W> *z, int64_t x, const W *unit) {
     if (s.w % 2) return z[x];
     const int64_t n = s.along.n;
-    const Complex<W> a = z[x < n ? x : 0], b = z[x ? n - x : 0];
-    const Complex<W> sum{a.re + b.re, a.im - b.im}, rest{a.re - b.re, a.im + b.im};
-    return sum + rest.times(unit).times_minus_i();
+    return twice(z[x < n ? x : 0], z[x ? n - x : 0], unit);
 }
 
+// What makes a bin's value differ from that of its mirror image, of an even number of columns.
+template <class W> [[gnu::always_inline]] static inline Complex<W> turned(const Complex<W> &value, const W *unit) {
+    const W conjugate[] = {unit[0], -unit[1]};
+    return value.times(conjugate).times_minus_i();
+}
+// Adds numbers, swapped, to what stands in the place of a bin and of its mirror image.
+template <class W> [[gnu::always_inline]] static inline void add_own(Complex<W> &z, const Complex<W> &x) { z.re += x.im, z.im += x.re; }
+template <class W> [[gnu::always_inline]] static inline void add_mirrored(Complex<W> &z, const Complex<W> &x) {
+    z.re -= x.im, z.im += x.re;
+}
 // Adds what bin x and its mirror image are of, of the transform that comes back.
 template <class W> static inline void add_bin(const Spectrum &s, Complex<W> *z, int64_t x, const Complex<W> &value, const W *unit) {
     const int64_t n = s.along.n;
-    Complex<W> turned{};
-    if (s.w % 2 == 0) {
-        const W conjugate[] = {unit[0], -unit[1]};
-        turned = value.times(conjugate).times_minus_i();
-    }
-    const Complex<W> own = value - turned, mirrored = value + turned;
-    if (x < n) z[x].re += own.im, z[x].im += own.re;  // swapped
-    if (x > 0) z[n - x].re -= mirrored.im, z[n - x].im += mirrored.re;
+    const Complex<W> other = s.w % 2 ? Complex<W>{} : turned(value, unit);
+    if (x < n) add_own(z[x], value - other);
+    if (x > 0) add_mirrored(z[n - x], value + other);
+}
+
+// Whether a group of columns from x on is whole, of an even number of columns, and none of it its own mirror image.
+template <class W> static inline bool plain_group(const Spectrum &s, int64_t x) {
+    return s.w % 2 == 0 && x > 0 && x + LANES<W> <= std::min(s.first + s.columns, s.along.n);
 }
 
 // How far from both ends the columns lie in the rows' transform.
@@ -63,14 +83,19 @@ static inline int64_t ends(const Spectrum &s) {
 template <class W> void rows_to_panel(const Spectrum &s, int64_t block, const Rows<W> &rows) {
     const int64_t at = block * LANES<W>;
     auto *z = reinterpret_cast<Complex<W> *>(rows.other);
-    Fft<W>(s.along, rows.convolution)(reinterpret_cast<const Complex<W> *>(rows.columns), z, s.along.n, ends(s));
+    const int64_t n = s.along.n;
+    Fft<W>(s.along, rows.convolution)(reinterpret_cast<const Complex<W> *>(rows.columns), z, n, ends(s));
     const W *unit = static_cast<const W *>(s.units);
     for (int64_t group = 0, x = s.first, end = s.first + s.columns; x < end; ++group) {
         Tile<W> tile;
-        for (int i = 0; i < LANES<W>; ++i, ++x, unit += 2) {
-            const Complex<W> value = x < end ? bin(s, z, x, unit) : Complex<W>{};
-            tile.re[i] = value.re, tile.im[i] = value.im;
+        const auto set = [&](int i, const Complex<W> &value) { tile.re[i] = value.re, tile.im[i] = value.im; };
+        if (plain_group<W>(s, x)) {
+#pragma GCC unroll 8
+            for (int i = 0; i < LANES<W>; ++i) set(i, twice(z[x + i], z[n - x - i], unit + 2 * i));
+        } else {
+            for (int i = 0; i < LANES<W>; ++i) set(i, x + i < end ? bin(s, z, x + i, unit + 2 * i) : Complex<W>{});
         }
+        x += LANES<W>, unit += 2 * LANES<W>;
         tile.put(s, group, at);
     }
 }
@@ -85,7 +110,16 @@ template <class W> void panel_to_rows(const Spectrum &s, int64_t block, const Ro
     for (int64_t group = 0, x = s.first, end = s.first + s.columns; x < end; ++group) {
         Tile<W> tile;
         tile.take(s, group, at);
-        for (int i = 0; i < LANES<W> && x < end; ++i, ++x, unit += 2) add_bin(s, z, x, {tile.im[i], tile.re[i]}, unit);  // swapped
+        if (plain_group<W>(s, x)) {
+#pragma GCC unroll 8
+            for (int i = 0; i < LANES<W>; ++i) {
+                const Complex<W> value{tile.im[i], tile.re[i]}, other = turned(value, unit + 2 * i);  // swapped
+                add_own(z[x + i], value - other), add_mirrored(z[n - x - i], value + other);
+            }
+        } else {
+            for (int i = 0; i < LANES<W> && x + i < end; ++i) add_bin(s, z, x + i, {tile.im[i], tile.re[i]}, unit + 2 * i);
+        }
+        x += LANES<W>, unit += 2 * LANES<W>;
     }
     fft(z, reinterpret_cast<Complex<W> *>(rows.columns), ends(s), n);
 }

@@ -42,8 +42,10 @@ def transform(n: int, dtype: torch.dtype) -> Transform:
 
 
 def factors(n: int) -> tuple[int, ...]:
-    """The radices: eights, and fours where eights would leave a two; odd primes. An eight is first and last, where there
-    are two, since of those steps what is not wanted or zero can be left out."""
+    """The radices: eights, and fours where eights would leave a two; odd primes.
+
+    An eight is first and another last, if there are two: of these steps what is not wanted or zero is left out.
+    """
     twos = (n & -n).bit_length() - 1
     eights, rest = divmod(twos, 3)
     if rest == 1 and eights:

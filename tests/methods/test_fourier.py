@@ -166,8 +166,8 @@ def scale(k: int, taus: dict[str, Array], kept: dict[str, Any], params: dict[str
 
 @pytest.mark.parametrize("case", FREE_CASES)
 def test_free_against_whole_spectra(case: str) -> None:
-    """Backbone as of fr, to the bit where the models are filtered together; experts exactly the largest elements; scales
-    as the formulas have them."""
+    """Backbone as of fr, to the bit where models are filtered together; experts exactly the largest elements; scales as
+    the formulas have them."""
     params = FREE_CASES[case]
     base, models = family()
     result = fm.merge_state_dicts("free", base, models, **params)

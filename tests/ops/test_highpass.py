@@ -202,7 +202,12 @@ def test_pieces_and_magnitudes_are_of_the_whole(
     filtered_each = ops.Filtered(base, models, weights, limits, each=True, backend=backend)
     delta = torch.empty(base.numel(), dtype=wide)
     filtered_each.write(0, delta, scale=0.7, as_delta=True)
-    assert_near(delta, 0.7 * whole(models, weights, as_delta=True, dtype=wide).merged.view(-1), torch.stack([m.to(F64) for m in models]), scale=2)
+    assert_near(
+        delta,
+        0.7 * whole(models, weights, as_delta=True, dtype=wide).merged.view(-1),
+        torch.stack([m.to(F64) for m in models]),
+        scale=2,
+    )
     deltas = [whole([model], as_delta=True, dtype=wide).merged.to(F64) for model in models]
     magnitudes = ops.Filtered.magnitudes(base, models, limits, backend=backend)
     assert magnitudes == pytest.approx([float(delta.abs().sum()) for delta in deltas], rel=1e-6, abs=0)
