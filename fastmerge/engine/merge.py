@@ -99,8 +99,17 @@ def execute(plan: MergePlan, progress: Progress | None = None) -> Report:
             gathered = [Statistics(len(plan.models)) for _ in plan.outputs]
             reading = Reading(plan, number, statistics, gathered, files, kept)
             works, outputs = reading.works(), reading.outputs()
-            how = {"number": number, "last": reading.last, "pipeline": pipeline}
-            moved = run_pass(works, outputs, publication, files, plan.chunk, progress, **how)
+            moved = run_pass(
+                works,
+                outputs,
+                publication,
+                files,
+                plan.chunk,
+                progress,
+                number=number,
+                last=reading.last,
+                pipeline=pipeline,
+            )
             read, written = read + moved.read, written + moved.written
             ordered = [found.in_order(plan.lead.tensors) for found in gathered]
             statistics = [[*earlier, now] for earlier, now in zip(statistics, ordered, strict=True)]

@@ -18,8 +18,6 @@ from ._rows import largest_of_rows
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..ops import Expert
-
 RESCALES = ("released", "paper")
 # Rows of the last pass's sums, after the coefficients: the sum of kept magnitudes, their number, and the sum of
 # magnitudes that μ_k is divided by.
@@ -48,8 +46,8 @@ def magnitude(values: Tensor) -> Tensor:
     import numpy as np
     import torch
 
-    zeros = torch.from_numpy(np.zeros(values.nbytes, np.uint8)).view(values.dtype).to(values.device)
-    return absolute_sums(zeros, [values])[0]
+    zeros = np.zeros(values.numel(), np.float64 if values.dtype == torch.float64 else np.float32)
+    return absolute_sums(torch.from_numpy(zeros).to(values.device), [values])[0]
 
 
 class FREE(FourierMethod):
@@ -107,7 +105,7 @@ class FREE(FourierMethod):
             return self.sizes(subject, models, earlier, wide)
 
         def prepare(block: Block, earlier: Sequence[Statistics]) -> Prepared:
-            block.experts = [*self._experts(block, sizes(block.subject, earlier))]
+            self._take_experts(block, sizes(block.subject, earlier))
             return self.prepare(block, models, earlier)
 
         merging = super().merging(models, subject, wide)
@@ -132,9 +130,6 @@ class FREE(FourierMethod):
     def prepare(self, block: Block, models: Sequence[str], earlier: Sequence[Statistics]) -> Prepared:
         assert block.base is not None
         assert block.sums is not None
-        for k, expert in enumerate(block.experts):
-            block.sums[KEPT, k] = magnitude(expert.values)
-            block.sums[COUNT, k] = expert.values.numel()
         if self.others == "base" and self.matrices(block.subject) is None:
             block.sums[KEPT] = 0.0
         elif self.rescale == "paper" or (self.tells_each and self.matrices(block.subject) is None):
@@ -148,16 +143,22 @@ class FREE(FourierMethod):
             assert block.sums is not None
             block.sums[BELOW] = block.sums.new_tensor(prepared.filtered.each_magnitude())
 
-    def _experts(self, block: Block, sizes: Sequence[int]) -> list[Expert]:
+    def _take_experts(self, block: Block, sizes: Sequence[int]) -> None:
         """M(τ_k, d) of a whole tensor, in the working type."""
         from .. import ops
 
         base, models = block.base, block.models
         assert base is not None
+        assert block.sums is not None
         if self.scope == "row":
             row = self.row_size(block.subject)
-            return [largest_of_rows(base, model, block.subject.columns, row) for model in models]
-        return ops.extract_largest(base, models, sizes)
+            experts = [largest_of_rows(base, model, block.subject.columns, row) for model in models]
+        else:
+            experts = ops.extract_largest(base, models, sizes)
+        block.experts = [*experts]
+        for k, expert in enumerate(experts):
+            block.sums[KEPT, k] = magnitude(expert.values)
+            block.sums[COUNT, k] = expert.values.numel()
 
     def results(self, statistics: Sequence[Statistics]) -> dict[str, list[float]]:
         return super().results(statistics) | {"scales": self.scales(statistics)}

@@ -131,10 +131,12 @@ class Filtered:
 
     def each_magnitude(self) -> list[float]:
         """As the reference's."""
-        return self.magnitudes(*self.inputs)
+        base, models, convention, limit = self.inputs
+        assert base is not None
+        return self.magnitudes(base, models, convention, limit)
 
     @staticmethod
-    def magnitudes(base: Tensor | None, models: Sequence[Tensor], convention: str, limit: int) -> list[float]:
+    def magnitudes(base: Tensor, models: Sequence[Tensor], convention: str, limit: int) -> list[float]:
         """As the reference's."""
         filtered = torch.empty(base.numel(), dtype=working_dtype([base, *models]), device=base.device)
         found = []

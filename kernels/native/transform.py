@@ -61,8 +61,8 @@ def factors(n: int) -> tuple[int, ...]:
             odd //= prime
             found.append(prime)
     if found.count(8) > 1:
-        found.remove(8), found.remove(8)
-        found = [8, *found, 8]
+        others = [radix for radix in found if radix != 8]
+        found = [8, *others, *[8] * (found.count(8) - 1)]
     return tuple(found)
 
 

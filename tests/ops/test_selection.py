@@ -138,6 +138,42 @@ def test_an_expert_is_the_task_vector_above_the_cut(backend: str, name: str) -> 
             )
 
 
+@pytest.mark.parametrize("name", [name for name in HARD if "NaN" not in name])
+@pytest.mark.parametrize("backend", CPU)
+def test_experts_of_several_models_are_those_of_each(backend: str, name: str) -> None:
+    """Of tensors that a sample is taken of, and others; few elements, many, all and none."""
+    for n in (3_000, (1 << 20) + 4_321):
+        base, model = HARD[name](n)
+        models = [model, model.roll(7), base, model.to(torch.float32)]
+        wide = ops.working_dtype([base, *models])
+        for ks in ([n // 100] * 4, [1, 0, n, n // 2]):
+            found = ops.extract_largest(base, models, ks, backend=backend)
+            for own, k, expert in zip(models, ks, found, strict=True):
+                alone = ops.extract_topk(base, own, k, dtype=wide, backend=backend)
+                assert all(a.equal(b) for a, b in zip(expert, alone, strict=True)), (n, k)
+
+
+@pytest.mark.skipif("native" not in CPU, reason="no native backend here")
+@pytest.mark.parametrize("dtype", [BF16, torch.float32, torch.float64], ids=str)
+def test_one_reading_finds_the_largest(dtype: torch.dtype) -> None:
+    """Where magnitudes are spread as weights' are, the sample tells enough."""
+    from fastmerge.kernels import native
+
+    n, k = 3 << 20, (3 << 20) // 100
+    base, *models = (torch.randn(n, generator=torch.Generator().manual_seed(i)).to(dtype) for i in range(4))
+    room = ops.extraction_room(k, n)
+    wide = ops.working_dtype([base])
+    rooms = [
+        (
+            torch.empty(-(-n // ops.BLOCK), dtype=torch.int32),
+            torch.empty(room, dtype=torch.uint16),
+            torch.empty(room, dtype=wide),
+        )
+        for _ in models
+    ]
+    assert native.extract_largest(base, models, [k] * 3, rooms) == [1, 1, 1]
+
+
 def test_an_expert_of_nan_is_smaller() -> None:
     """NaN take places of the k largest, but are not extracted."""
     base, model = HARD["mostly NaN"](1000)
