@@ -6,7 +6,7 @@
     python bench/run.py --markdown bench/results/….json
 
 Without a name ops, merges, scoring and switching run. peers merges by mergekit too, which it installs in
-bench/peers/.venv; that takes twenty minutes. --layers tries switching and peers on models with fewer than the 22 layers
+bench/peers/.venv; that takes half an hour. --layers tries switching and peers on models with fewer than the 22 layers
 of 1.1 B parameters.
 
 quality trains small models in four domains (images, text, adapters, two_stream), merges them by every method and tests
