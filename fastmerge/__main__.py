@@ -22,9 +22,13 @@ def main() -> None:
     except SystemExit as ended:
         if not isinstance(ended.code, int | None):
             raise
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(ended.code or 0)  # at once: taking down the interpreter and torch takes half a second
+        code = ended.code or 0
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        except OSError:  # nobody reads on, or there is no room
+            code = code or 1
+        os._exit(code)  # at once: taking down the interpreter and torch takes half a second
 
 
 if __name__ == "__main__":

@@ -282,6 +282,17 @@ def test_diff(root: Path) -> None:
     assert (code, "B: tensor 'norm.weight'" in error) == (2, True)
 
 
+def test_a_reader_that_has_gone() -> None:
+    """No traceback, and not the exit code of success."""
+    command = [sys.executable, "-m", "fastmerge", "methods", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        running.stdout.close()
+        _, error = running.communicate()
+    assert running.returncode == 1
+    assert "Traceback" not in error
+
+
 def test_the_program_itself(root: Path) -> None:
     """As installed, in a process of its own."""
     program = Path(sys.executable).with_name("fastmerge")
