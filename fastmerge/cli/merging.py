@@ -167,12 +167,15 @@ def _plan(
 
 def execute(prepared: MergePlan, as_json: bool) -> None:
     """Carry out a plan, and say what was done."""
-    from ..engine.merge import execute as carry_out
+    from ..formats.mapping import HeadStart, Inputs
 
     prepared = prepared.fetched()  # under a bar of its own
+    files = Inputs(prepared.headers)
+    with HeadStart(files):
+        from ..engine.merge import execute as carry_out  # imports torch
     title = f"{prepared.method.name} → {prepared.out}"
     with raised(), progress(title, prepared.bytes_read, as_json) as advance:
-        report = carry_out(prepared, advance)
+        report = carry_out(prepared, advance, files)
     show_report(report, as_json)
 
 

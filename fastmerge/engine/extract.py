@@ -16,9 +16,10 @@ from .. import __version__, ops, targets
 from ..errors import InputError, MergeError, attempt, nearest
 from ..formats.adapter import adapter_config, is_conv1d
 from ..formats.checkpoint import ADAPTER_CONFIG, Checkpoint
+from ..formats.dtypes import TORCH_DTYPES
 from ..formats.expanded import stored, stored_bytes
 from ..formats.folder import model_card, write_json
-from ..formats.mapping import TORCH_DTYPES, Inputs
+from ..formats.mapping import Inputs
 from ..formats.models import open_models
 from ..formats.safetensors import DTYPES
 from ..recipe.destination import output_problems

@@ -16,7 +16,7 @@ def gather_statistics(plan: MergePlan, count: int) -> list[Statistics]:
 
     Raises MergeError where there are NaN or infinities, unless the method allows them.
     """
-    files = Inputs([header for checkpoint in plan.checkpoints for header in checkpoint.headers])
+    files = Inputs(plan.headers)
     (output,) = plan.outputs
     found: list[Statistics] = []
     for number in range(count):

@@ -77,8 +77,8 @@ def merge(
     return execute(prepared, progress)
 
 
-def execute(plan: MergePlan, progress: Progress | None = None) -> Report:
-    """Carry out a plan that has an output folder."""
+def execute(plan: MergePlan, progress: Progress | None = None, files: Inputs | None = None) -> Report:
+    """Carry out a plan that has an output folder. `files`: the plan's, where they are mapped already."""
     out = plan.out
     assert out is not None
     plan = plan.fetched()
@@ -87,7 +87,7 @@ def execute(plan: MergePlan, progress: Progress | None = None) -> Report:
     plan = replace(plan, device=device, notes=(*plan.notes, *device_notes))
     devices = open_devices(device)
     pipeline = Pipeline(devices, plan.memory) if devices else None
-    files = Inputs([header for checkpoint in plan.checkpoints for header in checkpoint.headers])
+    files = files or Inputs(plan.headers)
     key = inputs_key(plan)
     kept, notes = load(statistics_file(out, key), key, plan.memory)
     statistics: list[list[Statistics]] = [[] for _ in plan.outputs]
@@ -143,5 +143,5 @@ def execute(plan: MergePlan, progress: Progress | None = None) -> Report:
 
 def _hashes(plan: MergePlan, folder: Path) -> dict[Path, str]:
     """Those of all input files, and of the output's as they lie in `folder`."""
-    inputs = [header.file for checkpoint in plan.checkpoints for header in checkpoint.headers]
+    inputs = [header.file for header in plan.headers]
     return hash_files([*inputs, *(folder / file.name for file in plan.files)])

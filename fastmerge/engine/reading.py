@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from ..formats.dtypes import TORCH_DTYPES
 from ..formats.expanded import Expanded, LowRank, Rescaled, is_computed
 from ..formats.gathered import Gathered
-from ..formats.mapping import TORCH_DTYPES, Inputs, Span
+from ..formats.mapping import Inputs, Span
 from ..formats.safetensors import DTYPES, TensorInfo
 
 ROWS = 4096  # of a matrix that are added up at a time

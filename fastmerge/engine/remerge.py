@@ -53,7 +53,7 @@ class Remerge:
     def _run(self, number: int, progress: Progress | None) -> None:
         """Run a pass. Raises MergeError where the inputs cannot be merged any more."""
         plan = self.plan
-        inputs = Inputs([header for checkpoint in plan.checkpoints for header in checkpoint.headers])
+        inputs = Inputs(plan.headers)
         gathered = Statistics(len(plan.models))
         reading = Reading(plan, number, [self.statistics], [gathered], inputs, Kept())
         works = reading.works()

@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import ops
 from ..errors import InputError, MergeError, nearest
 from ..formats.checkpoint import Checkpoint
-from ..formats.mapping import INTEGER_DTYPES, TORCH_DTYPES
+from ..formats.dtypes import INTEGER_DTYPES, TORCH_DTYPES
 from ..formats.safetensors import TensorInfo
 from ..methods._declaration import Method, Statistics, Written
 from ..recipe.outputs import delta_dtype

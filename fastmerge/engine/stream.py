@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..formats.dtypes import TORCH_DTYPES
 from ..formats.layout import Place
-from ..formats.mapping import LITTLE, TORCH_DTYPES, Inputs, Little, ReadAhead, Span
+from ..formats.mapping import LITTLE, Inputs, Little, ReadAhead, Span
 from ..formats.safetensors import DTYPES, TensorInfo
 from .reading import read, spans
 from .writer import PAGE, Segment, Slot

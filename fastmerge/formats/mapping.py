@@ -1,4 +1,7 @@
-"""Input files as memory maps: tensors without a copy, pages brought in ahead of their use and let go after it."""
+"""Input files as memory maps: tensors without a copy, pages brought in ahead of their use and let go after it.
+
+Torch is imported where a tensor is asked for, so that pages can be brought in while it is loading.
+"""
 
 from __future__ import annotations
 
@@ -10,33 +13,21 @@ import warnings
 from collections import deque
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from ..errors import MergeError
 from .safetensors import Header, TensorInfo
 
-TORCH_DTYPES = {
-    "BF16": torch.bfloat16,
-    "F16": torch.float16,
-    "F32": torch.float32,
-    "F64": torch.float64,
-}
-INTEGER_DTYPES = {
-    "BOOL": torch.bool,
-    "U8": torch.uint8,
-    "I8": torch.int8,
-    "U16": torch.uint16,
-    "I16": torch.int16,
-    "I32": torch.int32,
-    "I64": torch.int64,
-}
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
 POPULATE_READ, DONTNEED = 22, 4  # madvise(2) on Linux
 AHEAD = 4  # chunks
 LITTLE = 4 << 20  # bytes
+STEP = 64 << 20  # bytes of a file at a time, while nobody says which are needed first
 
 Span = tuple[Path, int, int]  # bytes of a file
 
@@ -47,6 +38,7 @@ class Inputs:
     def __init__(self, headers: Iterable[Header]) -> None:
         self._headers = {header.file: header for header in headers}
         self._maps: dict[Path, mmap.mmap] = {}
+        self._bytes: dict[Path, Tensor] = {}  # all of a file that was asked for
         self._addresses: dict[Path, int] = {}
         self._present: dict[Path, np.ndarray[Any, np.dtype[np.bool_]]] = {}  # which pages are mapped
         self._madvise = None
@@ -56,7 +48,7 @@ class Inputs:
         for file in self._headers:
             with file.open("rb") as stream:
                 self._maps[file] = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-            self._addresses[file] = self.tensor((file, 0, 1), torch.uint8).data_ptr()
+            self._addresses[file] = np.frombuffer(self._maps[file], np.uint8).ctypes.data
             self._present[file] = np.zeros(-(-len(self._maps[file]) // mmap.PAGESIZE), np.bool_)
         self.check_unchanged()
 
@@ -72,23 +64,34 @@ class Inputs:
 
     def tensor(self, span: Span, dtype: torch.dtype) -> Tensor:
         """A 1-D tensor over bytes of a file, which may be misaligned for its dtype."""
+        import torch
+
         file, start, stop = span
         if start == stop:
             return torch.empty(0, dtype=dtype)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "The given buffer is not writable")
-            return torch.frombuffer(self._maps[file], dtype=dtype, count=(stop - start) // dtype.itemsize, offset=start)
+        if start % dtype.itemsize:
+            return _tensor(self._maps[file], dtype, (stop - start) // dtype.itemsize, start)
+        if file not in self._bytes:
+            self._bytes[file] = _tensor(self._maps[file], torch.uint8)
+        return self._bytes[file][start:stop].view(dtype)
 
     def whole(self, info: TensorInfo) -> Tensor:
         """A stored tensor in its shape."""
+        from .dtypes import INTEGER_DTYPES, TORCH_DTYPES
+
         dtype = (TORCH_DTYPES | INTEGER_DTYPES)[info.dtype]
         return self.tensor((info.file, info.start, info.stop), dtype).view(info.shape)
+
+    @property
+    def files(self) -> dict[Path, int]:
+        """The files, with their sizes in bytes."""
+        return {file: header.size for file, header in self._headers.items()}
 
     @property
     def roomy(self) -> bool:
         """Whether all files fit into memory together, so that their pages may stay mapped."""
         available = _available_memory()
-        return available is not None and 2 * sum(header.size for header in self._headers.values()) <= available
+        return available is not None and 2 * sum(self.files.values()) <= available
 
     def populate(self, spans: Iterable[Span]) -> None:
         """Map the pages of bytes about to be read; a hint, so failures are left to the reading itself."""
@@ -107,6 +110,14 @@ class Inputs:
             if stop > first and not (advice == POPULATE_READ and pages.all()):
                 pages[:] = advice == POPULATE_READ
                 self._madvise(self._addresses[file] + first, stop - first, advice)
+
+
+def _tensor(memory: mmap.mmap, dtype: torch.dtype, count: int = -1, offset: int = 0) -> Tensor:
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given buffer is not writable")
+        return torch.frombuffer(memory, dtype=dtype, count=count, offset=offset)
 
 
 def _available_memory() -> int | None:
@@ -132,6 +143,37 @@ class Little:
 
     def done(self) -> None:
         """They stay until the map goes."""
+
+
+class HeadStart:
+    """A thread that populates all files alike from their starts, as far as it comes and memory is plenty.
+
+    For the time before anything can be read, as while torch is being imported.
+    """
+
+    def __init__(self, inputs: Inputs) -> None:
+        self._inputs = inputs
+        self._stop = False
+        self._thread = threading.Thread(target=self._run, name="fastmerge-head-start", daemon=True)
+
+    def __enter__(self) -> HeadStart:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop = True
+        self._thread.join()
+
+    def _run(self) -> None:
+        files = self._inputs.files
+        room = (_available_memory() or 0) // 4
+        for start in range(0, max(files.values(), default=0), STEP):
+            for file, size in files.items():
+                stop = min(start + STEP, size)
+                room -= max(0, stop - start)
+                if self._stop or room < 0:
+                    return
+                self._inputs.populate([(file, start, stop)])
 
 
 class ReadAhead:

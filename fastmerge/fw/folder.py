@@ -13,7 +13,7 @@ from ..engine.report import Report
 from ..engine.stream import Target, Work
 from ..errors import InputError
 from ..formats.checkpoint import same_files
-from ..formats.mapping import TORCH_DTYPES
+from ..formats.dtypes import TORCH_DTYPES
 from .candidates import INITIAL, Candidates, Member, Pool, check_combined, named
 from .matching import Slot
 from .output import publish

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..engine.state_dicts import CODES
 from ..errors import InputError, nearest
-from ..formats.mapping import TORCH_DTYPES
+from ..formats.dtypes import TORCH_DTYPES
 from ..formats.safetensors import TensorInfo, limited
 from ..recipe.layers import LAYER
 from ..runtime.matching import memory_key

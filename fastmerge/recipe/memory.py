@@ -11,8 +11,8 @@ from .outputs import Output, passes_on
 from .preflight import Alignment, TensorPlan
 
 BLOCK = 65_536  # elements; chunks are multiples, so that sums do not depend on the memory budget
-MAX_CHUNK = 32 * BLOCK
-SLOTS = 6  # chunks of output in flight between computing and writing
+MAX_CHUNK = 128 * BLOCK
+SLOTS = 4  # chunks of output in flight between computing and writing
 
 
 def chunk_of(

@@ -17,7 +17,7 @@ from ..formats.folder import set_dtype, to_json
 from ..formats.hub import Missing
 from ..formats.layout import FilePlan
 from ..formats.models import Location, open_models
-from ..formats.safetensors import TensorInfo
+from ..formats.safetensors import Header, TensorInfo
 from ..methods._declaration import Method, Pass, Statistics
 from .destination import output_problems
 from .memory import chunk_of
@@ -90,6 +90,11 @@ class MergePlan:
         base = None if self.base is None else self.base.fetched()
         models, checkpoints = (tuple(one.fetched() for one in own) for own in (self.models, self.checkpoints))
         return replace(self, base=base, models=models, checkpoints=checkpoints)
+
+    @property
+    def headers(self) -> list[Header]:
+        """Those of all files that are read."""
+        return [header for checkpoint in self.checkpoints for header in checkpoint.headers]
 
     @property
     def pass_count(self) -> int:

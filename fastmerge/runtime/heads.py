@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..formats.contents import Contents
-from ..formats.mapping import INTEGER_DTYPES, TORCH_DTYPES, Inputs
+from ..formats.dtypes import INTEGER_DTYPES, TORCH_DTYPES
+from ..formats.mapping import Inputs
 from ..formats.safetensors import TensorInfo
 from .matching import Matched, tensor_of
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError, nearest
 from ..formats.contents import Contents
-from ..formats.mapping import INTEGER_DTYPES, TORCH_DTYPES
+from ..formats.dtypes import INTEGER_DTYPES, TORCH_DTYPES
 from ..formats.safetensors import TensorInfo, limited
 from ..recipe.preflight import Rename, uniform_prefix
 

@@ -1,6 +1,8 @@
 // Drops by rank. Thresholds lie close together, so that most words decide whatever the rank; of the others, called open, most
 // are decided by the ranks that a bin of similar magnitudes takes. Few ranks remain to be counted; only a row of which much
 // remains, since its magnitudes are nearly all alike, is sorted.
+#include <algorithm>
+
 #include "keys.hpp"
 #include "philox.hpp"
 
@@ -25,7 +27,7 @@ template <class Key> struct Space {
     Key *keys;
     uint32_t *words, *open, *before, *starts;
     uint16_t *bins;
-    uint8_t *keep;
+    uint8_t *keep;  // a bit for each element
 
     Space(char *memory, int64_t elements) {
         const int64_t n = elements + PHILOX_GROUP;
@@ -34,7 +36,10 @@ template <class Key> struct Space {
             memory += count * sizeof(X);
         };
         take(entries, n), take(sorted, n), take(keys, n), take(words, n), take(open, n), take(before, n);
-        take(starts, MAX_BINS + 1), take(bins, n), take(keep, n);
+        take(starts, MAX_BINS + 1), take(bins, n), take(keep, n / 8);
+    }
+    void decide(int64_t i, const RankDrop &drop, int64_t rank) const {
+        keep[i / 8] |= uint8_t((words[i] >= uint64_t(drop.thresholds[rank])) << i % 8);
     }
 };
 
@@ -67,10 +72,7 @@ template <class Key> static void decide_sorted(const Space<Key> &s, int64_t firs
         Entry<Key> *const sorted = to;
         to = from, from = sorted;
     }
-    for (int rank = 0; rank < columns; ++rank) {
-        const int64_t i = first + from[rank].index;
-        s.keep[i] = s.words[i] >= uint64_t(drop.thresholds[rank]);
-    }
+    for (int rank = 0; rank < columns; ++rank) s.decide(first + from[rank].index, drop, rank);
 }
 
 // The bin of each element, how many of the row stand before it in its bin, and the rank that each bin starts with.
@@ -102,17 +104,14 @@ static uint32_t *decide_by_bins(const Space<Key> &s, int64_t first, int columns,
     const uint16_t *bins = s.bins;
     const int64_t *thresholds = drop.thresholds;
     const bool monotone = drop.monotone;
-    uint8_t *keep = s.keep + first;
     uint32_t *left = open;
     for (; open < end; ++open) {
-        const int64_t i = *open - first;
-        const int bin = bins[i];
-        const bool equal = bin % 2 == 0;
-        const uint32_t low = starts[bin] + (equal ? before[i] : 0), high = equal ? low : starts[bin + 1] - 1;
-        const bool kept = words[i] >= uint64_t(thresholds[low]);
-        *left = *open;
-        left += !equal && (!monotone || kept != (words[i] >= uint64_t(thresholds[high])));
-        keep[i] = kept;
+        const uint32_t element = *open, i = uint32_t(element - first), bin = bins[i], various = bin % 2;
+        const uint32_t low = starts[bin] + (before[i] & (various - 1)), high = various ? starts[bin + 1] - 1 : low;
+        const bool kept = words[i] >= uint64_t(thresholds[low]), other = words[i] >= uint64_t(thresholds[high]);
+        const uint32_t stays = various & (uint32_t(!monotone) | (kept != other));
+        s.keep[element / 8] |= uint8_t((kept & (stays ^ 1)) << element % 8);
+        *left = element, left += stays;
     }
     return left;
 }
@@ -121,25 +120,17 @@ template <class Key>
 static void decide_row(const Space<Key> &s, int64_t first, int columns, uint32_t *open, uint32_t *end, const RankDrop &drop) {
     if (columns > SHORT) end = decide_by_bins(s, first, columns, open, end, drop);
     if (end - open > FEW) return decide_sorted(s, first, columns, drop);
-    for (; open < end; ++open)
-        s.keep[*open] = s.words[*open] >= uint64_t(drop.thresholds[count_rank(s.keys + first, columns, int(*open - first))]);
+    for (; open < end; ++open) s.decide(*open, drop, count_rank(s.keys + first, columns, int(*open - first)));
 }
 
-// The keep bytes of n elements as bits; behind them `keep` has room for what makes whole bytes.
-static void pack(uint8_t *__restrict keep, int64_t n, uint8_t *__restrict bits) {
-    memset(keep + n, 0, 7);
-    for (int64_t i = 0; i < n; i += 8) {
-        uint64_t bytes;
-        memcpy(&bytes, keep + i, 8);
-        bits[i / 8] = uint8_t(bytes * 0x0102040810204080 >> 56);  // the low bits of all eight
+// What is kept whatever the rank, as bits.
+static void keep_from(const uint32_t *words, int64_t n, uint64_t most, uint8_t *keep) {
+    if (most >> 32) return void(memset(keep, 0, (n + 7) / 8));
+    for (int64_t i = 0; i < n; i += PAIR) {
+        const uint32_t bits = VF::Mask::at_least(words + i, uint32_t(most)).bits() |
+                              VF::Mask::at_least(words + i + PAIR / 2, uint32_t(most)).bits() << PAIR / 2;
+        memcpy(keep + i / 8, &bits, sizeof bits);
     }
-}
-
-// What is kept whatever the rank.
-static void keep_from(const uint32_t *__restrict words, int64_t n, uint64_t most, uint8_t *__restrict keep) {
-    if (most >> 32) return void(memset(keep, 0, n));
-    const uint32_t least = uint32_t(most);
-    for (int64_t i = 0; i < n; ++i) keep[i] = words[i] >= least;
 }
 
 void rank_drop(const Args &a, const RankDrop &drop, int64_t columns, int64_t begin, int64_t n, int64_t from, int64_t to,
@@ -165,12 +156,13 @@ void rank_drop(const Args &a, const RankDrop &drop, int64_t columns, int64_t beg
         }
         uint32_t *open = s.open, *const last = s.open + count;
         for (int64_t row = 0; row < n && open < last; row += columns) {
-            uint32_t *end = open;
-            while (end < last && *end < row + columns) ++end;
+            uint32_t *end = std::lower_bound(open, last, uint32_t(row + columns));
             if (end > open) decide_row(s, row, int(columns), open, end, drop);
             open = end;
         }
-        pack(s.keep + from, to - from, bits);
+        const int64_t whole = (to - from) / 8;
+        memcpy(bits, s.keep + from / 8, whole);
+        if (const int rest = int(to % 8)) bits[whole] = s.keep[to / 8] & uint8_t((1 << rest) - 1);
         return 0;
     });
 }

@@ -154,7 +154,7 @@ def test_no_room_at_all_is_told(
 
 def test_blocks_fit_the_free_memory(checkpoints: tuple[Path, dict[str, Path]], tmp_path: Path) -> None:
     made = planned(checkpoints, "emr", tmp_path / "out", 8)
-    files = Inputs([header for checkpoint in made.checkpoints for header in checkpoint.headers])
+    files = Inputs(made.headers)
     works = Reading(made, 0, [[]], [Statistics(3)], files, Kept()).works()
     sizes = [pipeline.Pipeline([HostDevice(room=r)], 1 << 30).chunk(works, 8 * BLOCK) for r in (1 << 40, 10**7, 1)]
     assert sizes[0] == 8 * BLOCK > sizes[1] > sizes[2] == BLOCK
