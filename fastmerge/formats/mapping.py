@@ -168,9 +168,9 @@ class HeadStart:
         files = self._inputs.files
         room = (_available_memory() or 0) // 4
         for start in range(0, max(files.values(), default=0), STEP):
-            for file, size in files.items():
-                stop = min(start + STEP, size)
-                room -= max(0, stop - start)
+            for file in (file for file, size in files.items() if start < size):
+                stop = min(start + STEP, files[file])
+                room -= stop - start
                 if self._stop or room < 0:
                     return
                 self._inputs.populate([(file, start, stop)])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from ._declaration import Block, Statistics, exact, of_models, per_model
+from ._declaration import Block, exact, of_models, per_model
 from ._seeds import drop_threshold
 from ._sparse import RandomMethod
 
@@ -62,7 +62,7 @@ class DellaMethod(RandomMethod):
     def epsilons(self, models: Sequence[str]) -> list[Fraction]:
         return [exact(epsilon) for epsilon in of_models(self.epsilon, models)]
 
-    def kept(self, block: Block, models: Sequence[str], earlier: Sequence[Statistics]) -> Kept:
+    def masks(self, block: Block, models: Sequence[str]) -> Tensor:
         from .. import ops
 
         assert block.whole is not None
@@ -75,4 +75,9 @@ class DellaMethod(RandomMethod):
         ]
         stop = block.start + block.models[0].numel()
         keys = self.keys(block.subject, models)
-        return ops.Kept(keep=ops.rank_drop(base, whole, columns, keys, table, start=block.start, stop=stop))
+        return ops.rank_drop(base, whole, columns, keys, table, start=block.start, stop=stop)
+
+    def drawn(self, block: Block, models: Sequence[str]) -> Kept:
+        from ..ops import Kept
+
+        return Kept(keep=self.masks(block, models))

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from ._declaration import Block, Statistics, Subject, exact, of_models, per_model
+from ._declaration import Block, Pass, Statistics, Subject, exact, of_models, per_model
 from ._modulators import TaskVectorMethod
 from ._seeds import drop_threshold, philox_key
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..ops import Kept
 
 SLAB = 1 << 22  # elements whose masks are held at a time; a multiple of ops.BLOCK
+MASKS = (
+    1 << 28
+)  # bytes of a tensor's masks that are kept from its drop's norm to its merge; those of more are drawn again
 
 
 class SparseMethod(TaskVectorMethod):
@@ -93,6 +98,14 @@ class TrimmedMethod(SparseMethod):
         return Kept(trim=[window(cuts, *own) for cuts, own in zip(block.cuts, block.ranks, strict=True)])
 
 
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """What the drop from a whole tensor came to: its packed masks, where they are kept, and each model's factor."""
+
+    masks: Tensor | None
+    factors: list[float]
+
+
 class RandomMethod(SparseMethod):
     """Drops elements by chance, and scales the rest up."""
 
@@ -106,22 +119,67 @@ class RandomMethod(SparseMethod):
         """Each model's key for this tensor's random numbers."""
         return [philox_key(self.seed, self.name, subject.name, model) for model in models]
 
+    def masks(self, block: Block, models: Sequence[str]) -> Tensor:
+        """What is kept of a block, packed: uint8 [K, ceil(N/8)]."""
+        raise NotImplementedError
+
+    def drawn(self, block: Block, models: Sequence[str]) -> Kept:
+        """What is kept of a block, told by chance alone."""
+        raise NotImplementedError
+
+    def passes_on(self, subject: Subject, models: Sequence[str], wide: bool = False) -> tuple[Pass, ...]:
+        held = self._masks_bytes(subject, models) if self.prepares else 0
+        return tuple(replace(one, held=one.held + held) for one in super().passes_on(subject, models, wide))
+
+    def _masks_bytes(self, subject: Subject, models: Sequence[str]) -> int:
+        """What keeping a tensor's masks takes; 0 where they are not kept."""
+        nbytes = len(models) * -(-subject.numel // 8)
+        return nbytes if nbytes <= MASKS else 0
+
+    def prepare(self, block: Block, models: Sequence[str], earlier: Sequence[Statistics]) -> Drawn:  # type: ignore[override]
+        masks = self.masks(block, models) if self._masks_bytes(block.subject, models) else None
+        factors = super().prepare(replace(block, prepared=Drawn(masks, [])), models, earlier)
+        return Drawn(masks, factors)
+
+    def kept(self, block: Block, models: Sequence[str], earlier: Sequence[Statistics]) -> Kept:
+        from ..ops import Kept
+
+        if block.prepared is None or block.prepared.masks is None:
+            return self.drawn(block, models)
+        stop = block.start + block.models[0].numel()
+        return Kept(keep=block.prepared.masks[:, block.start // 8 : -(-stop // 8)])
+
     def factors(self, block: Block, models: Sequence[str]) -> list[float] | None:
-        if self.rescale != "density":
-            return super().factors(block, models)
+        if self.rescale == "l1":
+            return [*block.prepared.factors]
+        if self.rescale == "none":
+            return None
         return [float(1 / density) if density else 0.0 for density in self.densities(models)]
 
 
 class DroppingMethod(RandomMethod):
     """Drops every element with the same probability (DARE)."""
 
-    def kept(self, block: Block, models: Sequence[str], earlier: Sequence[Statistics]) -> Kept:
+    def thresholds(self, models: Sequence[str]) -> list[int]:
+        """Per model the Philox word below which an element is dropped."""
+        return [drop_threshold(1 - density) for density in self.densities(models)]
+
+    def masks(self, block: Block, models: Sequence[str]) -> Tensor:
+        import torch
+
+        from .. import ops
+
+        assert block.base is not None
+        table = [
+            torch.tensor([one], device=block.base.device) for one in self.thresholds(models)
+        ]  # rows of one element
+        return ops.rank_drop(block.base, block.models, 1, self.keys(block.subject, models), table)
+
+    def drawn(self, block: Block, models: Sequence[str]) -> Kept:
         from ..ops import Drop, Kept
 
         keys = self.keys(block.subject, models)
-        return Kept(
-            drop=[Drop(key, drop_threshold(1 - d)) for key, d in zip(keys, self.densities(models), strict=True)]
-        )
+        return Kept(drop=[Drop(*own) for own in zip(keys, self.thresholds(models), strict=True)])
 
 
 class NormalizedSparseMethod(SparseMethod):

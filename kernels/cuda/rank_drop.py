@@ -64,6 +64,8 @@ def rank_drop(
 
 def _ranks(base: Tensor, model: Tensor, columns: int, wide: bool) -> Tensor:
     """The rank of each element in its row, the smallest magnitude's being 0: int32, 1-D."""
+    if columns == 1:
+        return torch.zeros(model.numel(), dtype=torch.int32, device=model.device)
     ranks = torch.empty(model.numel(), dtype=torch.int32, device=model.device)
     places = torch.arange(columns, dtype=torch.int32, device=model.device)
     step = max(1, SLAB // columns) * columns

@@ -11,15 +11,21 @@
 namespace fm {
 namespace {
 
-constexpr int64_t LINES = 1 << 11;
-constexpr int DIGIT_BITS = 16;  // of a key that its place in the sample is told by
+constexpr int64_t LINES = 1 << 11;  // of a sample, or as many as are worth it in a larger tensor
+constexpr int64_t GROUP = 64;       // lines that a thread takes at a time
+constexpr int DIGIT_BITS = 16;      // of a key that its place in the sample is told by
 constexpr int64_t BINS = 1 << DIGIT_BITS;
 constexpr int64_t LEAST = 1 << 20;  // elements of a tensor of which a sample saves work
 constexpr double ERRORS = 4;        // standard errors to both sides: a miss in ten thousand
 
-// One line in every n / LINES elements, wherever in them: a fixed distance could fall into step with the rows.
-int64_t place(int64_t line, int64_t n) {
-    const int64_t stride = n / LINES / SAMPLE * SAMPLE;
+// A finer sample takes longer, and makes brackets narrower, of which every rank has one.
+int64_t lines_of(int64_t n, int64_t ranks) {
+    return std::max(LINES, (n >> 12) * std::clamp<int64_t>(ranks, 2, 16)) / GROUP * GROUP;
+}
+
+// One of so many lines in every n / lines elements, wherever in them: a fixed distance could fall into step with the rows.
+int64_t place(int64_t line, int64_t lines, int64_t n) {
+    const int64_t stride = n / lines / SAMPLE * SAMPLE;
     const uint64_t mixed = uint64_t(line + 1) * 0x9e3779b97f4a7c15;
     return line * stride + int64_t((mixed >> 32) % uint64_t(stride / SAMPLE)) * SAMPLE;
 }
@@ -58,7 +64,7 @@ class Sample {
             squares += double(larger) * larger;
         }
         const double sum = double(from_[digit + 1]);
-        return std::sqrt(std::max(0.0, squares - sum * sum / double(LINES)));
+        return std::sqrt(std::max(0.0, squares - sum * sum * SAMPLE / double(digits_.size())));
     }
 
     std::vector<uint32_t> digits_, from_;
@@ -71,12 +77,14 @@ std::vector<std::vector<std::optional<Bracket>>> brackets(const Args &args, int6
     std::vector<std::vector<std::optional<Bracket>>> found;
     for (const auto &own : ranks) found.emplace_back(own.size());
     if (n < LEAST) return found;
-    std::vector<std::vector<uint32_t>> digits(models, std::vector<uint32_t>(LINES * SAMPLE));
-    constexpr int64_t GROUP = 64;  // lines that a thread takes at a time
-    parallel_for(LINES / GROUP, [&](int64_t group) {
+    size_t most = 1;
+    for (const auto &own : ranks) most = std::max(most, own.size());
+    const int64_t lines = lines_of(n, int64_t(most));
+    std::vector<std::vector<uint32_t>> digits(models, std::vector<uint32_t>(lines * SAMPLE));
+    parallel_for(lines / GROUP, [&](int64_t group) {
         std::vector<uint64_t> keys(size_t(models) * SAMPLE);
         for (int64_t line = group * GROUP; line < (group + 1) * GROUP; ++line) {
-            FM_KERNEL(sample_keys)(args, place(line, n), keys.data());
+            FM_KERNEL(sample_keys)(args, place(line, lines, n), keys.data());
             for (int k = 0; k < models; ++k)
                 for (int i = 0; i < SAMPLE; ++i) digits[k][line * SAMPLE + i] = uint32_t(keys[k * SAMPLE + i] >> shift);
         }

@@ -84,35 +84,41 @@ template <class Key> class Search {
   public:
     Search(const Args &args, int64_t n) : args_(args), n_(n), blocks_(blocks_of(n)), limit_(std::max(n / 4, BLOCK)) {}
 
-    // Finds the cuts that are where the sample says. Those wanted have no bucket yet; returns those not found.
+    // Finds the cuts that are where the sample says, by as many readings as their lists need. Those wanted have no bucket
+    // yet; returns those not found.
     std::vector<Wanted> by_sample(const std::vector<Wanted> &wanted, const std::vector<std::optional<Bracket>> &guesses) {
-        Lists lists;
-        std::vector<std::pair<Wanted, const Listed<Key> *>> ready;
         std::vector<Wanted> left;
-        int64_t room = 0;
-        for (size_t i = 0; i < wanted.size(); ++i) {
-            const int64_t more = guesses[i] ? std::max(guesses[i]->population, BLOCK) : limit_ + 1;
-            if (room + more > limit_) {
-                left.push_back(wanted[i]);
-                continue;
+        for (size_t i = 0; i < wanted.size();) {
+            Lists lists;
+            std::vector<Wanted> listed;
+            int64_t room = 0;
+            for (; i < wanted.size(); ++i) {
+                const int64_t more = guesses[i] ? std::max(guesses[i]->population, BLOCK) : limit_ + 1;
+                if (more > limit_) {
+                    left.push_back(wanted[i]);
+                    continue;
+                }
+                if (room + more > limit_) break;
+                room += more;
+                lists.push_back(std::make_unique<Listed<Key>>(guesses[i]->bucket, more, blocks_));
+                listed.push_back(wanted[i]);
             }
-            room += more;
-            lists.push_back(std::make_unique<Listed<Key>>(guesses[i]->bucket, more, blocks_));
-            ready.emplace_back(wanted[i], lists.back().get());
-        }
-        if (lists.empty()) return left;
-        read(lists);
-        std::vector<std::pair<Wanted, const Listed<Key> *>> found;
-        for (auto &[w, list] : ready) {
-            const int64_t within = w.rank - list->above;
-            if (list->overflowed || within < 1 || within > list->size + list->firsts) {
-                left.push_back(w);
-                continue;
+            if (lists.empty()) break;
+            read(lists);
+            std::vector<std::pair<Wanted, const Listed<Key> *>> found;
+            for (size_t j = 0; j < lists.size(); ++j) {
+                const Listed<Key> &list = *lists[j];
+                Wanted w = listed[j];
+                const int64_t within = w.rank - list.above;
+                if (list.overflowed || within < 1 || within > list.size + list.firsts) {
+                    left.push_back(w);
+                    continue;
+                }
+                w.bucket = list.bucket, w.rank = within;
+                found.emplace_back(w, &list);
             }
-            found.emplace_back(w, list);
-            found.back().first.bucket = list->bucket, found.back().first.rank = within;
+            parallel_for(int64_t(found.size()), [&](int64_t j) { finish(found[j].first, *found[j].second); });
         }
-        parallel_for(int64_t(found.size()), [&](int64_t i) { finish(found[i].first, *found[i].second); });
         return left;
     }
 

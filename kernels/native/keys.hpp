@@ -47,19 +47,17 @@ static inline int64_t list_within(const uint32_t *words, int64_t n, uint64_t lea
     }
     return written;
 }
-// Those of n keys that are least … least + span, in order, but `apart`, which are counted, as are those above; returns how
-// many it wrote. Whole registers are written, so that `to` has ROOM for more (and may be `keys`).
-static inline int select(const uint32_t *keys, int n, uint32_t least, uint32_t span, uint32_t apart, uint32_t *to, int64_t &equal, int64_t &above) {
-    const __m512i from = _mm512_set1_epi32(int(least)), most = _mm512_set1_epi32(int(span)), a = _mm512_set1_epi32(int(apart));
-    const __m512i last = _mm512_set1_epi32(int(least + span));
+// Those of n keys that are first + 1 … last, in order; those that equal `first`, and those above `last`, are counted. Returns
+// how many it wrote. What is no key is below all. Whole registers are written, so that `to` has ROOM for more (and may be `keys`).
+static inline int select(const uint32_t *keys, int n, uint32_t first, uint32_t last, uint32_t *to, int64_t &equal, int64_t &above) {
+    const __m512i least = _mm512_set1_epi32(int(first)), most = _mm512_set1_epi32(int(last));
     int written = 0;
     for (int i = 0; i < n; i += 16) {
         const __m512i x = _mm512_loadu_si512(keys + i);
-        const __mmask16 is_apart = _mm512_cmpeq_epi32_mask(x, a);
-        const __mmask16 in = _mm512_mask_cmple_epu32_mask(__mmask16(~is_apart), _mm512_sub_epi32(x, from), most);
+        const __mmask16 higher = _mm512_cmpgt_epi32_mask(x, most), in = _mm512_cmpgt_epi32_mask(x, least) & __mmask16(~higher);
         compress(x, in, to + written);
-        written += std::popcount(uint32_t(in)), equal += std::popcount(uint32_t(is_apart));
-        above += std::popcount(uint32_t(_mm512_cmpgt_epi32_mask(x, last)));
+        written += std::popcount(uint32_t(in)), above += std::popcount(uint32_t(higher));
+        equal += std::popcount(uint32_t(_mm512_cmpeq_epi32_mask(x, least)));
     }
     return written;
 }
@@ -107,16 +105,14 @@ static inline int64_t sum_of(__m256i x) {
     for (const int32_t lane : lanes) sum += lane;
     return sum;
 }
-static inline int select(const uint32_t *keys, int n, uint32_t least, uint32_t span, uint32_t apart, uint32_t *to, int64_t &equal, int64_t &above) {
-    const __m256i from = _mm256_set1_epi32(int(least)), most = _mm256_set1_epi32(int(span)), a = _mm256_set1_epi32(int(apart));
-    const __m256i last = _mm256_set1_epi32(int(least + span));
+static inline int select(const uint32_t *keys, int n, uint32_t first, uint32_t last, uint32_t *to, int64_t &equal, int64_t &above) {
+    const __m256i least = _mm256_set1_epi32(int(first)), most = _mm256_set1_epi32(int(last));
     __m256i equals = _mm256_setzero_si256(), aboves = _mm256_setzero_si256();
     int written = 0;
     for (int i = 0; i < n; i += 8) {
-        const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(keys + i)), offset = _mm256_sub_epi32(x, from);
-        const __m256i is_apart = _mm256_cmpeq_epi32(x, a);
-        const __m256i in = _mm256_andnot_si256(is_apart, _mm256_cmpeq_epi32(_mm256_min_epu32(offset, most), offset));
-        equals = _mm256_sub_epi32(equals, is_apart), aboves = _mm256_sub_epi32(aboves, _mm256_cmpgt_epi32(x, last));
+        const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(keys + i)), higher = _mm256_cmpgt_epi32(x, most);
+        const __m256i in = _mm256_xor_si256(_mm256_cmpgt_epi32(x, least), higher);
+        equals = _mm256_sub_epi32(equals, _mm256_cmpeq_epi32(x, least)), aboves = _mm256_sub_epi32(aboves, higher);
         const unsigned bits = unsigned(_mm256_movemask_ps(_mm256_castsi256_ps(in)));
         if (!bits) continue;
         compress(x, bits, to + written);
@@ -141,14 +137,13 @@ template <class T, class W> static inline void store_keys(const Vec<W> &a, const
     }
 }
 template <class Key>
-static inline int select(const Key *keys, int n, Key least, Key span, Key apart, Key *to, int64_t &equal, int64_t &above) {
+static inline int select(const Key *keys, int n, Key first, Key last, Key *to, int64_t &equal, int64_t &above) {
     using Signed = std::make_signed_t<Key>;
     int written = 0;
     for (int i = 0; i < n; ++i) {
-        const Key key = keys[i];
-        to[written] = key;
-        written += Key(key - least) <= span && key != apart, equal += key == apart;
-        above += Signed(key) > Signed(least + span);
+        const Signed key = Signed(keys[i]);
+        to[written] = keys[i];
+        written += key > Signed(first) && key <= Signed(last), equal += key == Signed(first), above += key > Signed(last);
     }
     return written;
 }

@@ -14,9 +14,9 @@ void kth_magnitude(const Args &a, const Bucket *buckets, int count, int64_t begi
             const int m = int(n - at < STRIP ? n - at : STRIP), padded = reader.at(begin + at, m, in);
             for (int j = 0, model = -1; j < count; ++j) {
                 if (buckets[j].model != model) strip_keys(in[0], in[1 + (model = buckets[j].model)], m, keys);
-                const Key<T> first = Key<T>(buckets[j].first), span = Key<T>(buckets[j].span);
+                const Key<T> first = Key<T>(buckets[j].first), last = Key<T>(first + buckets[j].span);
                 Key<T> *to = static_cast<Key<T> *>(found[j].keys) + found[j].size;
-                found[j].size += select(keys, padded, first, span, first, to, found[j].firsts, found[j].above);
+                found[j].size += select(keys, padded, first, last, to, found[j].firsts, found[j].above);
             }
         }
         return 0;

@@ -8,9 +8,9 @@ template <class Key> static void count(Key *keys, int n, const Digit &digit, int
     alignas(64) uint16_t bins[STRIP];
     if (digit.prefixes) {
         const int below = digit.shift + digit.bits;
-        int64_t none = 0, above = 0;
-        const Key least = Key(digit.prefixes[k] << below), span = Key((Key(1) << below) - 1);
-        n = select(keys, (n + PAIR - 1) / PAIR * PAIR, least, span, Key(~Key(0)), keys, none, above);
+        int64_t others = 0;
+        const Key least = Key(digit.prefixes[k] << below), last = Key(least + ((Key(1) << below) - 1));
+        n = select(keys, (n + PAIR - 1) / PAIR * PAIR, Key(least - 1), last, keys, others, others);
     }
     const Key mask = (Key(1) << digit.bits) - 1;
     for (int i = 0; i < n; ++i) bins[i] = uint16_t((keys[i] >> digit.shift & mask) * COUNTERS);

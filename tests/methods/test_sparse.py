@@ -15,6 +15,7 @@ from tensors import assert_same_bits, grid
 
 import fastmerge as fm
 from fastmerge.errors import InputError
+from fastmerge.methods import _sparse
 
 SHAPES = {"square": (24, 40), "row": (1, 37), "column": (29, 1), "vector": (101,), "stack": (3, 4, 5), "one": (1,)}
 SHAPES |= {"scalar": (), "empty": (0, 3)}
@@ -171,6 +172,20 @@ def test_streamed_in_small_chunks(method: str, params: dict[str, Any], tmp_path:
         return
     for tensor, value in read(tmp_path / "out").items():
         assert_same_bits(value, in_memory.state_dict[tensor], tensor)
+
+
+@pytest.mark.parametrize("method", ["dare_linear", "dare_ties", "della_linear", "della"])
+@pytest.mark.parametrize("shape", [(517, 301), (70_001,), (0, 3)], ids=str)
+def test_masks_kept_until_the_merge_are_those_drawn_twice(
+    method: str, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, *models = ({"w": torch.randn(shape, generator=torch.Generator().manual_seed(i))} for i in range(4))
+    named = dict(zip("abc", models, strict=True))
+    merged = []
+    for room in (_sparse.MASKS, 0):
+        monkeypatch.setattr(_sparse, "MASKS", room)
+        merged.append(fm.merge_state_dicts(method, base, named, density=0.6, rescale="l1").state_dict["w"])
+    assert_same_bits(*merged, "w")
 
 
 def test_order_of_models_does_not_move_the_drops() -> None:
