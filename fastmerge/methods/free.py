@@ -41,13 +41,17 @@ Rescale = Annotated[
 ]
 
 
-def magnitude(values: Tensor) -> Tensor:
-    """Σ|values| in float64. Zeros are NumPy's: torch would fill them by threads that go on spinning beside ours."""
+def magnitudes(experts: Sequence[Tensor]) -> Tensor:
+    """Σ|values| of each, in float64."""
     import numpy as np
     import torch
 
-    zeros = np.zeros(values.numel(), np.float64 if values.dtype == torch.float64 else np.float32)
-    return absolute_sums(torch.from_numpy(zeros).to(values.device), [values])[0]
+    if len({values.numel() for values in experts}) > 1:
+        return torch.cat([magnitudes([values]) for values in experts])
+    first = experts[0]
+    # Torch would fill them by threads that go on spinning beside ours.
+    zeros = np.zeros(first.numel(), np.float64 if first.dtype == torch.float64 else np.float32)
+    return absolute_sums(torch.from_numpy(zeros).to(first.device), experts)
 
 
 class FREE(FourierMethod):
@@ -156,9 +160,8 @@ class FREE(FourierMethod):
         else:
             experts = ops.extract_largest(base, models, sizes)
         block.experts = [*experts]
-        for k, expert in enumerate(experts):
-            block.sums[KEPT, k] = magnitude(expert.values)
-            block.sums[COUNT, k] = expert.values.numel()
+        block.sums[KEPT] = magnitudes([expert.values for expert in experts])
+        block.sums[COUNT] = block.sums.new_tensor([expert.values.numel() for expert in experts])
 
     def results(self, statistics: Sequence[Statistics]) -> dict[str, list[float]]:
         return super().results(statistics) | {"scales": self.scales(statistics)}
