@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import sys
+from contextlib import suppress
 
 from .interrupts import end_at_once
 
@@ -17,18 +19,24 @@ def main() -> None:
     gc.set_threshold(OBJECTS)  # imports make many, and leave few behind
     from .cli import main as run
 
+    code = 0
     try:
-        run()
-    except SystemExit as ended:
-        if not isinstance(ended.code, int | None):
-            raise
-        code = ended.code or 0
         try:
-            sys.stdout.flush()
-            sys.stderr.flush()
-        except OSError:  # nobody reads on, or there is no room
-            code = code or 1
-        os._exit(code)  # at once: taking down the interpreter and torch takes half a second
+            run()
+        except SystemExit as ended:
+            if not isinstance(ended.code, int | None):
+                raise
+            code = ended.code or 0
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        code = code or 1  # what has no name is the output
+        if error.errno != errno.EPIPE:
+            with suppress(OSError):
+                os.write(2, f"error: the output cannot be printed: {error.strerror}\n".encode())
+    os._exit(code)  # at once: taking down the interpreter and torch takes half a second
 
 
 if __name__ == "__main__":

@@ -293,6 +293,18 @@ def test_a_reader_that_has_gone() -> None:
     assert "Traceback" not in error
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize("options", [[], ["--json"]], ids=["table", "json"])
+def test_no_room_for_what_is_printed(options: list[str]) -> None:
+    """One line instead of a traceback, and not the exit code of success."""
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "fastmerge", "methods", *options]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: the output cannot be printed")
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_the_program_itself(root: Path) -> None:
     """As installed, in a process of its own."""
     program = Path(sys.executable).with_name("fastmerge")
