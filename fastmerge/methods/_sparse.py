@@ -20,9 +20,7 @@ if TYPE_CHECKING:
     from ..ops import Kept
 
 SLAB = 1 << 22  # elements whose masks are held at a time; a multiple of ops.BLOCK
-MASKS = (
-    1 << 28
-)  # bytes of a tensor's masks that are kept from its drop's norm to its merge; those of more are drawn again
+MASKS = 1 << 28  # bytes of a tensor's masks that are kept until it is merged; those of more are drawn again
 
 
 class SparseMethod(TaskVectorMethod):
@@ -170,10 +168,9 @@ class DroppingMethod(RandomMethod):
         from .. import ops
 
         assert block.base is not None
-        table = [
-            torch.tensor([one], device=block.base.device) for one in self.thresholds(models)
-        ]  # rows of one element
-        return ops.rank_drop(block.base, block.models, 1, self.keys(block.subject, models), table)
+        columns = 1  # an element is a row, and has one rank
+        table = [torch.tensor([threshold], device=block.base.device) for threshold in self.thresholds(models)]
+        return ops.rank_drop(block.base, block.models, columns, self.keys(block.subject, models), table)
 
     def drawn(self, block: Block, models: Sequence[str]) -> Kept:
         from ..ops import Drop, Kept
