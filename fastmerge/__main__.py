@@ -11,6 +11,7 @@ from contextlib import suppress
 from .interrupts import end_at_once
 
 OBJECTS = 100_000  # made between two searches for those that are of no more use
+UNPRINTABLE = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 
 def main() -> None:
@@ -30,7 +31,7 @@ def main() -> None:
         sys.stdout.flush()
         sys.stderr.flush()
     except OSError as error:
-        if error.filename is not None:
+        if error.filename is not None or error.errno not in UNPRINTABLE:
             raise
         code = code or 1  # what has no name is the output
         if error.errno != errno.EPIPE:

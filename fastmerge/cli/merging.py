@@ -167,11 +167,11 @@ def _plan(
 
 def execute(prepared: MergePlan, as_json: bool) -> None:
     """Carry out a plan, and say what was done."""
-    from ..formats.mapping import HeadStart, Inputs
+    from ..formats.mapping import Inputs, head_start
 
     prepared = prepared.fetched()  # under a bar of its own
     files = Inputs(prepared.headers)
-    with HeadStart(files):
+    with head_start(files):
         from ..engine.merge import execute as carry_out  # imports torch
     title = f"{prepared.method.name} → {prepared.out}"
     with raised(), progress(title, prepared.bytes_read, as_json) as advance:

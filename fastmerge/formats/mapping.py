@@ -11,7 +11,8 @@ import sys
 import threading
 import warnings
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -145,35 +146,30 @@ class Little:
         """They stay until the map goes."""
 
 
-class HeadStart:
-    """A thread that populates all files alike from their starts, as far as it comes and memory is plenty.
+@contextmanager
+def head_start(inputs: Inputs) -> Iterator[None]:
+    """Bring pages in by a thread while nothing can be read yet, as while torch is being imported."""
+    stop = threading.Event()
+    thread = threading.Thread(target=populate_all, args=(inputs, stop), name="fastmerge-head-start", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
 
-    For the time before anything can be read, as while torch is being imported.
-    """
 
-    def __init__(self, inputs: Inputs) -> None:
-        self._inputs = inputs
-        self._stop = False
-        self._thread = threading.Thread(target=self._run, name="fastmerge-head-start", daemon=True)
-
-    def __enter__(self) -> HeadStart:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop = True
-        self._thread.join()
-
-    def _run(self) -> None:
-        files = self._inputs.files
-        room = (_available_memory() or 0) // 4
-        for start in range(0, max(files.values(), default=0), STEP):
-            for file in (file for file, size in files.items() if start < size):
-                stop = min(start + STEP, files[file])
-                room -= stop - start
-                if self._stop or room < 0:
-                    return
-                self._inputs.populate([(file, start, stop)])
+def populate_all(inputs: Inputs, stop: threading.Event) -> None:
+    """Populate all files alike from their starts, until told to stop or a fourth of the available memory is in use."""
+    files = inputs.files
+    room = (_available_memory() or 0) // 4
+    for start in range(0, max(files.values(), default=0), STEP):
+        for file in (file for file, size in files.items() if start < size):
+            end = min(start + STEP, files[file])
+            room -= end - start
+            if stop.is_set() or room < 0:
+                return
+            inputs.populate([(file, start, end)])
 
 
 class ReadAhead:

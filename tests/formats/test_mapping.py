@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from fastmerge.formats import mapping
-from fastmerge.formats.mapping import HeadStart, Inputs, Span
+from fastmerge.formats.mapping import Inputs, Span, head_start, populate_all
 from fastmerge.formats.safetensors import read_header
 
 SIZES = 3 * 4096, 10 * 4096 + 17
@@ -46,8 +47,7 @@ def brought_in(inputs: Inputs, monkeypatch: pytest.MonkeyPatch, available: int |
     monkeypatch.setattr(inputs, "populate", spans.extend)
     monkeypatch.setattr(mapping, "_available_memory", lambda: available)
     monkeypatch.setattr(mapping, "STEP", 4096)
-    with HeadStart(inputs) as start:
-        start._thread.join()
+    populate_all(inputs, threading.Event())
     return spans
 
 
@@ -72,6 +72,6 @@ def test_a_head_start_keeps_to_a_fourth_of_the_memory(
 
 
 def test_a_head_start_ends_when_it_is_told(inputs: Inputs) -> None:
-    with HeadStart(inputs) as start:
+    with head_start(inputs):
         pass
-    assert not start._thread.is_alive()
+    assert "fastmerge-head-start" not in {thread.name for thread in threading.enumerate()}
