@@ -13,6 +13,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+from . import batching
 from .errors import BackendError, nearest
 
 log = logging.getLogger(__name__)
@@ -48,12 +49,21 @@ def why_not(op: str, backend: str, device: str) -> str | None:
     return None
 
 
-@functools.cache
 def choose(op: str, device: str, backend: str | None = None) -> Callable[..., Any]:
     """The function that computes `op` on `device` ("cpu", "cuda"), from `backend` or the fastest that can.
 
-    Raises BackendError where the requested backend, or every one, cannot; the message says why.
+    In a batch it may wait for other tensors' calls (fastmerge.batching), where the backend has `<op>_many`, which takes
+    a list of the op's arguments. Raises BackendError where the requested backend, or every one, cannot; the message
+    says why.
     """
+    kernel, many = chosen(op, device, backend)
+    line = batching.line.get()
+    return kernel if line is None else line.kernel(kernel, many)
+
+
+@functools.cache
+def chosen(op: str, device: str, backend: str | None) -> tuple[Callable[..., Any], batching.Many | None]:
+    """What `choose` chooses, and the backend's `<op>_many`, if it has that."""
     if backend is not None and backend not in backends():
         known = ", ".join(backends())
         raise BackendError(f"unknown backend {backend!r}{nearest(backend, backends())}; there are {known}")
@@ -63,6 +73,6 @@ def choose(op: str, device: str, backend: str | None = None) -> Callable[..., An
         if reason is None:
             for line in rejected:
                 log.info("%s on %s: %s, so %s computes it", op, device, line, name)
-            return getattr(load(name), op)  # type: ignore[no-any-return]
+            return getattr(load(name), op), getattr(load(name), f"{op}_many", None)
         rejected.append(f"backend {name!r} cannot be used ({reason})")
     raise BackendError(f"{op} on {device}: {'; '.join(rejected)}")

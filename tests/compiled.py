@@ -73,13 +73,13 @@ def compiling(capability: int) -> Iterator[dict[str, Any]]:
         return kernel
 
     JITFunction.run, dispatch.DEVICES["cuda"] = compile_only, ("cuda", "cpu")
-    dispatch.choose.cache_clear()
+    dispatch.chosen.cache_clear()
     driver.set_active(Target(capability))
     try:
         yield found
     finally:
         JITFunction.run, dispatch.DEVICES["cuda"] = run, devices
-        dispatch.choose.cache_clear()
+        dispatch.chosen.cache_clear()
         driver._active = active
 
 

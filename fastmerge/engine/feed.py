@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from torch import Tensor
 from ..formats.mapping import Inputs
 from ..formats.safetensors import DTYPES
 from .devices import Device, Event
-from .stream import Source, Work
+from .stream import Piece, Source, Work
 
 ROOMS = 2  # loads on the device: one is computed with while the next comes in
 READERS = 4  # threads that read files
@@ -33,30 +33,30 @@ class Room:
 
 @dataclass(slots=True)
 class Load:
-    """Elements `start` to `stop` of a work's sources, 1-D, on the device as soon as `arrived` is.
+    """The sources of pieces, each piece's 1-D, on the device as soon as `arrived` is.
 
-    `whole`: they are all of a work that has to be prepared, and all its chunks.
+    A `whole` piece has all of a work that has to be prepared, and all its chunks.
     """
 
-    work: Work
-    start: int
-    stop: int
-    whole: bool
+    pieces: list[Piece]
     room: Room
-    sources: list[Tensor] = field(default_factory=list)
+    sources: list[list[Tensor]] = field(default_factory=list)
     arrived: Event | None = None
 
 
-def loads_of(work: Work, chunk: int) -> Iterator[tuple[int, int, bool]]:
-    """What of a work comes in at a time: all of it, where it is prepared, else chunk by chunk."""
-    for piece in work.pieces(chunk):
-        yield piece.start, piece.stop, piece.whole
+def loads_of(works: Sequence[Work], chunk: int) -> Iterator[list[Piece]]:
+    """What of works comes in at a time: all of several, else of one all, where it is prepared, or chunk by chunk."""
+    if len(works) > 1:
+        yield [next(work.pieces(chunk)) for work in works]
+        return
+    for piece in works[0].pieces(chunk):
+        yield [piece]
         if piece.whole:
             return
 
 
-def load_bytes(work: Work, start: int, stop: int) -> int:
-    return sum(_aligned(source.nbytes(start, stop)) for source in work.sources)
+def load_bytes(pieces: Sequence[Piece]) -> int:
+    return sum(_aligned(source.nbytes(p.start, p.stop)) for p in pieces for source in p.work.sources)
 
 
 def _aligned(nbytes: int) -> int:
@@ -69,8 +69,11 @@ class Feed:
     Iterating raises what a thread has met, torch.OutOfMemoryError among it.
     """
 
-    def __init__(self, device: Device, next_work: Callable[[], Work | None], chunk: int, staging: int, inputs: Inputs):
-        self._device, self._next_work, self._chunk, self._inputs = device, next_work, chunk, inputs
+    def __init__(
+        self, device: Device, next_works: Callable[[], Sequence[Work]], chunk: int, staging: int, inputs: Inputs
+    ):
+        """`next_works`: what may come in at once, in the end nothing."""
+        self._device, self._next_works, self._chunk, self._inputs = device, next_works, chunk, inputs
         self._rooms: queue.SimpleQueue[Room | None] = queue.SimpleQueue()
         self._loads: queue.SimpleQueue[Load | BaseException | None] = queue.SimpleQueue()
         self._segments: queue.SimpleQueue[tuple[Tensor, Event | None]] = queue.SimpleQueue()
@@ -113,34 +116,38 @@ class Feed:
 
     def _run(self) -> None:
         try:
-            while (work := self._next_work()) is not None:
-                for start, stop, whole in loads_of(work, self._chunk):
+            while works := self._next_works():
+                for pieces in loads_of(works, self._chunk):
                     room = self._rooms.get()
                     if room is None or self._stopped:
                         return
-                    self._loads.put(self._filled(Load(work, start, stop, whole, room)))
+                    self._loads.put(self._filled(Load(pieces, room)))
             self._loads.put(None)
         except BaseException as error:
             self._loads.put(error)
 
     def _filled(self, load: Load) -> Load:
         """Start all copies of a load."""
-        room, work = load.room, load.work
-        nbytes = load_bytes(work, load.start, load.stop)
+        room = load.room
+        nbytes = load_bytes(load.pieces)
         if room.used is not None:
             room.used.synchronize()
         if room.memory is None or room.memory.numel() < nbytes:
             room.memory = None  # first let go of what is there
             room.memory = self._device.empty(nbytes)
         copies, at = [], 0
-        for source in work.sources:
-            to = room.memory[at : at + source.nbytes(load.start, load.stop)]
-            load.sources.append(to.view(source.dtype))
-            step = self._segment_bytes // DTYPES[source.info.dtype] // 8 * 8  # elements
-            for a in range(load.start, load.stop, step):
-                part = slice(source.nbytes(load.start, a), source.nbytes(load.start, min(a + step, load.stop)))
-                copies.append(self._readers.submit(self._copy, source, a, min(a + step, load.stop), to[part]))
-            at += _aligned(to.numel())
+        for piece in load.pieces:
+            sources = []
+            for source in piece.work.sources:
+                to = room.memory[at : at + source.nbytes(piece.start, piece.stop)]
+                sources.append(to.view(source.dtype))
+                step = self._segment_bytes // DTYPES[source.info.dtype] // 8 * 8  # elements
+                for a in range(piece.start, piece.stop, step):
+                    b = min(a + step, piece.stop)
+                    part = slice(source.nbytes(piece.start, a), source.nbytes(piece.start, b))
+                    copies.append(self._readers.submit(self._copy, source, a, b, to[part]))
+                at += _aligned(to.numel())
+            load.sources.append(sources)
         for copy in copies:
             copy.result()
         load.arrived = self._device.incoming.record()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from ..batching import waiting
 from ..methods._declaration import Block, Pass, Statistics, Subject, Written
 from ..ops import Cut, Expert, LowRank
 from .statistics import Kept
@@ -33,6 +35,10 @@ class Share:
     prepared: Any = None
     experts: list[Expert | LowRank] = field(default_factory=list)
     replaced: tuple[Tensor, list[Tensor]] | None = None
+
+    def count(self, nonfinite: int) -> None:
+        """Count bad results."""
+        self.nonfinite += nonfinite
 
 
 @dataclass(slots=True)
@@ -118,16 +124,22 @@ class TensorPass:
         if not self.subject.numel:
             return
         for share, memory in zip(self.shares, targets, strict=True):
-            block = self._block(share, start, base, models)
-            for kind, tensor in memory.items():
-                setattr(block, kind, tensor)
-            if share.replaced is not None and block.merged is not None:
-                block.merged = torch.empty_like(block.models[0])
-            share.one.run(block, share.earlier)
-            if share.replaced is not None and block.merged is not None:
-                assert base is not None
-                block.nonfinite += ops.combine(None, [base, block.merged], out=memory["merged"]).nonfinite
-            share.nonfinite += block.nonfinite
+            with waiting(share.count) if share.one.together else nullcontext():
+                self._run(share, start, base, models, memory)
+
+    def _run(
+        self, share: Share, start: int, base: Tensor | None, models: list[Tensor], memory: Mapping[Written, Tensor]
+    ) -> None:
+        block = self._block(share, start, base, models)
+        for kind, tensor in memory.items():
+            setattr(block, kind, tensor)
+        if share.replaced is not None and block.merged is not None:
+            block.merged = torch.empty_like(block.models[0])
+        share.one.run(block, share.earlier)
+        if share.replaced is not None and block.merged is not None:
+            assert base is not None
+            block.nonfinite += ops.combine(None, [base, block.merged], out=memory["merged"]).nonfinite
+        share.count(block.nonfinite)
 
     def acceptable(self, allowed: Sequence[bool]) -> bool:
         """Whether no output has met NaN or infinity, but those it is `allowed` to."""

@@ -1,7 +1,7 @@
 """Works carried out on GPUs: what comes in, is computed and goes out overlaps.
 
-Every GPU takes the next tensor when it is free, so that several share a pass. The bytes are those that the backend
-gives for any blocks, on any number of GPUs.
+Every GPU takes the next tensor, or several small ones for the same launches, when it is free, so that several share a
+pass. The bytes are those that the backend gives for any blocks, on any number of GPUs.
 """
 
 from __future__ import annotations
@@ -16,16 +16,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..batching import batch
 from ..errors import MergeError
 from ..formats.mapping import Inputs
 from ..recipe.memory import BLOCK, SLOTS
 from .devices import Device, Event
 from .feed import ROOMS, Feed, Load, load_bytes, loads_of
-from .stream import Target, Work, slot_bytes
+from .stream import Piece, Target, Work, slot_bytes
 from .writer import Slot, Writer
 
 STAGING = 96 << 20  # bytes of the host, at most; an eighth of the memory budget
 LEAST_STAGING = 1 << 20
+TOGETHER = 256  # small tensors at a time, at most
 SHARE = 0.5  # of a GPU's free memory that loads and results may take; the rest is for what ops keep
 
 Finished = Callable[[Work, list[Tensor]], None]
@@ -41,11 +43,17 @@ class Pipeline:
         """As many of `chunk` elements at a time as the host's memory and every device's have room for."""
         free = SHARE * min(device.free() for device in self.devices)
         left = self.memory - self.staging * len(self.devices)
-        while chunk > BLOCK and (
-            slot_bytes(works, chunk) * SLOTS > left or max((device_bytes(w, chunk) for w in works), default=0) > free
-        ):
+        while chunk > BLOCK:
+            groups = groups_of(works, chunk)
+            on_device = max((device_bytes(group, chunk) for group in groups), default=0)
+            if group_bytes(groups, chunk) * SLOTS <= left and on_device <= free:
+                break
             chunk = halved(chunk)
         return chunk
+
+    def slot_bytes(self, works: Sequence[Work], chunk: int) -> int:
+        """Memory that a slot needs for any chunk of these works, and for those that are computed together."""
+        return group_bytes(groups_of(works, chunk), chunk)
 
     @property
     def staging(self) -> int:
@@ -62,7 +70,7 @@ class Pipeline:
         progress: Callable[[int], None] | None = None,
     ) -> None:
         """Carry out works. `finished` is told each and its sums, in any order, `progress` the bytes read."""
-        left = Works(works)
+        left = Groups(groups_of(works, chunk))
 
         def told(work: Work, sums: list[Tensor]) -> None:
             finished(work, sums)
@@ -87,33 +95,55 @@ class Pipeline:
                 self.devices[0].unpin(slot.bytes)
 
 
-class Works:
-    """Works that devices take from, one after the other."""
+class Groups:
+    """Groups of works that devices take from, one after the other."""
 
-    def __init__(self, works: Sequence[Work]) -> None:
-        self._works = deque(works)
+    def __init__(self, groups: Sequence[list[Work]]) -> None:
+        self._groups = deque(groups)
 
-    def take(self) -> Work | None:
+    def take(self) -> list[Work]:
+        """The next, in the end an empty one."""
         try:
-            return self._works.popleft()
+            return self._groups.popleft()
         except IndexError:
-            return None
+            return []
 
     def stop(self) -> None:
         """Let there be none."""
-        self._works.clear()
+        self._groups.clear()
+
+
+def groups_of(works: Sequence[Work], chunk: int) -> list[list[Work]]:
+    """The works in order, those that follow each other together where they are no more than a chunk."""
+    groups: list[list[Work]] = []
+    room = 0
+    for work in works:
+        if not groups or work.numel > room or len(groups[-1]) == TOGETHER:
+            groups.append([])
+            room = chunk
+        groups[-1].append(work)
+        room -= work.numel
+    return groups
 
 
 class _Run:
-    """The works that one device takes. Where its memory runs out, the work is begun again in smaller blocks."""
+    """The works that one device takes. Where its memory runs out, they start again one by one, in smaller blocks."""
 
     def __init__(
-        self, device: Device, works: Works, chunk: int, staging: int, inputs: Inputs, writer: Writer, finished: Finished
+        self,
+        device: Device,
+        groups: Groups,
+        chunk: int,
+        staging: int,
+        inputs: Inputs,
+        writer: Writer,
+        finished: Finished,
     ) -> None:
-        self.device, self.works, self.chunk, self.staging = device, works, chunk, staging
+        self.device, self.groups, self.chunk, self.staging = device, groups, chunk, staging
         self.inputs, self.writer, self.finished = inputs, writer, finished
         self.begun: deque[Work] = deque()  # that the feed has taken, and of which not all is computed
-        self.again: deque[Work] = deque()  # of these, what a feed after the one that failed has still to take
+        self.again: deque[Work] = deque()  # of these, what the feed has still to take, one by one
+        self.scarce = False  # whether memory has run out, so that nothing is computed together any more
 
     def run(self) -> None:
         try:
@@ -125,16 +155,17 @@ class _Run:
                         problem = str(error)  # not the error, whose traceback holds memory
                     self._shrink(problem)
         except BaseException:
-            self.works.stop()
+            self.groups.stop()
             raise
 
-    def _take(self) -> Work | None:
-        if self.again:
-            return self.again.popleft()
-        work = self.works.take()
-        if work is not None:
-            self.begun.append(work)
-        return work
+    def _take(self) -> list[Work]:
+        if not self.again:
+            group = self.groups.take()
+            self.begun += group
+            if not self.scarce:
+                return group
+            self.again += group
+        return [self.again.popleft()] if self.again else []
 
     def _shrink(self, problem: str) -> None:
         if self.chunk <= BLOCK:
@@ -143,7 +174,7 @@ class _Run:
                 f"tensor {name!r}: the memory of {self.device.place} does not suffice, even in the smallest blocks "
                 f"({problem.splitlines()[0]}); free some, or pass --device cpu"
             )
-        self.chunk = halved(self.chunk)
+        self.chunk, self.scarce = halved(self.chunk), True
         self.again = deque(self.begun)
         self.device.forget()
 
@@ -153,52 +184,65 @@ class _Run:
             for load in feed:
                 assert load.arrived is not None
                 computing.wait(load.arrived)
-                if load.start == 0:
-                    load.work.begin(self.device.place)
-                if load.whole:
-                    self._prepare(load, drain)
-                else:
-                    self._piece(load.work, load.start, load.sources, load.stop, drain)
-                if load.stop == load.work.numel:
-                    sums = load.work.done()
-                    self.begun.popleft()
-                    drain.put(_Finished(self.finished, load.work, sums))
+                self._load(load, drain)
+                for piece in load.pieces:
+                    if piece.stop == piece.work.numel:
+                        sums = piece.work.done()
+                        self.begun.popleft()
+                        drain.put(_Finished(self.finished, piece.work, sums))
                 feed.done(load, computing.record())
 
-    def _prepare(self, load: Load, drain: _Drain) -> None:
-        """The whole of a work, then its chunks, which are where they are already."""
-        work = load.work
+    def _load(self, load: Load, drain: _Drain) -> None:
+        """Compute all of a load: what has to be prepared, then the chunks, which of several works are one each."""
+        parts: list[_Part] = []
+        for piece, sources in zip(load.pieces, load.sources, strict=True):
+            work = piece.work
+            if piece.start == 0:
+                work.begin(self.device.place)
+            if not piece.whole:
+                parts.append(_Part(piece, sources))
+                continue
+            self._prepare(work, sources, drain)
+            parts += [
+                _Part(chunk, [source[chunk.start : chunk.stop] for source in sources])
+                for chunk in work.pieces(self.chunk)
+                if not chunk.whole
+            ]
+        if len(load.pieces) > 1:
+            self._chunks(parts, drain)
+        else:
+            for part in parts:
+                self._chunks([part], drain)
+
+    def _prepare(self, work: Work, sources: list[Tensor], drain: _Drain) -> None:
         assert work.prepare is not None
         prepare = work.prepare
-        self._fill(work.whole_targets, None, 0, work.numel, lambda memory: prepare(load.sources, memory), drain)
-        for piece in work.pieces(self.chunk):
-            if not piece.whole:
-                parts = [source[piece.start : piece.stop] for source in load.sources]
-                self._piece(work, piece.start, parts, piece.stop, drain)
+        targets = [_Wanted(target, 0, target.numel, target.numel) for target in work.whole_targets]
+        self._fill(targets, lambda memory: prepare(sources, memory), drain)
 
-    def _piece(self, work: Work, start: int, sources: list[Tensor], stop: int, drain: _Drain) -> None:
-        self._fill(work.targets, work, start, stop, lambda memory: work.run(start, sources, memory), drain)
+    def _chunks(self, parts: Sequence[_Part], drain: _Drain) -> None:
+        """Compute chunks of different works at once."""
+        targets = [
+            _Wanted(target, piece.start, piece.stop, piece.work.numel)
+            for piece, _ in parts
+            for target in piece.work.targets
+        ]
 
-    def _fill(
-        self,
-        targets: Sequence[Target],
-        work: Work | None,
-        start: int,
-        stop: int,
-        compute: Callable[[list[Tensor]], None],
-        drain: _Drain,
-    ) -> None:
-        """Compute targets' elements start … stop (all of them without a work), and send them out."""
-        if not targets:
+        def compute(memory: list[Tensor]) -> None:
+            results = iter(memory)
+            with batch():
+                for piece, sources in parts:
+                    piece.work.run(piece.start, sources, [next(results) for _ in piece.work.targets])
+
+        self._fill(targets, compute, drain)
+
+    def _fill(self, wanted: Sequence[_Wanted], compute: Callable[[list[Tensor]], None], drain: _Drain) -> None:
+        """Compute what is wanted, and send it out."""
+        if not wanted:
             return compute([])
         slot = self.writer.slot()
         try:
-            places = [
-                target.take(slot, 0, target.numel, target.numel)
-                if work is None
-                else target.take(slot, start, stop, work.numel)
-                for target in targets
-            ]
+            places = [one.target.take(slot, one.start, one.stop, one.numel) for one in wanted]
             memory = [torch.empty_like(place, device=self.device.place) for place in places]
             compute(memory)
         except BaseException:
@@ -210,6 +254,22 @@ class _Run:
         for place, result in zip(places, memory, strict=True):
             outgoing.copy(place, result)
         return drain.put(_Filled(slot, outgoing.record(), memory))
+
+
+class _Part(NamedTuple):
+    """A chunk of a work, and its sources' elements."""
+
+    piece: Piece
+    sources: list[Tensor]
+
+
+class _Wanted(NamedTuple):
+    """Elements of a target, of all `numel`."""
+
+    target: Target
+    start: int
+    stop: int
+    numel: int
 
 
 class _Filled(NamedTuple):
@@ -265,11 +325,15 @@ class _Drain:
                 self._writer.put(item.slot)
 
 
-def device_bytes(work: Work, chunk: int) -> int:
-    """Memory of the device for the loads of a work and its results on their way out."""
-    start, stop, _ = next(loads_of(work, chunk))
-    results = sum(target.chunk_bytes(min(chunk, work.numel)) for target in work.targets)
-    return ROOMS * load_bytes(work, start, stop) + (SLOTS + 1) * results
+def group_bytes(groups: Sequence[Sequence[Work]], chunk: int) -> int:
+    """Memory that a slot needs for any of the groups."""
+    return max((sum(slot_bytes([work], chunk) for work in group) for group in groups), default=0)
+
+
+def device_bytes(group: Sequence[Work], chunk: int) -> int:
+    """Memory of the device for the loads of a group and its results on their way out."""
+    results = sum(target.chunk_bytes(min(chunk, work.numel)) for work in group for target in work.targets)
+    return ROOMS * load_bytes(next(loads_of(group, chunk))) + (SLOTS + 1) * results
 
 
 def halved(chunk: int) -> int:

@@ -54,7 +54,9 @@ def run_pass(
     numbers = {id(work): i for i, work in left.items()}
     if pipeline is not None:
         chunk = pipeline.chunk(list(left.values()), chunk)
-    slot = slot_bytes(list(left.values()), chunk)
+        slot = pipeline.slot_bytes(list(left.values()), chunk)
+    else:
+        slot = slot_bytes(list(left.values()), chunk)
     with Writer(publication.folder, files, SLOTS, slot, publication.journal) as writer:
 
         def finished(work: Work, sums: list[Tensor]) -> None:

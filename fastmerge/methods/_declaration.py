@@ -100,7 +100,8 @@ class Pass:
     `statistic` names sums that depend on the inputs alone, so that another run may use them. `prefilter` gives, of the
     whole tensor, task vectors that take the models' place, as if base were zero. `experts` tells the size of each
     model's expert of a tensor, if it has some; before the passes that decide it, about. `held`: bytes of memory that it
-    takes beside the block. `idle`: it has nothing to do with the tensor, which is not read.
+    takes beside the block. `idle`: it has nothing to do with the tensor, which is not read. `together`: what ops write
+    is read by ops alone, so that those of many small tensors may be called at once.
     """
 
     run: Callable[[Block, Sequence[Statistics]], None]
@@ -114,6 +115,7 @@ class Pass:
     experts: Callable[[Subject, Sequence[Statistics]], Sequence[ExpertSize]] | None = None
     held: int = 0
     idle: bool = False
+    together: bool = False
 
     @property
     def needs_whole(self) -> bool:

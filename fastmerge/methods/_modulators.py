@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from ..batching import at_once
 from ._declaration import Block, Finite, Pass, Statistics, Subject, WeightedMethod
 from ._prefilter import Prefiltered
 
@@ -68,7 +69,8 @@ class TaskVectorMethod(Prefiltered, WeightedMethod):
         def merge(block: Block, earlier: Sequence[Statistics]) -> None:
             from .. import ops
 
-            arguments = self.arguments(block, models, earlier)
+            with at_once():
+                arguments = self.arguments(block, models, earlier)
             merged = ops.combine(block.base, block.models, **arguments, scale=self.scale, out=block.merged)
             block.nonfinite += merged.nonfinite
 
@@ -78,7 +80,8 @@ class TaskVectorMethod(Prefiltered, WeightedMethod):
             assert block.base is not None
             # Masks and sums are taken on the merged vector before it is rounded for storage.
             wide = ops.working_dtype([block.base, *block.models])
-            arguments = self.arguments(block, models, earlier)
+            with at_once():
+                arguments = self.arguments(block, models, earlier)
             merged = ops.combine(block.base, block.models, **arguments, scale=self.scale, as_delta=True, dtype=wide)
             ops.mask_against(
                 block.base, block.models, merged.merged, **self.masking(models), out=block.masks, sums=block.sums
@@ -93,6 +96,7 @@ class TaskVectorMethod(Prefiltered, WeightedMethod):
                 ranks=(lambda subject, earlier: self.ranks(subject, models, earlier)) if self.trims else None,
                 prepare=(lambda block, earlier: self.prepare(block, models, earlier)) if self.prepares else None,
                 rows_whole=self.rows_whole,
+                together=True,
             ),
         )
 

@@ -23,4 +23,4 @@ class EMR(Modulated):
             assert block.masks is not None
             ops.elect(block.base, block.models, out=(block.unified, block.masks), sums=block.sums)
 
-        return (Pass(elect, writes=("unified", "masks"), rows=2),)
+        return (Pass(elect, writes=("unified", "masks"), rows=2, together=True),)

@@ -27,4 +27,4 @@ class Linear(NormalizedMethod):
             )
             block.nonfinite += result.nonfinite
 
-        return (Pass(merge, writes=("merged",)),)
+        return (Pass(merge, writes=("merged",), together=True),)

@@ -26,4 +26,4 @@ class Passthrough(Method):
 
             block.nonfinite += ops.combine(None, block.models, [self.scale], out=block.merged).nonfinite
 
-        return (Pass(copy, writes=("merged",)),)
+        return (Pass(copy, writes=("merged",), together=True),)

@@ -35,3 +35,8 @@ def test_interpreted_op_equals_the_reference(op: str, tmp_path: Path) -> None:
 def test_what_a_gpu_will_run_runs(tmp_path: Path) -> None:
     """The programs of bench/gpu, but for the card: time on one is too dear for misprints."""
     assert interpreted("rehearsed.py", str(tmp_path), tmp_path).endswith("tune: done\n")
+
+
+def test_merges_by_interpreted_kernels(tmp_path: Path) -> None:
+    """The bytes of the CPU, small tensors in one launch."""
+    assert interpreted("merged.py", str(tmp_path), tmp_path).count("the bytes of the CPU") == 5

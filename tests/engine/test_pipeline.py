@@ -132,14 +132,14 @@ def fail_once_computing(monkeypatch: pytest.MonkeyPatch) -> None:
     """The third piece that is computed has done half of its sums when memory runs out."""
     fill, count = pipeline._Run._fill, [0]
 
-    def failing(self: Any, targets: Any, work: Any, start: int, stop: int, compute: Any, drain: Any) -> Any:
+    def failing(self: Any, wanted: Any, compute: Any, drain: Any) -> Any:
         def once(memory: list[torch.Tensor]) -> None:
             compute(memory)
             count[0] += 1
             if count[0] == 3:
                 raise torch.OutOfMemoryError("simulated")
 
-        return fill(self, targets, work, start, stop, once, drain)
+        return fill(self, wanted, once, drain)
 
     monkeypatch.setattr(pipeline._Run, "_fill", failing)
 

@@ -165,9 +165,9 @@ def test_backends_give_the_same(method: str, monkeypatch: pytest.MonkeyPatch) ->
     models = {f"m{k}": near(base, k + 1) for k in range(count(method))}
     fast = fm.merge_state_dicts(method, base, models)
     monkeypatch.setitem(dispatch.PREFERENCE, "cpu", ("reference",))
-    dispatch.choose.cache_clear()
+    dispatch.chosen.cache_clear()
     slow = fm.merge_state_dicts(method, base, models)
-    dispatch.choose.cache_clear()
+    dispatch.chosen.cache_clear()
     for name in base:
         if "cutoff" in methods.get(method).model_fields:  # filters agree to 1e-6 of what they filter, before rounding
             torch.testing.assert_close(fast.state_dict[name], slow.state_dict[name], rtol=2**-7, atol=1e-6)

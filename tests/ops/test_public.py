@@ -205,9 +205,9 @@ def test_without_a_request_the_fastest_serves(monkeypatch: pytest.MonkeyPatch) -
     """Where native cannot be used the reference computes, with the same bits."""
     expected = ops.elect(grid(100, BF16, 1), [grid(100, BF16, 2)])
     monkeypatch.setitem(dispatch.PREFERENCE, "cpu", ("missing", "reference"))
-    dispatch.choose.cache_clear()
+    dispatch.chosen.cache_clear()
     try:
         assert dispatch.choose("elect", "cpu").__module__.startswith("fastmerge.kernels.reference")
         assert_same_bits(ops.elect(grid(100, BF16, 1), [grid(100, BF16, 2)]).unified, expected.unified, "elect")
     finally:
-        dispatch.choose.cache_clear()
+        dispatch.chosen.cache_clear()

@@ -35,6 +35,7 @@ ROOMS = {
     "gpus": 5,
     "targets": 6,
     "dispatch": 6,
+    "batching": 7,
     "kernels": 7,
     "interrupts": 8,
     "errors": 8,

@@ -1,0 +1,194 @@
+"""Small tensors that share launches: which calls are made together, in what order, and the same bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from folders import content, near, state, write
+from host_device import HostDevice
+
+from fastmerge import dispatch
+from fastmerge.batching import at_once, batch, line, waiting
+from fastmerge.engine import merge, pipeline
+from fastmerge.engine.identity import backend
+from fastmerge.engine.stream import Work
+from fastmerge.errors import MergeError
+from fastmerge.ops import BLOCK
+from fastmerge.recipe.plan import MergePlan, plan
+
+LAYERS = 6
+SHAPES = {f"layers.{i}.{name}": shape for i in range(LAYERS) for name, shape in (("up", (40, 30)), ("norm", (40,)))}
+SHAPES |= {"embed": (300, 500), "empty": (0, 3)}
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "linear": ("linear", {}),
+    "task arithmetic": ("task_arithmetic", {"scale": 0.4}),
+    "emr": ("emr", {}),
+    "dare": ("dare_linear", {"density": 0.5}),
+    "ties, which trims": ("ties", {"density": 0.3}),
+    "what is masked": ("task_arithmetic", {"modulators": True}),
+    "what is filtered first": ("task_arithmetic", {"prefilter": {"cutoff": 0.3}}),
+    "experts": ("free", {"expert_density": 0.05}),
+    "whole rows": ("della", {"density": 0.5}),
+}
+TOGETHER = {"linear", "task arithmetic", "emr", "dare", "ties, which trims"}
+
+
+@pytest.fixture
+def many(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, int]]]:
+    """The CPU's backend does many tensors at once, and tells which op and how many."""
+    module, calls = dispatch.load(backend("cpu")), list[tuple[str, int]]()
+
+    def of(op: str) -> Callable[[Sequence[tuple[Any, ...]]], list[int] | None]:
+        alone = getattr(module, op)
+
+        def made(jobs: Sequence[tuple[Any, ...]]) -> list[int] | None:
+            calls.append((op, len(jobs)))
+            results = [alone(*job) for job in jobs]
+            return None if op == "elect" else results
+
+        return made
+
+    for op in ("combine", "elect", "delta_sum"):
+        monkeypatch.setattr(module, f"{op}_many", of(op), raising=False)
+    dispatch.chosen.cache_clear()
+    yield calls
+    dispatch.chosen.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Path]]:
+    root = tmp_path_factory.mktemp("checkpoints")
+    base = state(0, torch.bfloat16, SHAPES)
+    return write(root / "base", base), {f"m{k}": write(root / f"m{k}", near(base, k + 1)) for k in range(3)}
+
+
+def planned(checkpoints: tuple[Path, dict[str, Path]], name: str, out: Path) -> MergePlan:
+    method, parameters = METHODS[name]
+    return replace(plan(method, *checkpoints, out, parameters, device="cpu"), chunk=2 * BLOCK)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("fails", [set(), {2}], ids=["", "out of memory"])
+def test_same_bytes(
+    name: str,
+    fails: set[int],
+    checkpoints: tuple[Path, dict[str, Path]],
+    many: list[tuple[str, int]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    merge.execute(planned(checkpoints, name, tmp_path / "cpu" / "out"))
+    assert not many, "nothing waits on the CPU"
+    monkeypatch.setattr(merge, "open_devices", lambda _: [HostDevice(fails=fails)])
+    merge.execute(planned(checkpoints, name, tmp_path / "piped" / "out"))
+    assert content(tmp_path / "piped" / "out") == content(tmp_path / "cpu" / "out")
+    if name in TOGETHER and not fails:
+        assert max(count for _, count in many) >= 2 * LAYERS
+    if name in TOGETHER and fails:
+        assert many
+        assert max(count for _, count in many) == 1, "what had no room is tried tensor by tensor"
+
+
+def test_nonfinite_of_one_of_many_is_named(
+    checkpoints: tuple[Path, dict[str, Path]],
+    many: list[tuple[str, int]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    base, models = checkpoints
+    bad = near(state(0, torch.bfloat16, SHAPES), 9)
+    bad["layers.3.norm"][3] = torch.nan
+    wrong = {**models, "bad": write(tmp_path / "bad", bad)}
+    monkeypatch.setattr(merge, "open_devices", lambda _: [HostDevice()])
+    with pytest.raises(MergeError, match=r"layers\.3\.norm.*bad|bad.*layers\.3\.norm"):
+        merge.execute(planned((base, wrong), "task arithmetic", tmp_path / "out"))
+    assert many
+    assert not (tmp_path / "out").exists()
+
+
+def sized(*sizes: int) -> list[Work]:
+    return [Work(size, (), (), lambda *_: None) for size in sizes]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ((), []),
+        ((0,), [1]),
+        ((0, 0, 5), [3]),
+        ((10, 0, 1), [1, 2]),  # more than a chunk is alone
+        ((4, 4, 1, 8), [2, 1, 1]),
+        ((4, 4), [2]),
+        ((9, 3, 3, 3), [1, 2, 1]),
+        ((1,) * 20, [8, 8, 4]),
+        ((0,) * 300, [256, 44]),
+    ],
+)
+def test_groups(sizes: tuple[int, ...], expected: list[int]) -> None:
+    """In order, no more than a chunk together."""
+    works = sized(*sizes)
+    groups = pipeline.groups_of(works, 8)
+    assert [work for group in groups for work in group] == works
+    assert [len(group) for group in groups] == expected
+
+
+class Recorded:
+    """A backend's function, alone and of many, that says what it was called with."""
+
+    def __init__(self, name: str, log: list[str]) -> None:
+        self.name, self.log = name, log
+
+    def alone(self, x: int) -> int:
+        self.log.append(f"{self.name} {x}")
+        return x
+
+    def many(self, jobs: Sequence[tuple[int]]) -> list[int]:
+        self.log.append(f"{self.name} {[x for (x,) in jobs]}")
+        return [x for (x,) in jobs]
+
+
+def call(of: Recorded, x: int, together: bool = True) -> int:
+    """What an op does."""
+    own = line.get()
+    kernel = of.alone if own is None else own.kernel(of.alone, of.many if together else None)
+    return int(kernel(x))
+
+
+def test_what_waits_for_what() -> None:
+    log, told = list[str](), list[int]()
+    a, b = Recorded("a", log), Recorded("b", log)
+    with batch():
+        assert call(a, 1) == 1, "nothing waits but where it may"
+        for x in (2, 3):
+            with waiting(told.append):
+                assert call(a, x) == 0
+        with waiting(told.append):
+            assert call(b, 4) == 0
+            assert call(b, 5) == 0, "after what it may need"
+            assert call(a, 6, together=False) == 6, "at once, after what it may need"
+            assert call(a, 7) == 0
+            with at_once():
+                assert call(a, 8) == 8, "for anything to look at"
+    assert log == ["a 1", "a [2, 3]", "b [4]", "b [5]", "a 6", "a [7]", "a 8"]
+    assert told == [2, 3, 4, 5, 7]
+    with waiting(told.append):
+        assert call(a, 9) == 9, "outside a batch"
+
+
+def test_an_error_drops_what_waits() -> None:
+    log = list[str]()
+
+    def fail() -> None:
+        with batch(), waiting(lambda _: None):
+            call(Recorded("a", log), 1)
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        fail()
+    assert not log
+    assert line.get() is None
