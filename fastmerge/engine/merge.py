@@ -108,6 +108,7 @@ def execute(plan: MergePlan, progress: Progress | None = None, files: Inputs | N
                 progress,
                 number=number,
                 last=reading.last,
+                lanes=plan.lanes,
                 pipeline=pipeline,
             )
             read, written = read + moved.read, written + moved.written

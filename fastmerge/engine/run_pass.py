@@ -36,11 +36,12 @@ def run_pass(
     *,
     number: int = 0,
     last: bool = True,
+    lanes: int = 1,
     pipeline: Pipeline | None = None,
 ) -> Moved:
     """Run pass `number` of a merge, which writes `files`; what was finished before it was stopped is restored.
 
-    On the CPU, unless there is a pipeline of other devices.
+    On the CPU, `lanes` works at a time, unless there is a pipeline of other devices.
     """
     before = publication.finished(number, files)
     done = {i: sums for i, work in enumerate(works) if (sums := before.get(i, work.known)) is not None}
@@ -66,7 +67,9 @@ def run_pass(
             pipeline.run(list(left.values()), chunk, inputs, writer, finished, progress)
         else:
             pieces = [piece for work in left.values() for piece in work.pieces(chunk)]
-            stream(pieces, inputs, writer, finished, progress, again=not last)
+            # One tensor at a time keeps memory and disk busy, where no more is done with it than to stream it.
+            lanes = lanes if any(piece.whole for piece in pieces) else 1
+            stream(pieces, inputs, writer, finished, progress, again=not last, lanes=lanes)
     return Moved(
         sum(work.bytes_read for work in left.values()),
         sum(file.size for file in files) - sum(works[i].bytes_written for i in done),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -21,6 +22,7 @@ class Kept:
     found: dict[tuple[str, str], Tensor] = field(default_factory=dict)
     limit: int = LIMIT
     changed: bool = False
+    _lock: threading.Lock = field(default_factory=threading.Lock, compare=False, repr=False)
 
     def get(self, statistic: str, tensor: str, *shape: int) -> Tensor | None:
         """What is kept, if its shape begins like this."""
@@ -29,11 +31,12 @@ class Kept:
         return value if fits else None
 
     def put(self, statistic: str, tensor: str, value: Tensor) -> None:
-        before = self.found.get((statistic, tensor))
-        left = self.limit - value.nbytes + (0 if before is None else before.nbytes)
-        if value is not before and left >= 0:
-            self.found[statistic, tensor] = value
-            self.limit, self.changed = left, True
+        with self._lock:
+            before = self.found.get((statistic, tensor))
+            left = self.limit - value.nbytes + (0 if before is None else before.nbytes)
+            if value is not before and left >= 0:
+                self.found[statistic, tensor] = value
+                self.limit, self.changed = left, True
 
     def cuts(
         self, tensor: str, base: Tensor, models: Sequence[Tensor], ranks: Sequence[Sequence[int]]

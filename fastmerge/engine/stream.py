@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Protocol
 
 import numpy as np
@@ -166,25 +169,63 @@ def stream(
     progress: Callable[[int], None] | None = None,
     *,
     again: bool = False,
+    lanes: int = 1,
 ) -> None:
-    """Run the pieces in order. `finished` is told each work and its sums once all of it has been put into the sink,
-    `progress` the bytes read. `again`: they will be read again, so that pages stay mapped where there is room."""
-    with _reading(pieces, inputs, again and inputs.roomy) as ahead:
-        for piece in pieces:
-            if piece.whole:
-                _prepare(piece, inputs, sink, ahead)
-                continue
-            _run(piece, inputs, sink, ahead)
-            if piece.last:
-                finished(piece.work, piece.work.done())
-            if progress:
-                progress(sum(stop - start for _, start, stop in piece.spans))
+    """Run the pieces, each work's in order, and of `lanes` works at a time. `finished` is told each work and its sums
+    once all of it has been put into the sink, `progress` the bytes read, both by one thread at a time. `again`: they
+    will be read again, so that pages stay mapped where there is room."""
+    keep, stop, telling = again and inputs.roomy, threading.Event(), threading.Lock()
+
+    def run(lane: Sequence[Piece]) -> None:
+        with _reading(lane, inputs, keep) as ahead:
+            for piece in lane:
+                if stop.is_set():
+                    return
+                if piece.whole:
+                    _prepare(piece, inputs, sink, ahead)
+                    continue
+                _run(piece, inputs, sink, ahead)
+                with telling:
+                    if piece.last:
+                        finished(piece.work, piece.work.done())
+                    if progress:
+                        progress(sum(stop - start for _, start, stop in piece.spans))
+
+    def run_beside(lane: Sequence[Piece]) -> None:
+        try:
+            run(lane)
+        except BaseException:
+            stop.set()
+            raise
+
+    first, *others = _lanes(pieces, lanes)
+    with ThreadPoolExecutor(max(1, len(others)), "fastmerge-lane") as pool:
+        beside = [pool.submit(run_beside, lane) for lane in others]
+        try:
+            run(first)
+            for lane in beside:
+                lane.result()
+        except BaseException:
+            stop.set()
+            raise
+
+
+def _lanes(pieces: Sequence[Piece], count: int) -> list[list[Piece]]:
+    """The pieces in several sequences, a work's in one of them, with about as many elements each."""
+    lanes: list[list[Piece]] = [[] for _ in range(count)]
+    elements = [0] * count
+    for _, group in groupby(pieces, key=lambda piece: id(piece.work)):
+        own = list(group)
+        least = elements.index(min(elements))
+        lanes[least] += own
+        elements[least] += sum(piece.stop - piece.start for piece in own)
+    return [lanes[0], *(lane for lane in lanes[1:] if lane)]
 
 
 def _reading(pieces: Sequence[Piece], inputs: Inputs, keep: bool) -> ReadAhead | Little:
     chunks = [(piece.spans, not (piece.whole or keep)) for piece in pieces]
     much = sum(stop - start for spans, _ in chunks for _, start, stop in spans) > LITTLE
-    return ReadAhead(inputs, chunks) if much else Little()
+    return (ReadAhead if much else Little)(inputs, chunks)
 
 
 def _prepare(piece: Piece, inputs: Inputs, sink: Sink, ahead: ReadAhead | Little) -> None:

@@ -6,19 +6,20 @@ Torch is imported where a tensor is asked for, so that pages can be brought in w
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 import sys
 import threading
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import MergeError
+from ..errors import MergeError, ResumableError
 from .safetensors import Header, TensorInfo
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ LITTLE = 4 << 20  # bytes
 STEP = 64 << 20  # bytes of a file at a time, while nobody says which are needed first
 
 Span = tuple[Path, int, int]  # bytes of a file
+Chunk = tuple[Sequence[Span], bool]  # and whether its pages are of no more use once it is behind
 
 
 class Inputs:
@@ -95,7 +97,10 @@ class Inputs:
         return available is not None and 2 * sum(self.files.values()) <= available
 
     def populate(self, spans: Iterable[Span]) -> None:
-        """Map the pages of bytes about to be read; a hint, so failures are left to the reading itself."""
+        """Map the pages of bytes about to be read, where the system can.
+
+        Raises MergeError where there is nothing to read, which reading itself would end the process at.
+        """
         self._advise(spans, POPULATE_READ)
 
     def release(self, spans: Iterable[Span]) -> None:
@@ -109,8 +114,14 @@ class Inputs:
             first = start - start % mmap.PAGESIZE
             pages = self._present[file][first // mmap.PAGESIZE : -(-stop // mmap.PAGESIZE)]
             if stop > first and not (advice == POPULATE_READ and pages.all()):
+                failed = self._madvise(self._addresses[file] + first, stop - first, advice)
+                if failed and advice == POPULATE_READ and ctypes.get_errno() == errno.EFAULT:
+                    self.check_unchanged()
+                    raise ResumableError(
+                        f"{file}: bytes {start} to {stop} cannot be read; mend the disk or its network, "
+                        "and go on with --resume"
+                    )
                 pages[:] = advice == POPULATE_READ
-                self._madvise(self._addresses[file] + first, stop - first, advice)
 
 
 def _tensor(memory: mmap.mmap, dtype: torch.dtype, count: int = -1, offset: int = 0) -> Tensor:
@@ -133,6 +144,9 @@ def _available_memory() -> int | None:
 class Little:
     """In the place of ReadAhead where there is so little to read that handing it over would take longer."""
 
+    def __init__(self, inputs: Inputs, chunks: Iterable[Chunk]) -> None:
+        self._inputs, self._chunks = inputs, iter(chunks)
+
     def __enter__(self) -> Little:
         return self
 
@@ -140,7 +154,8 @@ class Little:
         pass
 
     def wait(self) -> None:
-        """Pages come as they are read."""
+        """Map the next chunk's pages."""
+        self._inputs.populate(next(self._chunks)[0])
 
     def done(self) -> None:
         """They stay until the map goes."""
@@ -169,21 +184,20 @@ def populate_all(inputs: Inputs, stop: threading.Event) -> None:
             room -= end - start
             if stop.is_set() or room < 0:
                 return
-            inputs.populate([(file, start, end)])
+            with suppress(MergeError):  # told when it is read
+                inputs.populate([(file, start, end)])
 
 
 class ReadAhead:
-    """A thread that populates the spans of chunks in order, at most AHEAD before the one in use.
+    """A thread that populates the spans of chunks in order, at most AHEAD before the one in use."""
 
-    Chunks come with whether their pages are of no more use once they are behind.
-    """
-
-    def __init__(self, inputs: Inputs, chunks: Sequence[tuple[Sequence[Span], bool]]) -> None:
+    def __init__(self, inputs: Inputs, chunks: Sequence[Chunk]) -> None:
         self._inputs = inputs
         self._chunks = chunks
         self._room = threading.Semaphore(AHEAD)
         self._ready = threading.Semaphore(0)
         self._stop = False
+        self._error: MergeError | None = None
         self._thread = threading.Thread(target=self._run, name="fastmerge-read-ahead", daemon=True)
 
     def __enter__(self) -> ReadAhead:
@@ -196,14 +210,23 @@ class ReadAhead:
         self._thread.join()
 
     def wait(self) -> None:
-        """Until the next chunk's pages are there."""
+        """Until the next chunk's pages are there. Raises what `populate` does."""
         self._ready.acquire()
+        if self._error is not None:
+            raise self._error
 
     def done(self) -> None:
         """The chunk waited for has been used."""
         self._room.release()
 
     def _run(self) -> None:
+        try:
+            self._populate()
+        except MergeError as error:
+            self._error = error
+            self._ready.release()
+
+    def _populate(self) -> None:
         mapped: deque[Sequence[Span]] = deque()
         for spans, release in self._chunks:
             self._room.acquire()

@@ -13,12 +13,13 @@ from .preflight import Alignment, TensorPlan
 BLOCK = 65_536  # elements; chunks are multiples, so that sums do not depend on the memory budget
 MAX_CHUNK = 128 * BLOCK
 SLOTS = 4  # chunks of output in flight between computing and writing
+LANES = 2  # tensors worked on at the same time: what one leaves of the cores, the other takes
 
 
-def chunk_of(
+def portions_of(
     outputs: Sequence[Output], alignment: Alignment, names: Sequence[str], budget: int, problems: list[str]
-) -> int:
-    """Elements worked on at a time: as many as the memory budget allows, up to MAX_CHUNK."""
+) -> tuple[int, int]:
+    """Elements and tensors worked on at a time: as many as the memory budget allows, up to MAX_CHUNK and LANES."""
     layouts = [layout for output in outputs for layout in output.layouts.values()]
     places = [
         sum(p.stop - p.start for layout in layouts if (p := layout.places.get(t.name))) / max(1, t.numel)
@@ -27,18 +28,22 @@ def chunk_of(
     ]
     per_element = max(places, default=8.0) + 8  # and a float64 for what an op keeps between two others
     computed = max((_computed(t) / max(1, t.numel) for t in alignment.tensors), default=0.0)  # one chunk of them
-    least = int(BLOCK * (per_element * SLOTS + computed))
     held = {t.name: _held(outputs, t, names, alignment) for t in alignment.tensors if not t.copy}
     most = max(held, key=lambda name: held[name], default="")
-    left = budget - held.get(most, 0)
-    if least > left:
+    for lanes in range(LANES, 0, -1):
+        needs = per_element * SLOTS + computed * lanes
+        least = int(BLOCK * needs)
+        left = budget - sum(sorted(held.values())[-lanes:])
+        if least <= left:
+            break
+    else:
         text = f"memory {budget:,} bytes: this merge needs at least {least + budget - left:,}"
         whole = f", {held[most]:,} of them for the whole of {most!r}" if held.get(most) else ""
         problems.append(f"{text}{whole}; pass --memory")
     chunk = MAX_CHUNK
-    while chunk > BLOCK and chunk * (per_element * SLOTS + computed) > left:
+    while chunk > BLOCK and chunk * needs > left:
         chunk //= 2
-    return chunk
+    return chunk, lanes
 
 
 def _held(outputs: Sequence[Output], tensor: TensorPlan, names: Sequence[str], alignment: Alignment) -> int:

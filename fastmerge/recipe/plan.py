@@ -20,7 +20,7 @@ from ..formats.models import Location, open_models
 from ..formats.safetensors import Header, TensorInfo
 from ..methods._declaration import Method, Pass, Statistics
 from .destination import output_problems
-from .memory import chunk_of
+from .memory import portions_of
 from .outputs import Output, delta_dtype, passes_on, plan_experts, plan_output
 from .parameters import Override, Parameters, declare
 from .preflight import Alignment, Rename, TensorPlan, align
@@ -54,6 +54,7 @@ class MergePlan:
     rename: dict[str, Rename]
     dtype: str | None
     chunk: int
+    lanes: int
     memory: int
     device: str
     notes: tuple[str, ...]
@@ -276,7 +277,7 @@ def plan(
             f"base: tasks are made from a base on disk, and {lead.place} is none; merge it into a folder first "
             "(fastmerge merge linear --model NAME=MODEL+ADAPTER)"
         )
-    chunk = chunk_of(planned, alignment, names, budget, problems)
+    chunk, lanes = portions_of(planned, alignment, names, budget, problems)
     destination = None if out is None else Path(out).expanduser()
     if destination is not None:
         total = sum(layout.total_bytes for output in planned for layout in output.all_layouts)
@@ -299,6 +300,7 @@ def plan(
         dict(rename or {}),
         code,
         chunk,
+        lanes,
         budget,
         device,
         (*alignment.notes, *notes),

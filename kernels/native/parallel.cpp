@@ -3,9 +3,11 @@
 #include <pthread.h>
 #include <sched.h>
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <cstdlib>
+#include <memory>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -23,10 +25,26 @@ int default_threads() {
     return int(std::max(1u, std::thread::hardware_concurrency()));
 }
 
+// Blocks of one call, taken one after the other by the caller and by threads of the pool.
+struct Job {
+    const std::function<void(int64_t)> &body;
+    const int64_t blocks;
+    std::atomic<int64_t> next{0};
+    int helpers = 0;  // threads of the pool that are at it
+
+    bool open() const { return next < blocks; }
+    bool take() {
+        const int64_t i = next.fetch_add(1);
+        if (i < blocks) body(i);
+        return i < blocks;
+    }
+};
+
+// Its threads help callers, but only while no more than `threads` are at work in all: calls at the same time share them.
 class Pool {
   public:
-    explicit Pool(int workers) {
-        for (int i = 0; i < workers; ++i) workers_.emplace_back([this] { work(); });
+    explicit Pool(int threads) : threads_(threads) {
+        for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { work(); });
     }
     ~Pool() {
         {
@@ -37,72 +55,84 @@ class Pool {
         for (auto &worker : workers_) worker.join();
     }
     void run(int64_t blocks, const std::function<void(int64_t)> &body) {
+        Job job{body, blocks};
+        int64_t wanted;
         {
             std::lock_guard lock(mutex_);
-            body_ = &body, blocks_ = blocks, next_ = 0, busy_ = int(workers_.size()), ++round_;
+            jobs_.push_back(&job);
+            wanted = std::min<int64_t>(blocks - 1, threads_ - ++running_);
         }
-        wake_.notify_all();
-        take(body, blocks);
+        for (; wanted > 0; --wanted) wake_.notify_one();
+        while (job.take()) continue;
         std::unique_lock lock(mutex_);
-        done_.wait(lock, [this] { return busy_ == 0; });
+        jobs_.erase(std::find(jobs_.begin(), jobs_.end(), &job));
+        --running_;
+        if (wanting()) wake_.notify_one();
+        done_.wait(lock, [&] { return job.helpers == 0; });
     }
 
   private:
-    void take(const std::function<void(int64_t)> &body, int64_t blocks) {
-        for (int64_t i; (i = next_.fetch_add(1)) < blocks;) body(i);
+    // Of the calls with blocks left the one with the fewest helpers.
+    Job *wanting() const {
+        Job *least = nullptr;
+        for (Job *job : jobs_)
+            if (job->open() && (!least || job->helpers < least->helpers)) least = job;
+        return least;
     }
     void work() {
-        uint64_t seen = 0;
         std::unique_lock lock(mutex_);
         while (true) {
-            wake_.wait(lock, [&] { return stop_ || round_ != seen; });
+            Job *job = nullptr;
+            wake_.wait(lock, [&] { return stop_ || (running_ < threads_ && (job = wanting())); });
             if (stop_) return;
-            seen = round_;
-            const auto *body = body_;
-            const int64_t blocks = blocks_;
+            ++job->helpers, ++running_;
             lock.unlock();
-            take(*body, blocks);
+            while (running_ <= threads_ && job->take()) continue;
             lock.lock();
-            if (--busy_ == 0) done_.notify_one();
+            --running_;
+            if (--job->helpers == 0) done_.notify_all();
         }
     }
+    const int threads_;
     std::vector<std::thread> workers_;
     std::mutex mutex_;
     std::condition_variable wake_, done_;
-    const std::function<void(int64_t)> *body_ = nullptr;
-    int64_t blocks_ = 0;
-    std::atomic<int64_t> next_{0};
-    int busy_ = 0;
-    uint64_t round_ = 0;
+    std::vector<Job *> jobs_;
+    std::atomic<int> running_{0};  // callers and helpers
     bool stop_ = false;
 };
 
-std::mutex *use = new std::mutex;  // held by the call that has the pool
-Pool *pool = nullptr;
-int wanted = default_threads();
+struct Shared {
+    std::mutex mutex;
+    std::shared_ptr<Pool> pool;  // held by calls too, so that none loses it
+};
+
+Shared *shared = new Shared;
+std::atomic<int> wanted = default_threads();
 
 // Threads do not survive a fork: the child makes a pool of its own and leaks the parent's.
-const int registered = pthread_atfork(nullptr, nullptr, [] {
-    use = new std::mutex;
-    pool = nullptr;
-});
+const int registered = pthread_atfork(nullptr, nullptr, [] { shared = new Shared; });
 
 }  // namespace
 
 void parallel_for(int64_t blocks, const std::function<void(int64_t)> &body) {
-    std::unique_lock lock(*use, std::defer_lock);
-    if (blocks < 2 || wanted < 2 || !lock.try_lock()) {
+    if (blocks < 2 || wanted < 2) {
         for (int64_t i = 0; i < blocks; ++i) body(i);
         return;
     }
-    if (!pool) pool = new Pool(wanted - 1);
+    std::shared_ptr<Pool> pool;
+    {
+        std::lock_guard lock(shared->mutex);
+        if (!shared->pool) shared->pool = std::make_shared<Pool>(wanted);
+        pool = shared->pool;
+    }
     pool->run(blocks, body);
 }
 
 void set_threads(int threads) {
-    std::lock_guard lock(*use);
-    delete pool;
-    pool = nullptr;
+    std::shared_ptr<Pool> before;  // taken down when the lock is gone
+    std::lock_guard lock(shared->mutex);
+    before.swap(shared->pool);
     wanted = std::max(1, threads);
 }
 

@@ -14,8 +14,8 @@ namespace fm {
 inline int64_t blocks_of(int64_t n) { return (n + BLOCK - 1) / BLOCK; }
 inline int64_t block_size(int64_t block, int64_t n) { return std::min(BLOCK, n - block * BLOCK); }
 
-// Calls body(block) for every block below `blocks`, in order, on as many threads as set; the caller works too. A call made
-// while another is running works alone. body must not throw.
+// Calls body(block) for every block below `blocks`, taken in order, on as many threads as set; the caller works too. Calls
+// at the same time share the threads. body must not throw.
 void parallel_for(int64_t blocks, const std::function<void(int64_t)> &body);
 void set_threads(int threads);
 int threads();

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from fastmerge.errors import MergeError, ResumableError
 from fastmerge.formats import mapping
-from fastmerge.formats.mapping import Inputs, Span, head_start, populate_all
+from fastmerge.formats.mapping import Inputs, Little, ReadAhead, Span, head_start, populate_all
 from fastmerge.formats.safetensors import read_header
 
 SIZES = 3 * 4096, 10 * 4096 + 17
@@ -39,6 +43,40 @@ def test_a_tensor_is_the_bytes_of_the_file_wherever_it_starts(inputs: Inputs, dt
 def test_no_bytes_are_an_empty_tensor(inputs: Inputs) -> None:
     file = next(iter(inputs.files))
     assert inputs.tensor((file, 5, 5), torch.float32).numel() == 0
+
+
+def cut(inputs: Inputs, keep: int = 4096) -> Path:
+    """Cuts the longer file short, behind the back of what has mapped it."""
+    file = list(inputs.files)[1]
+    os.truncate(file, keep)
+    return file
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems bring in no pages")
+def test_bytes_that_are_gone_are_an_error(inputs: Inputs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not the end of the process; they are not taken for mapped either."""
+    file = cut(inputs)
+    with pytest.raises(MergeError, match=rf"{file}: has changed"):
+        inputs.populate([(file, 8192, 12_000)])
+    monkeypatch.setattr(inputs, "check_unchanged", lambda: None)  # as where a disk fails
+    for _ in range(2):
+        with pytest.raises(ResumableError, match=rf"{file}: bytes 8192 to 12000 cannot be read.*--resume"):
+            inputs.populate([(file, 8192, 12_000)])
+    inputs.populate([(file, 0, 4096)])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems bring in no pages")
+@pytest.mark.parametrize("reading", [Little, ReadAhead])
+def test_whoever_waits_for_bytes_that_are_gone_is_told(inputs: Inputs, reading: type[Little] | type[ReadAhead]) -> None:
+    file = cut(inputs)
+    with head_start(inputs):
+        time.sleep(0.01)  # which says nothing of what nobody asked for
+    chunks = [([(file, 0, 4096)], True), ([(file, 8192, 12_000)], True)]
+    with reading(inputs, chunks) as ahead:
+        ahead.wait()
+        ahead.done()
+        with pytest.raises(MergeError, match="has changed"):
+            ahead.wait()
 
 
 def brought_in(inputs: Inputs, monkeypatch: pytest.MonkeyPatch, available: int | None) -> list[Span]:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -277,6 +278,19 @@ def test_threads_do_not_matter(op: str, threads: Callable[[int], None]) -> None:
     for count in (2, 5):
         threads(count)
         for a, b in zip(chain(*call(op, "native", inputs, BF16)), chain(*expected), strict=True):
+            assert_same_bits(a, b, f"{op} on {count} threads")
+
+
+@pytest.mark.parametrize("op", [op for backend, op in TESTED if backend == "native"])
+def test_calls_share_threads(op: str, threads: Callable[[int], None]) -> None:
+    """Calls at the same time give the bits that each gives alone."""
+    inputs = [[make(200_009, BF16, seed=10 * j + i) for i in range(4)] for j in range(4)]
+    expected = [call(op, "native", own, BF16) for own in inputs]
+    for count in (2, 3):
+        threads(count)
+        with ThreadPoolExecutor(len(inputs)) as pool:
+            found = list(pool.map(lambda own: call(op, "native", own, BF16), inputs))
+        for a, b in zip(chain(*chain(*found)), chain(*chain(*expected)), strict=True):
             assert_same_bits(a, b, f"{op} on {count} threads")
 
 

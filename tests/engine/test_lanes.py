@@ -1,0 +1,136 @@
+"""Two tensors worked on at a time: the same bytes, and how both end where one fails."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from folders import content, near, state, write
+
+import fastmerge as fm
+from fastmerge.engine import merge, stream
+from fastmerge.errors import InputError, MergeError
+from fastmerge.formats.mapping import Inputs
+from fastmerge.ops import BLOCK
+from fastmerge.recipe.memory import LANES
+from fastmerge.recipe.plan import MergePlan, plan
+
+SHAPES = {f"layers.{i}.weight": (400 + i, 301) for i in range(5)} | {"bias": (33,), "empty": (0, 4)}
+METHODS: dict[str, dict[str, Any]] = {
+    "ties": {"density": 0.3},
+    "breadcrumbs": {"density": 0.4, "gamma": 0.05},
+    "della": {"density": 0.5},
+    "fr": {},
+    "free": {"expert_density": 0.02},
+    "slerp": {"t": 0.4},
+    "tsvm": {},
+    "twin": {},
+    "pcb": {},
+    "sce": {},
+    "model_stock": {},
+    "dare_ties": {"density": 0.5, "rescale": "l1"},
+}
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Path]]:
+    root = tmp_path_factory.mktemp("checkpoints")
+    base = state(0, torch.bfloat16, SHAPES)
+    return write(root / "base", base), {f"m{k}": write(root / f"m{k}", near(base, k + 1)) for k in range(3)}
+
+
+def planned(checkpoints: tuple[Path, dict[str, Path]], method: str, out: Path, lanes: int) -> MergePlan:
+    base, models = checkpoints
+    used = dict(list(models.items())[:1]) if method == "slerp" else models
+    return replace(plan(method, base, used, out, METHODS[method]), chunk=BLOCK, lanes=lanes)
+
+
+@pytest.fixture
+def lanes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """Thread and tensor of every piece that is read."""
+    sources, seen = stream._sources, list[tuple[str, str]]()
+
+    def told(piece: stream.Piece, inputs: Inputs) -> list[torch.Tensor]:
+        seen.append((threading.current_thread().name.partition("_")[0], piece.work.sources[0].info.name))
+        return sources(piece, inputs)
+
+    monkeypatch.setattr(stream, "_sources", told)
+    return seen
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_same_bytes(
+    method: str, checkpoints: tuple[Path, dict[str, Path]], lanes: list[tuple[str, str]], tmp_path: Path
+) -> None:
+    for count in (1, 2, 3):
+        merge.execute(planned(checkpoints, method, tmp_path / str(count) / "out", count))
+        beside = {tensor for thread, tensor in lanes if thread == "fastmerge-lane"}
+        main = {tensor for thread, tensor in lanes if thread != "fastmerge-lane"}
+        assert (len(beside) >= count) == (count > 1)
+        assert beside <= {*SHAPES}
+        assert beside | main == {*SHAPES}
+        lanes.clear()
+    assert content(tmp_path / "1" / "out") == content(tmp_path / "2" / "out") == content(tmp_path / "3" / "out")
+
+
+def test_what_is_only_streamed_has_one_lane(
+    checkpoints: tuple[Path, dict[str, Path]], lanes: list[tuple[str, str]], tmp_path: Path
+) -> None:
+    fm.merge("emr", *checkpoints, tmp_path / "out")
+    assert plan("emr", *checkpoints, tmp_path / "again").lanes == LANES
+    assert len({thread for thread, _ in lanes}) == 1
+
+
+@pytest.mark.parametrize("tensor", list(SHAPES)[:4])
+def test_an_error_ends_both(tensor: str, checkpoints: tuple[Path, dict[str, Path]], tmp_path: Path) -> None:
+    """Whichever lane meets it, it is raised, no thread stays, and there is no output."""
+    base, models = checkpoints
+    bad = near(state(0, torch.bfloat16, SHAPES), 9)
+    bad[tensor][3, 4] = torch.nan
+    wrong = {**models, "bad": write(tmp_path / "bad", bad)}
+    before = threading.active_count()
+    with pytest.raises(MergeError, match=tensor):
+        merge.execute(planned((base, wrong), "ties", tmp_path / "out", 2))
+    assert threading.active_count() == before
+    assert not (tmp_path / "out").exists()
+
+
+def test_memory_for_one(checkpoints: tuple[Path, dict[str, Path]]) -> None:
+    """Where a budget has no room for what two tensors hold, one at a time is worked on."""
+    found: list[int] = []
+    for kilo in range(3000, 9000, 50):
+        with suppress(InputError):
+            found.append(plan("free", *checkpoints, params=METHODS["free"], memory=f"{kilo}kB").lanes)
+    assert found == sorted(found)
+    assert {*found} == {1, LANES}
+
+
+def sequences(elements: Sequence[Sequence[int]], count: int) -> list[list[int]]:
+    pieces = []
+    for of_work in elements:
+        work, start = stream.Work(sum(of_work), (), (), lambda *_: None), 0
+        for own in of_work:
+            pieces.append(stream.Piece(work, start, start + own))
+            start += own
+    return [[piece.stop - piece.start for piece in lane] for lane in stream._lanes(pieces, count)]
+
+
+@pytest.mark.parametrize(
+    ("elements", "count", "expected"),
+    [
+        ((), 2, [[]]),
+        (((4,),), 2, [[4]]),
+        (((4, 4), (3,), (3,), (9,)), 1, [[4, 4, 3, 3, 9]]),
+        (((4, 4), (3,), (3,), (9,)), 2, [[4, 4], [3, 3, 9]]),
+        (((1,), (1,), (1,), (1,)), 3, [[1, 1], [1], [1]]),
+    ],
+)
+def test_sequences(elements: Sequence[Sequence[int]], count: int, expected: list[list[int]]) -> None:
+    """A work's pieces stay together and in order, the works go where there is least."""
+    assert sequences(elements, count) == expected
