@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from fusion_bench import BaseAlgorithm, BaseModelPool
 from fusion_bench.mixins import LightningFabricMixin
+from fusion_bench.modelpool import CLIPVisionModelPool
 from fusion_bench.utils import instantiate
 from torch import nn
 from torch.utils.data import DataLoader, Subset
@@ -18,8 +19,9 @@ from ... import fw
 from ...errors import InputError, nearest
 from ...fw.loop import frank_wolfe
 from ...fw.settings import Settings
-from . import pools
+from . import clip, pools
 from .algorithms import plain, register
+from .clip import ZeroShot
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +37,9 @@ class FrankWolfe(LightningFabricMixin, BaseAlgorithm):
     """`fastmerge.frank_wolfe` over the models of a pool, on the first samples of its training data.
 
     loss: "cross_entropy", "causal_lm", "entropy", or the configuration of a function of model and batch (`_target_`,
-    `_partial_: true`). samples: of each data set of the pool, its tasks. The model is optimised on the device of the
-    program's fabric. Other arguments are those of `fastmerge.frank_wolfe`.
+    `_partial_: true`). Of a pool of CLIP's vision models the named ones are of zero-shot heads, and its data sets hold
+    images, under names of tasks whose classes FusionBench knows. samples: of each data set of the pool, its tasks. The
+    model is optimised on the device of the program's fabric. Other arguments are those of `fastmerge.frank_wolfe`.
     """
 
     _config_mapping = BaseAlgorithm._config_mapping | {
@@ -74,17 +77,30 @@ class FrankWolfe(LightningFabricMixin, BaseAlgorithm):
         pool = pools.opened(modelpool)
         if not pool.has_train_dataset:
             raise InputError("modelpool: needs train_datasets, a name and a data set for each task to merge for")
+        zero_shot = isinstance(pool, CLIPVisionModelPool) and isinstance(self.loss, str)
+        tasks = list(pool.train_dataset_names)
+        if zero_shot and (problems := self._zero_shot_problems(pool, tasks)):
+            raise InputError(problems)
         base = pool.load_pretrained_model()
         model = pools.filled(base, pools.state(base), inplace=self.inplace)
         if self._fabric_instance is not None:
             model.to(self.fabric.device)
         candidates = {name: pools.state(pool.load_model(name)) for name in pool.model_names}
+        data = {task: pool.load_train_dataset(task) for task in tasks}
         loss = LOSSES[self.loss] if isinstance(self.loss, str) else instantiate(self.loss)
-        batches = {name: self.batches(pool.load_train_dataset(name)) for name in pool.train_dataset_names}
+        if zero_shot:
+            heads = ZeroShot(pool, tasks, next(model.parameters()).device)
+            loss = {task: heads.loss(loss, task) for task in tasks}
+            data = {task: heads.images(own) for task, own in data.items()}
+        batches = {task: self.batches(own) for task, own in data.items()}
         with torch.enable_grad():
             result = frank_wolfe(model, candidates, loss, batches, **self.arguments)
         log.info("loss %s after %d steps", result.loss, len(result.steps))
         return model
+
+    def _zero_shot_problems(self, pool: CLIPVisionModelPool, tasks: Sequence[str]) -> list[str]:
+        own = ["loss: causal_lm is not of images; expected cross_entropy, entropy, or a _target_"]
+        return [*(own if self.loss == "causal_lm" else []), *clip.problems(pool, tasks)]
 
     def batches(self, dataset: Any) -> DataLoader[Any]:
         """The same in every step."""

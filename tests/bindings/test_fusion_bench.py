@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from tensors import assert_same_bits
+from tokenizers_on_disk import write_tokenizer
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
@@ -25,7 +26,7 @@ from fastmerge.bindings import fusion_bench as bound
 from fusion_bench import BaseModelPool
 from fusion_bench.method import TaskArithmeticAlgorithm, TiesMergingAlgorithm
 from fusion_bench.method.emr_merging import EMRMerging
-from fusion_bench.modelpool import CausalLMPool
+from fusion_bench.modelpool import CausalLMPool, CLIPVisionModelPool
 from fusion_bench.utils import instantiate
 from omegaconf import OmegaConf
 
@@ -191,6 +192,94 @@ def test_frank_wolfe_is_fastmerges(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(result.steps) > 0
     assert_equal(tensors(merged), tensors(expected))
     assert not tensors(merged)["body.weight"].equal(base["body.weight"])
+
+
+CLIP_TASKS = ("mnist", "svhn")
+
+
+def images(seed: int) -> list[dict[str, Any]]:
+    from PIL import Image
+
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(256, (12, 16, 16, 3), generator=generator, dtype=torch.uint8)
+    return [{"image": Image.fromarray(own.numpy()), "label": i % 10} for i, own in enumerate(pixels)]
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """CLIP's base and two vision models, and a processor, on disk."""
+    from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
+
+    folder = tmp_path_factory.mktemp("clip")
+    letters = [chr(c) for c in range(33, 127)]
+    write_tokenizer(folder / "tokenizer", [*letters, "Ġ"], ["<|startoftext|>", "<|endoftext|>"])
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", eos_token="<|endoftext|>")
+    tokenizer.pad_token = "<|endoftext|>"
+    sides = {"height": 16, "width": 16}
+    processor = CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=sides)
+    CLIPProcessor(processor, tokenizer).save_pretrained(folder / "processor")
+    small = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = small | {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
+    vision = small | {"image_size": 16, "patch_size": 4}
+    for seed, name in enumerate(("_pretrained_", *CLIP_TASKS)):
+        torch.manual_seed(seed)
+        CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).save_pretrained(folder / name)
+    return folder
+
+
+def clip_pool(folder: Path, monkeypatch: pytest.MonkeyPatch, **others: Any) -> CLIPVisionModelPool:
+    named = ModuleType("images_of_this_test")
+    named.images = images
+    monkeypatch.setitem(sys.modules, named.__name__, named)
+    sets = {task: {"_target_": "images_of_this_test.images", "seed": i} for i, task in enumerate(CLIP_TASKS)}
+    models = OmegaConf.create({name: str(folder / name) for name in ("_pretrained_", *CLIP_TASKS)})
+    given = {"processor": str(folder / "processor"), "train_datasets": OmegaConf.create(sets)} | others
+    return CLIPVisionModelPool(models, **given)
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "entropy"])
+def test_frank_wolfe_of_clip(loss: str, clips: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a head at all: the logits are those of FusionBench's classifier, the result fastmerge's with them."""
+    from fusion_bench.models.hf_clip import HFCLIPClassifier
+    from fusion_bench.tasks.clip_classification import get_classnames_and_templates
+    from transformers import CLIPVisionModel
+
+    models = clip_pool(clips, monkeypatch)
+    processor, vision = models.load_processor(), CLIPVisionModel.from_pretrained(clips / "_pretrained_")
+    classifiers, batches = {}, {}
+    for i, task in enumerate(CLIP_TASKS):
+        classifiers[task] = HFCLIPClassifier(models.load_clip_model("_pretrained_"), processor)
+        classifiers[task].set_classification_task(*get_classnames_and_templates(task))
+        pixels = processor(images=[own["image"] for own in images(i)], return_tensors="pt")["pixel_values"]
+        batches[task] = [(pixels, torch.tensor([own["label"] for own in images(i)]))]
+
+    class Classifier(nn.Module):
+        def __init__(self, task: str, model: nn.Module) -> None:
+            super().__init__()
+            self.task, self.model = task, model
+
+        def forward(self, pixels: Tensor) -> Tensor:
+            classifiers[self.task].clip_model.vision_model = self.model
+            return classifiers[self.task](pixels)
+
+    named = getattr(fm.fw, loss)
+    losses = {
+        task: lambda model, batch, task=task: named(Classifier(task, model), batch)  # type: ignore[misc]
+        for task in CLIP_TASKS
+    }
+    others = {task: CLIPVisionModel.from_pretrained(clips / task).state_dict() for task in CLIP_TASKS}
+    expected = fm.frank_wolfe(vision, others, losses, batches, steps=2, variant="soft")
+    merged = configured("frank_wolfe", loss=loss, steps=2, variant="soft").run(models)
+    assert len(expected.steps) > 0
+    for name, tensor in merged.state_dict().items():
+        assert tensor.allclose(vision.state_dict()[name], atol=1e-5), name
+
+
+def test_what_clip_cannot_do_is_told_before_a_model_is_loaded(clips: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sets = OmegaConf.create({"mnst": {"_target_": "images_of_this_test.images", "seed": 0}})
+    models = clip_pool(clips, monkeypatch, processor=None, train_datasets=sets)
+    with pytest.raises(InputError, match=r"causal_lm is not of images(?s:.*)'mnst'.*'mnist'(?s:.*)processor"):
+        configured("frank_wolfe", loss="causal_lm").run(models)
 
 
 @pytest.mark.parametrize("name", [*MERGES, "emr", "free", "frank_wolfe"])
