@@ -168,9 +168,11 @@ def _plan(
 def execute(prepared: MergePlan, as_json: bool) -> None:
     """Carry out a plan, and say what was done."""
     from ..formats.mapping import Inputs, head_start
+    from ..late import late_torch
 
     prepared = prepared.fetched()  # under a bar of its own
     files = Inputs(prepared.headers)
+    late_torch()
     with head_start(files):
         from ..engine.merge import execute as carry_out  # imports torch
     title = f"{prepared.method.name} → {prepared.out}"

@@ -257,7 +257,7 @@ def _divisor(weights: list[float], k: int, normalize: bool, consensus: str, merg
 
 
 def _selection(op: str, kept: Kept, offset: int, like: Tensor, k: int) -> tuple[object, object, Tensor | None]:
-    """`kept` as backends take it: plain numbers, unbounded windows with cuts that exclude nothing."""
+    """`kept` as backends take it: plain numbers, unbounded windows with cuts that exclude nothing, contiguous rows."""
     import torch
 
     problems = []
@@ -281,6 +281,6 @@ def _selection(op: str, kept: Kept, offset: int, like: Tensor, k: int) -> tuple[
     if keep is not None:
         shape = (k, packed_bytes(like.numel()))
         _check_buffer("keep", keep, shape, torch.uint8, like.device)
-        keep = _flat(keep).view(shape)
+        keep = keep.detach() if keep.stride(1) == 1 else keep.detach().contiguous()  # rows may be parts of longer ones
     plain_trim = None if trim is None else [(*(w.top or (float("inf"), 0)), *(w.bottom or (-1.0, 0))) for w in trim]
     return plain_trim, None if drop is None else [tuple(d) for d in drop], keep

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .kept import Kept, fields, kept_elements, parts
+from .kept import Kept, fields, kept_elements, masks, parts
 from .launch import TYPES, Launch, Row, aligned, alike, working
 from .numeric import HEAD, load, narrow, number, place, pointer, widen
 
@@ -233,5 +233,5 @@ def _row(
     out: Tensor,
 ) -> Row:  # fmt: skip
     shares = [divisor] * len(models) if isinstance(divisor, float) else divisor
-    head = (base, out, kept[2], offset, scale)
+    head = (base, out, masks(kept), offset, scale)
     return Row(out.numel(), head, (models, weights, shares, *fields(kept, len(models))), counts)

@@ -71,3 +71,8 @@ def fields(kept: Kept, models: int) -> list[Sequence[float | int]]:
 def parts(kept: Kept) -> dict[str, bool]:
     """Which parts a selection has, as kernels are told."""
     return dict(zip(("TRIM", "DROP", "KEEP"), (part is not None for part in kept), strict=True))
+
+
+def masks(kept: Kept) -> Tensor | None:
+    """The masks, row after row."""
+    return None if kept[2] is None else kept[2].contiguous()

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .kept import Kept, fields, kept_elements, parts
+from .kept import Kept, fields, kept_elements, masks, parts
 from .launch import TYPES, Launch, Row, aligned, working
 from .numeric import load, place, pointer, task_vector
 
@@ -65,7 +65,7 @@ def kept_sums(base: Tensor, models: Sequence[Tensor], kept: Kept, offset: int, s
         return
     k = len(models)
     unused = [0] * k
-    row = Row(base.numel(), (base, None, kept[2], offset), (models, unused, unused, *fields(kept, k)), sums)
+    row = Row(base.numel(), (base, None, masks(kept), offset), (models, unused, unused, *fields(kept, k)), sums)
     launch = Launch("kept_sums", [row], (base, *models), models)
     partial = launch.partial_sums(2 * k)
     launch(

@@ -34,9 +34,10 @@ def _models(models: Sequence[Tensor]) -> tuple[list[int], list[int]]:
     return [m.data_ptr() for m in models], [DTYPES[m.dtype] for m in models]
 
 
-def _kept(kept: Kept) -> tuple[list[Window], list[Drop], int]:
+def _kept(kept: Kept) -> tuple[list[Window], list[Drop], int, int]:
     trim, drop, keep = kept
-    return list(trim or ()), list(drop or ()), 0 if keep is None else keep.data_ptr()
+    address, stride = (0, 0) if keep is None else (keep.data_ptr(), keep.stride(0))
+    return list(trim or ()), list(drop or ()), address, stride
 
 
 def _base(base: Tensor | None) -> tuple[int, int]:

@@ -51,10 +51,10 @@ Isa choose_isa() {
     return supported(V4) ? V4 : supported(V3) ? V3 : BASE;
 }
 
-// Windows (top magnitude and index, bottom magnitude and index), drops (key, threshold) and the address of packed masks;
-// empty and null where they do not select.
+// Windows (top magnitude and index, bottom magnitude and index), drops (key, threshold), the address of packed masks and
+// the bytes from one to the next; empty and null where they do not select.
 using Kept = std::tuple<std::vector<std::tuple<double, int64_t, double, int64_t>>,
-                        std::vector<std::tuple<uint64_t, uint64_t>>, uintptr_t>;
+                        std::vector<std::tuple<uint64_t, uint64_t>>, uintptr_t, int64_t>;
 
 In input(uintptr_t address, int dtype) { return {reinterpret_cast<const void *>(address), dtype}; }
 
@@ -84,15 +84,16 @@ struct Call {
         args.masks = reinterpret_cast<uint8_t *>(address);
         args.mask_stride = (n + 7) / 8;
     }
-    void select(const Kept &kept, int64_t offset, int64_t n) {
-        const auto &[trim, drop, keep] = kept;
+    void select(const Kept &kept, int64_t offset) {
+        const auto &[trim, drop, keep, stride] = kept;
         for (const auto &[top, top_index, bottom, bottom_index] : trim)
             windows.push_back({top, top_index, bottom, bottom_index});
         for (const auto &[key, threshold] : drop) drops.push_back({key, threshold});
         if (!windows.empty()) args.trim = windows.data();
         if (!drops.empty()) args.drop = drops.data();
         args.offset = offset;
-        masks(keep, n);
+        args.masks = reinterpret_cast<uint8_t *>(keep);
+        args.mask_stride = stride;
     }
 };
 
@@ -179,7 +180,7 @@ int64_t combine(int64_t n, uintptr_t base, int base_dtype, const Addresses &mode
     call.args.shares = shares.empty() ? nullptr : shares.data();
     call.args.consensus = Consensus(consensus);
     call.args.as_delta = as_delta;
-    call.select(kept, offset, n);
+    call.select(kept, offset);
     call.write(out, out_dtype, n);
     return run(FM_KERNEL(combine), call.args, n, 0, 0, no_fold);
 }
@@ -196,7 +197,7 @@ int64_t blend(int64_t n, uintptr_t base, int base_dtype, const Addresses &models
 void kept_sums(int64_t n, uintptr_t base, int base_dtype, const Addresses &models, const Dtypes &dtypes,
                const Kept &kept, int64_t offset, uintptr_t sums) {
     Call call(base, base_dtype, models, dtypes);
-    call.select(kept, offset, n);
+    call.select(kept, offset);
     const int width = 2 * int(models.size());
     run(FM_KERNEL(kept_sums), call.args, n, width, 0, add_to(sums, width));
 }

@@ -38,6 +38,7 @@ ROOMS = {
     "batching": 7,
     "kernels": 7,
     "interrupts": 8,
+    "late": 8,
     "errors": 8,
 }
 
