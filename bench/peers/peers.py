@@ -94,9 +94,11 @@ def measure(job: Job, base: Path, models: list[Path], scratch: Path) -> dict[str
     runs: dict[str, list[Process]] = {"fastmerge": [], "mergekit": []}
     for turn in range(ROUNDS):
         shutil.rmtree(mine, ignore_errors=True)
+        os.sync()  # what the one leaves to be written is not at the other's cost
         runs["fastmerge"].append(run_process(fastmerge_command(job, base, models, mine)))
         if turn < job.mergekit_rounds:
             shutil.rmtree(theirs, ignore_errors=True)
+            os.sync()
             runs["mergekit"].append(run_process(command, mergekit.environment()))
         if turn == 0:
             check(mine, theirs, job.alike)
