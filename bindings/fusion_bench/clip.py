@@ -27,7 +27,11 @@ def problems(pool: CLIPVisionModelPool, tasks: Sequence[str]) -> list[str]:
         for task in tasks
         if task not in known
     ]
-    return found if pool._processor is not None else [*found, "modelpool: needs a processor, of images and class names"]
+    if isinstance(pool._models["_pretrained_"], nn.Module):
+        found.append("modelpool: class names need all of CLIP; give the name or folder of _pretrained_")
+    if pool._processor is None:
+        found.append("modelpool: needs a processor, of images and class names")
+    return found
 
 
 class ZeroShot:

@@ -21,7 +21,6 @@ from ...fw.loop import frank_wolfe
 from ...fw.settings import Settings
 from . import clip, pools
 from .algorithms import plain, register
-from .clip import ZeroShot
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +88,7 @@ class FrankWolfe(LightningFabricMixin, BaseAlgorithm):
         data = {task: pool.load_train_dataset(task) for task in tasks}
         loss = LOSSES[self.loss] if isinstance(self.loss, str) else instantiate(self.loss)
         if zero_shot:
-            heads = ZeroShot(pool, tasks, next(model.parameters()).device)
+            heads = clip.ZeroShot(pool, tasks, next(model.parameters()).device)
             loss = {task: heads.loss(loss, task) for task in tasks}
             data = {task: heads.images(own) for task, own in data.items()}
         batches = {task: self.batches(own) for task, own in data.items()}

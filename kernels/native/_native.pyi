@@ -2,7 +2,7 @@ from collections.abc import Sequence
 
 # Tensors are given as address and dtype (0 bfloat16, 1 float16, 2 float32, 3 float64); n is the number of elements.
 
-# trim, drop, and the address of the keep masks; empty and 0 where they do not select
+# trim, drop, and address and row stride in bytes of the keep masks; empty and 0 where they do not select
 _Kept = tuple[Sequence[tuple[float, int, float, int]], Sequence[tuple[int, int]], int, int]
 
 def elect(

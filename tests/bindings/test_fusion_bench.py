@@ -278,7 +278,9 @@ def test_frank_wolfe_of_clip(loss: str, clips: Path, monkeypatch: pytest.MonkeyP
 def test_what_clip_cannot_do_is_told_before_a_model_is_loaded(clips: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sets = OmegaConf.create({"mnst": {"_target_": "images_of_this_test.images", "seed": 0}})
     models = clip_pool(clips, monkeypatch, processor=None, train_datasets=sets)
-    with pytest.raises(InputError, match=r"causal_lm is not of images(?s:.*)'mnst'.*'mnist'(?s:.*)processor"):
+    models._models = dict.fromkeys(("_pretrained_", *CLIP_TASKS), nn.Linear(1, 1))
+    said = r"causal_lm is not of images(?s:.*)'mnst'.*'mnist'(?s:.*)folder of _pretrained_(?s:.*)processor"
+    with pytest.raises(InputError, match=said):
         configured("frank_wolfe", loss="causal_lm").run(models)
 
 

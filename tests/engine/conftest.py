@@ -1,0 +1,25 @@
+"""What tests of stopped merges share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from folders import near, state, write
+
+from fastmerge.engine import writer
+
+SHAPES = {f"layers.{i}.weight": (257, 300) for i in range(16)} | {"norm.weight": (5,), "empty": (0, 4)}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Path]]:
+    root = tmp_path_factory.mktemp("models")
+    base = state(0, torch.bfloat16, SHAPES)
+    return write(root / "base", base), {f"m{k}": write(root / f"m{k}", near(base, k + 1)) for k in range(2)}
+
+
+@pytest.fixture
+def journal_every_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "SYNC_SECONDS", 0)
