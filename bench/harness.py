@@ -88,8 +88,8 @@ def anonymous_mib(pid: int) -> float:
         return 0.0
 
 
-def read_all(files: list[Path]) -> None:
-    """Read every byte, on two threads, into one buffer each."""
+def read_all(files: list[Path], readers: int = 2) -> None:
+    """Read every byte, on that many threads, into one buffer each."""
     jobs = [(file, start) for file in files for start in range(0, file.stat().st_size, 64 * BUFFER)]
     lock = threading.Lock()
 
@@ -106,7 +106,7 @@ def read_all(files: list[Path]) -> None:
                     break
             os.close(fd)
 
-    threads = [threading.Thread(target=work) for _ in range(2)]
+    threads = [threading.Thread(target=work) for _ in range(readers)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -2,7 +2,8 @@
 
     python bench/gpu/run.py roofline
 
-Tensors are several times the L2 cache. PyTorch's ways are those of bench/ops/peers.py, eager and compiled.
+Tensors are many times the L2 cache. PyTorch's ways are those of bench/ops/peers.py, eager and compiled, which need so
+much memory that they get the first part of the same tensors; times faster are by element.
 """
 
 from __future__ import annotations
@@ -11,27 +12,32 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import peers
 import torch
-import triton
 from calls import arguments, calls, implemented, traffic
 from fastmerge.kernels import cuda
 from harness import save
-from timing import DEVICE, Copy, milliseconds
+from plot import plot
+from timing import DEVICE, Copy, machine, milliseconds
 
 from fastmerge import ops
 
-FORMS = [(torch.bfloat16, 1), (torch.bfloat16, 3), (torch.bfloat16, 8), (torch.float16, 3), (torch.float32, 3)]
-BATCH, MATRIX = 40, 1024 * 1024  # equal matrices of a ViT, in one launch
+FORMS = [(torch.bfloat16, 3), (torch.bfloat16, 1), (torch.bfloat16, 8), (torch.float16, 3), (torch.float32, 3)]
+MAIN = FORMS[0]  # of which tensors are largest, and PyTorch is compiled too
+PEERS, PEERS_WHOLE = 1 << 27, 1 << 25  # elements for PyTorch's ways, and for those that sort or search
+COMPILED = ("elect", "modulate", "combine", "moments", "inner_products")
+VIT = [  # CLIP's ViT-B/32
+    (768,), (768, 3, 32, 32), (50, 768), *[(768,)] * 4, (512, 768),
+    *[(768, 768), (768,)] * 4 * 12, *[(3072, 768), (3072,), (768, 3072), (768,)] * 12, *[(768,)] * 4 * 12,
+]  # fmt: skip
+BATCHES = {"ViT-B/32": VIT, "40 × 5120 × 5120": [(5120, 5120)] * 40}
 
 
-def elements(dtype: torch.dtype) -> int:
-    """How many make a tensor twice the L2 cache at least, and a whole number of rows."""
-    cache = getattr(torch.cuda.get_device_properties(0), "L2_cache_size", 50 << 20)
-    return int(max(2 * cache, 1 << 27) // dtype.itemsize // 2048 * 2048)
+def elements(dtype: torch.dtype, k: int = 3) -> int:
+    """A whole number of rows of 2048, many times any L2 cache: 2^30 in the main form."""
+    return 1 << 30 if (dtype, k) == MAIN else (1 << 30) // dtype.itemsize // max(1, k // 4)
 
 
 def tensors(n: int, dtype: torch.dtype, count: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -45,37 +51,44 @@ def ways(name: str, compiled: bool) -> dict[str, Callable[..., Any]]:
     """PyTorch's, of those ops that it has any of."""
     if not hasattr(peers, name) and name not in peers.NAMED and name not in peers.OF_WHOLE_TENSORS:
         return {}
-    left_out = {"eager, chunked"} if compiled else {"eager, chunked", "torch.compile"}
+    left_out = {"eager, chunked"} if compiled and name in COMPILED else {"eager, chunked", "torch.compile"}
     return {way: call for way, call in peers.ways(name).items() if way not in left_out}
 
 
 def rows() -> Iterator[dict[str, Any]]:
     copy = Copy()
     for dtype, k in FORMS:
-        n = elements(dtype)
+        n = elements(dtype, k)
         base, models = tensors(n, dtype, k)
         for name, call in calls(base, models, None).items():
             if not implemented(name, "cuda") or (ops.OPS[name.partition(",")[0]].reach == "tensor" and k > 3):
                 continue
             ceiling = copy.gigabytes_per_second()
             took, moved = milliseconds(call), traffic(name, n, k, dtype.itemsize)
-            others = ways(name, compiled=(dtype, k) == (torch.bfloat16, 3))
-            times = {way: milliseconds(partial(other, base, models), 3, 1) for way, other in others.items()}
+            whole = name in peers.OF_WHOLE_TENSORS
+            m = min(n, PEERS_WHOLE if whole else PEERS)
+            part, parts = base[:m], [model[:m] for model in models]
+            times = {
+                way: milliseconds(partial(other, part, parts), 3, 1) * n / m
+                for way, other in (ways(name, (dtype, k) == MAIN) if k <= 3 else {}).items()
+            }
             yield row(name, dtype, k, n, took, moved, ceiling, times)
     yield from batches(copy)
 
 
 def batches(copy: Copy) -> Iterator[dict[str, Any]]:
-    """Forty equal matrices in one launch, against a launch each."""
+    """All tensors of a model in one launch, against a launch each."""
     dtype, k = torch.bfloat16, 3
-    pairs = [tensors(MATRIX, dtype, k) for _ in range(BATCH)]
-    for op in [name.removesuffix("_many") for name in cuda.__all__ if name.endswith("_many")]:
-        jobs = [arguments(op, *pair) for pair in pairs]
-        took = milliseconds(partial(getattr(cuda, f"{op}_many"), jobs))
-        each = milliseconds(lambda op=op, jobs=jobs: [getattr(cuda, op)(*job) for job in jobs])  # type: ignore[misc]
-        moved = BATCH * traffic(op, MATRIX, k, dtype.itemsize)
-        name = f"{op}, {BATCH} × 2^20 elements"
-        yield row(name, dtype, k, BATCH * MATRIX, took, moved, copy.gigabytes_per_second(), {"one by one": each})
+    for title, shapes in BATCHES.items():
+        sizes = [torch.Size(shape).numel() for shape in shapes]
+        pairs = [tensors(n, dtype, k) for n in sizes]
+        for op in [name.removesuffix("_many") for name in cuda.__all__ if name.endswith("_many")]:
+            jobs = [arguments(op, *pair) for pair in pairs]
+            took = milliseconds(partial(getattr(cuda, f"{op}_many"), jobs))
+            each = milliseconds(lambda op=op, jobs=jobs: [getattr(cuda, op)(*job) for job in jobs])  # type: ignore[misc]
+            moved = sum(traffic(op, n, k, dtype.itemsize) for n in sizes)
+            times = {"one by one": each}
+            yield row(f"{op}, {title}", dtype, k, sum(sizes), took, moved, copy.gigabytes_per_second(), times)
 
 
 def row(
@@ -104,21 +117,6 @@ def show(found: dict[str, Any]) -> None:
     )
 
 
-def machine() -> dict[str, str]:
-    properties = torch.cuda.get_device_properties(0)
-    return {
-        "device": f"{properties.name}, sm_{properties.major}{properties.minor}, {properties.total_memory >> 30} GiB",
-        "driver": _driver(),
-        "cuda": str(torch.version.cuda),
-        "triton": triton.__version__,
-    }
-
-
-def _driver() -> str:
-    version = Path("/proc/driver/nvidia/version")
-    return version.read_text().splitlines()[0] if version.exists() else "unknown"
-
-
 def main() -> None:
     found, begin = [], time.perf_counter()
     for measured in rows():
@@ -126,7 +124,8 @@ def main() -> None:
         show(measured)
     print(f"{len(found)} rows in {time.perf_counter() - begin:.0f} s")
     if "--no-save" not in sys.argv:
-        print(f"kept in {save('gpu', found, **machine())}")
+        file = save("gpu-roofline", found, **machine())
+        print(f"kept in {file} and {plot(file).name}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """Everything that needs a GPU, in one command and under nine minutes on one Hopper card.
 
-    python bench/gpu/run.py [conformance] [sanitize] [roofline] [tune]
+    python bench/gpu/run.py [conformance] [sanitize] [roofline] [filter] [merging] [tune]
 
-Conformance to the reference, compute-sanitizer's memory and race checks where it is installed, then the roofline table,
-which goes to bench/results/ if the results were right; launch settings are tuned only where asked for. Where fastmerge
-is not installed, a copy without the native backend is put together in build/gpu.
+Conformance to the reference, compute-sanitizer's memory and race checks where it is installed, the roofline table,
+FR's filter, and whole merges from files in memory; tables go to bench/results/ if the results were right. Launch
+settings are tuned only where asked for. Where fastmerge is not installed, a copy without the native backend is put
+together in build/gpu.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ import torch
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-KINDS = ("conformance", "sanitize", "roofline", "tune")
+KINDS = ("conformance", "sanitize", "roofline", "filter", "merging", "tune")
+MEASURED = ("roofline", "filter", "merging")
 
 
 def assembled() -> Path:
@@ -36,11 +38,16 @@ def assembled() -> Path:
 
 def commands() -> dict[str, list[list[str]]]:
     """What is run of each kind."""
-    many = ["-n", "8"] if importlib.util.find_spec("xdist") else []
+    many = ["-n", "12", "--dist", "worksteal"] if importlib.util.find_spec("xdist") else []
     # Without conftest.py, whose needs a machine with a GPU may lack, and which leaves out what is slow.
     options = ["--noconftest", "-q", "-p", "no:cacheprovider", *many]
-    names = ("test_device.py", "test_merging.py", "test_modulation.py")
-    tests = [sys.executable, "-m", "pytest", *options, *(str(ROOT / "tests/cuda" / name) for name in names)]
+    names = (
+        "cuda/test_device.py",
+        "cuda/test_merging.py",
+        "cuda/test_modulation.py",
+        "runtime/test_switching.py::test_on_a_gpu",
+    )
+    tests = [sys.executable, "-m", "pytest", *options, *(str(ROOT / "tests" / name) for name in names)]
     sanitizer = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
     small = [sys.executable, str(HERE / "small.py")]
     return {
@@ -51,8 +58,7 @@ def commands() -> dict[str, list[list[str]]]:
         ]
         if sanitizer
         else [],
-        "roofline": [[sys.executable, str(HERE / "roofline.py")]],
-        "tune": [[sys.executable, str(HERE / "tune.py")]],
+        **{kind: [[sys.executable, str(HERE / f"{kind}.py")]] for kind in (*MEASURED, "tune")},
     }
 
 
@@ -61,7 +67,7 @@ def main() -> int:
         print("torch sees no GPU here")
         return 2
     wanted = sys.argv[1:] or KINDS[:-1]
-    paths = [ROOT / "bench", ROOT / "bench/ops", ROOT / "tests", HERE]
+    paths = [*(ROOT / "bench" / part for part in ("", "ops", "merges", "peers")), ROOT / "tests", HERE]
     if importlib.util.find_spec("fastmerge") is None:
         paths.insert(0, assembled())
     env = os.environ | {"PYTHONPATH": os.pathsep.join([*map(str, paths), os.environ.get("PYTHONPATH", "")])}
@@ -73,7 +79,7 @@ def main() -> int:
         if not commands()[kind]:
             print("sanitize: compute-sanitizer is not installed", flush=True)
         for command in commands()[kind]:
-            unsaved = ["--no-save"] if kind == "roofline" and "conformance" in failed else []
+            unsaved = ["--no-save"] if kind in MEASURED and "conformance" in failed else []
             # For the sanitizer each tensor is an allocation of its own, whose ends are known.
             alone = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"} if kind == "sanitize" else {}
             if subprocess.run([*command, *unsaved], cwd=HERE, env=env | alone, check=False).returncode:

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
+import triton
 
 DEVICE = "cuda"
-ROUNDS = 20
+ROUNDS, LONG = 20, 500.0  # and the milliseconds that are enough for fewer
 COPIED = 1 << 30  # bytes, many times any L2 cache
 
 
 def milliseconds(call: Callable[[], object], rounds: int = ROUNDS, warmup: int = 3) -> float:
     """The median of a call's times, from the first launch to the end of the last."""
-    for _ in range(warmup):
-        call()
-    events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(rounds)]
-    for begin, end in events:
-        begin.record()
-        call()
-        end.record()
-    torch.cuda.synchronize()
-    return statistics.median(begin.elapsed_time(end) for begin, end in events)
+
+    def times(count: int) -> list[float]:
+        events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(count)]
+        for begin, end in events:
+            begin.record()
+            call()
+            end.record()
+        torch.cuda.synchronize()
+        return [begin.elapsed_time(end) for begin, end in events]
+
+    last = times(warmup)[-1]
+    return statistics.median(times(max(3, min(rounds, int(LONG / max(last, 1e-3))))))
 
 
 class Copy:
@@ -34,3 +39,15 @@ class Copy:
     def gigabytes_per_second(self) -> float:
         """Measured now: the card's clocks change."""
         return 2 * COPIED / milliseconds(lambda: self.target.copy_(self.source), 10) / 1e6
+
+
+def machine() -> dict[str, str]:
+    """What the times are of."""
+    properties = torch.cuda.get_device_properties(0)
+    version = Path("/proc/driver/nvidia/version")
+    return {
+        "device": f"{properties.name}, sm_{properties.major}{properties.minor}, {properties.total_memory >> 30} GiB",
+        "driver": version.read_text().splitlines()[0] if version.exists() else "unknown",
+        "cuda": str(torch.version.cuda),
+        "triton": triton.__version__,
+    }

@@ -1,46 +1,63 @@
-"""A family of checkpoints to merge: a base and fine-tunes with the tensors of a Llama model of 1.1 B parameters."""
+"""Families of checkpoints to merge: a base and fine-tunes with the tensors of Llama models, by default of 1.1 B
+parameters."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
-HIDDEN, INTERMEDIATE, VOCABULARY, KEY_VALUE = 2048, 5632, 32_000, 256
-HEAD = 64  # elements of an attention head
 PERIOD = 1 << 24  # noise repeats, from another start in every tensor, so that writing is as fast as the disk
+VOCABULARY = 32_000
 
 
-def tensors(layers: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    yield "model.embed_tokens.weight", (VOCABULARY, HIDDEN)
+@dataclass(frozen=True)
+class Size:
+    """Of a Llama model: elements of a hidden state, of the MLP's, of all keys of a token, and of a head."""
+
+    hidden: int
+    intermediate: int
+    keys: int
+    head: int
+    layers: int
+
+
+SMALL = Size(2048, 5632, 256, 64, 22)
+SIZES = {"1b": SMALL, "7b": Size(4096, 11_008, 4096, 128, 32), "13b": Size(5120, 13_824, 5120, 128, 40)}
+
+
+def tensors(layers: int, size: Size = SMALL) -> Iterator[tuple[str, tuple[int, ...]]]:
+    hidden, intermediate, keys = size.hidden, size.intermediate, size.keys
+    yield "model.embed_tokens.weight", (VOCABULARY, hidden)
     for i in range(layers):
         layer = f"model.layers.{i}."
-        yield layer + "input_layernorm.weight", (HIDDEN,)
-        yield layer + "self_attn.q_proj.weight", (HIDDEN, HIDDEN)
-        yield layer + "self_attn.k_proj.weight", (KEY_VALUE, HIDDEN)
-        yield layer + "self_attn.v_proj.weight", (KEY_VALUE, HIDDEN)
-        yield layer + "self_attn.o_proj.weight", (HIDDEN, HIDDEN)
-        yield layer + "post_attention_layernorm.weight", (HIDDEN,)
-        yield layer + "mlp.gate_proj.weight", (INTERMEDIATE, HIDDEN)
-        yield layer + "mlp.up_proj.weight", (INTERMEDIATE, HIDDEN)
-        yield layer + "mlp.down_proj.weight", (HIDDEN, INTERMEDIATE)
-    yield "model.norm.weight", (HIDDEN,)
-    yield "lm_head.weight", (VOCABULARY, HIDDEN)
+        yield layer + "input_layernorm.weight", (hidden,)
+        yield layer + "self_attn.q_proj.weight", (hidden, hidden)
+        yield layer + "self_attn.k_proj.weight", (keys, hidden)
+        yield layer + "self_attn.v_proj.weight", (keys, hidden)
+        yield layer + "self_attn.o_proj.weight", (hidden, hidden)
+        yield layer + "post_attention_layernorm.weight", (hidden,)
+        yield layer + "mlp.gate_proj.weight", (intermediate, hidden)
+        yield layer + "mlp.up_proj.weight", (intermediate, hidden)
+        yield layer + "mlp.down_proj.weight", (hidden, intermediate)
+    yield "model.norm.weight", (hidden,)
+    yield "lm_head.weight", (VOCABULARY, hidden)
 
 
-def config(layers: int) -> dict[str, object]:
+def config(layers: int, size: Size = SMALL) -> dict[str, object]:
     return {
         "model_type": "llama",
         "architectures": ["LlamaForCausalLM"],
-        "hidden_size": HIDDEN,
-        "intermediate_size": INTERMEDIATE,
+        "hidden_size": size.hidden,
+        "intermediate_size": size.intermediate,
         "vocab_size": VOCABULARY,
         "num_hidden_layers": layers,
-        "num_attention_heads": HIDDEN // HEAD,
-        "num_key_value_heads": KEY_VALUE // HEAD,
+        "num_attention_heads": size.hidden // size.head,
+        "num_key_value_heads": size.keys // size.head,
         "tie_word_embeddings": False,
         "torch_dtype": "bfloat16",
     }

@@ -6,7 +6,7 @@ Work put into a stream is done in order, beside other streams' and the host's; a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from typing import Any, Protocol
 
 import torch
@@ -75,6 +75,7 @@ class Cuda:
     def __init__(self, name: str) -> None:
         self.place = torch.device(name)
         self.incoming, self.computing, self.outgoing = (CudaStream(self.place) for _ in range(3))
+        self._pinned: set[int] = set()
 
     def empty(self, nbytes: int) -> Tensor:
         return torch.empty(nbytes, dtype=torch.uint8, device=self.place)
@@ -84,11 +85,17 @@ class Cuda:
 
     def pin(self, memory: Tensor) -> None:
         runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
-        runtime.cudaHostRegister(memory.data_ptr(), memory.numel(), 1)  # for every GPU's context
+        if int(runtime.cudaHostRegister(memory.data_ptr(), memory.numel(), 1)) == 0:  # for every GPU's context
+            self._pinned.add(memory.data_ptr())
+            return
+        with suppress(RuntimeError):  # what is launched next is told of the failure
+            torch.zeros(1, device=self.place)
 
     def unpin(self, memory: Tensor) -> None:
-        runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
-        runtime.cudaHostUnregister(memory.data_ptr())
+        if memory.data_ptr() in self._pinned:
+            self._pinned.remove(memory.data_ptr())
+            runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+            runtime.cudaHostUnregister(memory.data_ptr())
 
     def free(self) -> int:
         cached = torch.cuda.memory_reserved(self.place) - torch.cuda.memory_allocated(self.place)
@@ -113,7 +120,8 @@ class CudaStream:
         self._stream.wait_event(event)
 
     def record(self) -> Event:
-        event: Event = self._stream.record_event()
+        event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call] # a thread that waits leaves its core
+        event.record(self._stream)  # type: ignore[no-untyped-call]
         return event
 
     def current(self) -> AbstractContextManager[Any]:

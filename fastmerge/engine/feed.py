@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from ..formats.mapping import Inputs
 from ..formats.safetensors import DTYPES
 from .devices import Device, Event
-from .stream import Piece, Source, Work
+from .stream import Piece, Source, Work, copy
 
-ROOMS = 2  # loads on the device: one is computed with while the next comes in
-READERS = 4  # threads that read files
-SEGMENTS = READERS + 2  # of staging memory
+ROOMS = 3  # loads on the device: one is computed with while the next come in
+READERS = min(
+    12, max(2, (os.cpu_count() or 1) - 4)
+)  # threads that read files: one core copies a fifth of what PCIe moves
+SEGMENTS = READERS + READERS // 3 + 1  # of staging memory: some are on their way to the device
 ALIGN = 256  # bytes, so that every source's loads are whole
 
 
@@ -33,7 +35,7 @@ class Room:
 
 @dataclass(slots=True)
 class Load:
-    """The sources of pieces, each piece's 1-D, on the device as soon as `arrived` is.
+    """The sources of pieces, each piece's 1-D, on the device as soon as all have `arrived`.
 
     A `whole` piece has all of a work that has to be prepared, and all its chunks.
     """
@@ -41,7 +43,12 @@ class Load:
     pieces: list[Piece]
     room: Room
     sources: list[list[Tensor]] = field(default_factory=list)
-    arrived: Event | None = None
+    copies: list[Future[Event]] = field(default_factory=list)
+
+    @property
+    def arrived(self) -> list[Event]:
+        """Once all copies are under way. Raises what a reader has met."""
+        return [copy.result() for copy in self.copies]
 
 
 def loads_of(works: Sequence[Work], chunk: int) -> Iterator[list[Piece]]:
@@ -94,7 +101,7 @@ class Feed:
         self._stopped = True
         self._rooms.put(None)
         self._thread.join()
-        self._readers.shutdown()
+        self._readers.shutdown(cancel_futures=True)
         self._device.computing.record().synchronize()
         with suppress(queue.Empty):  # nothing may use memory that is let go
             while True:
@@ -105,12 +112,16 @@ class Feed:
     def __iter__(self) -> Iterator[Load]:
         while (load := self._loads.get()) is not None:
             if isinstance(load, BaseException):
-                raise load
+                try:
+                    raise load
+                finally:
+                    del load  # or its traceback would hold what it is held by, and all memory of this feed
             yield load
 
     def done(self, load: Load, used: Event) -> None:
         """A load is not needed any more once an event is."""
         load.sources.clear()
+        load.copies.clear()
         load.room.used = used
         self._rooms.put(load.room)
 
@@ -121,13 +132,13 @@ class Feed:
                     room = self._rooms.get()
                     if room is None or self._stopped:
                         return
-                    self._loads.put(self._filled(Load(pieces, room)))
+                    self._loads.put(self._begun(Load(pieces, room)))
             self._loads.put(None)
         except BaseException as error:
             self._loads.put(error)
 
-    def _filled(self, load: Load) -> Load:
-        """Start all copies of a load."""
+    def _begun(self, load: Load) -> Load:
+        """Let the readers copy a load, as soon as they are through with those before."""
         room = load.room
         nbytes = load_bytes(load.pieces)
         if room.used is not None:
@@ -135,7 +146,7 @@ class Feed:
         if room.memory is None or room.memory.numel() < nbytes:
             room.memory = None  # first let go of what is there
             room.memory = self._device.empty(nbytes)
-        copies, at = [], 0
+        at = 0
         for piece in load.pieces:
             sources = []
             for source in piece.work.sources:
@@ -145,15 +156,12 @@ class Feed:
                 for a in range(piece.start, piece.stop, step):
                     b = min(a + step, piece.stop)
                     part = slice(source.nbytes(piece.start, a), source.nbytes(piece.start, b))
-                    copies.append(self._readers.submit(self._copy, source, a, b, to[part]))
+                    load.copies.append(self._readers.submit(self._copy, source, a, b, to[part]))
                 at += _aligned(to.numel())
             load.sources.append(sources)
-        for copy in copies:
-            copy.result()
-        load.arrived = self._device.incoming.record()
         return load
 
-    def _copy(self, source: Source, a: int, b: int, to: Tensor) -> None:
+    def _copy(self, source: Source, a: int, b: int, to: Tensor) -> Event:
         segment, used = self._segments.get()
         try:
             if used is not None:
@@ -161,9 +169,10 @@ class Feed:
             spans = source.spans(a, b)
             self._inputs.populate(spans)
             stage = segment[: to.numel()]
-            stage.copy_(source.read(self._inputs, a, b).view(torch.uint8))
+            copy(source.read(self._inputs, a, b), stage)
             self._inputs.release(spans)
             self._device.incoming.copy(to, stage)
             used = self._device.incoming.record()
+            return used
         finally:
             self._segments.put((segment, used))

@@ -19,13 +19,14 @@ from torch import Tensor
 from ..batching import batch
 from ..errors import MergeError
 from ..formats.mapping import Inputs
-from ..recipe.memory import BLOCK, SLOTS
+from ..recipe.memory import BLOCK, MAX_CHUNK, SLOTS
 from .devices import Device, Event
 from .feed import ROOMS, Feed, Load, load_bytes, loads_of
 from .stream import Piece, Target, Work, slot_bytes
 from .writer import Slot, Writer
 
-STAGING = 96 << 20  # bytes of the host, at most; an eighth of the memory budget
+LOAD = 192 << 20  # bytes that come in at a time, at most: what Python does for a load takes a tenth of their way
+STAGING = 256 << 20  # bytes of the host, at most; a fourth of the memory budget
 LEAST_STAGING = 1 << 20
 TOGETHER = 256  # small tensors at a time, at most
 SHARE = 0.5  # of a GPU's free memory that loads and results may take; the rest is for what ops keep
@@ -40,7 +41,12 @@ class Pipeline:
         self.devices, self.memory = devices, memory
 
     def chunk(self, works: Sequence[Work], chunk: int) -> int:
-        """As many of `chunk` elements at a time as the host's memory and every device's have room for."""
+        """As many of `chunk` elements at a time as the host's memory and every device's have room for.
+
+        The largest chunk of the CPU's, which serves its caches, becomes what makes a load.
+        """
+        if chunk == MAX_CHUNK:
+            chunk = max(chunk, LOAD // max(map(element_bytes, works), default=LOAD) // BLOCK * BLOCK)
         free = SHARE * min(device.free() for device in self.devices)
         left = self.memory - self.staging * len(self.devices)
         while chunk > BLOCK:
@@ -58,7 +64,7 @@ class Pipeline:
     @property
     def staging(self) -> int:
         """Bytes of staging memory of one device."""
-        return max(LEAST_STAGING, min(STAGING, self.memory // 8 // len(self.devices)))
+        return max(LEAST_STAGING, min(STAGING, self.memory // 4 // len(self.devices)))
 
     def run(
         self,
@@ -182,8 +188,8 @@ class _Run:
         computing = self.device.computing
         with Feed(self.device, self._take, self.chunk, self.staging, self.inputs) as feed, computing.current():
             for load in feed:
-                assert load.arrived is not None
-                computing.wait(load.arrived)
+                for arrived in load.arrived:
+                    computing.wait(arrived)
                 self._load(load, drain)
                 for piece in load.pieces:
                     if piece.stop == piece.work.numel:
@@ -245,15 +251,16 @@ class _Run:
             places = [one.target.take(slot, one.start, one.stop, one.numel) for one in wanted]
             memory = [torch.empty_like(place, device=self.device.place) for place in places]
             compute(memory)
+            outgoing = self.device.outgoing
+            outgoing.wait(self.device.computing.record())
+            for place, result in zip(places, memory, strict=True):
+                outgoing.copy(place, result)
+            filled = _Filled(slot, outgoing.record(), memory)
         except BaseException:
             slot.clear()
             drain.put(_Filled(slot, None, []))
             raise
-        outgoing = self.device.outgoing
-        outgoing.wait(self.device.computing.record())
-        for place, result in zip(places, memory, strict=True):
-            outgoing.copy(place, result)
-        return drain.put(_Filled(slot, outgoing.record(), memory))
+        return drain.put(filled)
 
 
 class _Part(NamedTuple):
@@ -334,6 +341,11 @@ def device_bytes(group: Sequence[Work], chunk: int) -> int:
     """Memory of the device for the loads of a group and its results on their way out."""
     results = sum(target.chunk_bytes(min(chunk, work.numel)) for work in group for target in work.targets)
     return ROOMS * load_bytes(next(loads_of(group, chunk))) + (SLOTS + 1) * results
+
+
+def element_bytes(work: Work) -> int:
+    """What an element of all sources takes of the device's memory."""
+    return max(1, sum(source.nbytes(0, 8) for source in work.sources) // 8)
 
 
 def halved(chunk: int) -> int:

@@ -31,7 +31,7 @@ def largest_of_rows(base: Tensor, model: Tensor, columns: int, k: int) -> Expert
         places.append(start + chosen)
         values.append(tau.view(-1)[chosen])
     if not places:
-        places, values = [torch.empty(0, dtype=torch.int64)], [ops.delta_sum(base[:0], [model[:0]])]
+        places, values = [base.new_empty(0, dtype=torch.int64)], [ops.delta_sum(base[:0], [model[:0]])]
     place = torch.cat(places)
     counts = torch.bincount(place // ops.BLOCK, minlength=-(-base.numel() // ops.BLOCK)).to(torch.int32)
     return ops.Expert(counts, (place % ops.BLOCK).to(torch.uint16), torch.cat(values))

@@ -25,7 +25,7 @@ def check_expert(counts, offsets, valid, n, blocks, k, TILE: tl.constexpr):
         total += count
         negative += (count < 0).to(tl.int32)
     last = tl.load(counts + blocks - 1).to(tl.int64)
-    size = (n - (blocks - 1) * BLOCK).to(tl.int64)
+    size = n - (blocks - 1).to(tl.int64) * BLOCK
     beyond = tl.zeros([TILE], tl.int32)
     wrong = (tl.sum(total, 0) != k) | (tl.sum(negative, 0) > 0)
     if wrong == 0:

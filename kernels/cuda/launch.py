@@ -7,6 +7,7 @@ arguments Triton makes float32. After the rows comes, where there are several, e
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -168,7 +169,13 @@ def on_device(tensor: Tensor) -> AbstractContextManager[Any]:
     """The tensor's GPU, made current after checking it; nothing in the interpreter. Raises RuntimeError."""
     if tensor.device.type != "cuda":
         return nullcontext()
-    reason = rejection(torch.cuda.get_device_capability(tensor.device), triton.__version__)
+    reason = _reason(tensor.device.index)
     if reason:
         raise RuntimeError(reason)
     return torch.cuda.device(tensor.device)
+
+
+@functools.cache
+def _reason(device: int) -> str | None:
+    """As rejection, of one of this process's GPUs."""
+    return rejection(torch.cuda.get_device_capability(device), triton.__version__)

@@ -36,6 +36,9 @@ def library() -> ctypes.CDLL:
     names = [f"libnvrtc.so.{major}" for major in majors]
     files = [str(folder / name) for name in names for folder in folders if (folder / name).is_file()]
     for candidate in (*files, *names):
+        for part in Path(candidate).parent.glob("libnvrtc-builtins.so.*"):  # which NVRTC asks for by name alone
+            with suppress(OSError):
+                ctypes.CDLL(str(part))
         with suppress(OSError):
             return ctypes.CDLL(candidate)
     major = majors[0]

@@ -45,8 +45,9 @@ def main(folder: Path) -> None:
     small.main()
     print("small: done", flush=True)
 
-    roofline.FORMS, roofline.BATCH, roofline.MATRIX = [(torch.bfloat16, 3)], 2, 1024
-    tune.elements = roofline.elements = lambda _: 2048
+    roofline.FORMS, roofline.BATCHES = [(torch.bfloat16, 3)], {"two matrices": [(32, 32)] * 2}
+    tune.ELEMENTS = 2048
+    roofline.elements = lambda *_: 2048
     peers = roofline.ways
     roofline.ways = lambda name, compiled: peers(name, False)
     rows = list(roofline.rows())

@@ -97,7 +97,8 @@ def call(op: str, backend: str, inputs: list[Tensor], out: torch.dtype) -> tuple
         return [ops.modulate(base, models[0], bits, 1.37, out=result, backend=backend)], []
     if op == "low_rank":
         rank, columns = 1 + k % 7, 1 + n // (1 + k % 3)
-        up, down = (make(size * rank, F32, n + k + size, special=False) for size in (2 + k % 3, columns))
+        sizes = 2 + k % 3, columns
+        up, down = (make(size * rank, F32, n + k + size, special=False).to(base.device) for size in sizes)
         wide = base[n // 3 :], up.view(-1, rank), down.view(rank, -1)
         return [ops.low_rank(*wide, 0.37, first=n // 3, out=result[n // 3 :], backend=backend)], []
     if op == "combine":
@@ -119,7 +120,7 @@ def call(op: str, backend: str, inputs: list[Tensor], out: torch.dtype) -> tuple
     if op == "blend":
         variants = []
         for inner, groups in ((1, 3), (5, 2 + n // 5), (70_000, 1 + n // 70_000)):
-            table = torch.linspace(-1, 1, k * groups).view(k, groups)
+            table = torch.linspace(-1, 1, k * groups).view(k, groups).to(base.device)
             for first, offset in ((base, 0), (None, ops.BLOCK)):
                 options = {"inner": inner, "offset": offset, "out": result.clone(), "backend": backend}
                 merged = ops.blend(first, models, table, **options)

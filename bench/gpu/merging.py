@@ -1,0 +1,228 @@
+"""Whole merges on a GPU, files in memory, against the floors of moving their bytes once and against mergekit.
+
+    python bench/gpu/run.py merging [--7b LAYERS] [--13b LAYERS]
+
+Floors: every input byte read by all cores; every output byte written to a new file by one thread; every input byte
+copied to the GPU while every output byte comes back, between page-locked memory and the card. What a merge is compared
+with is the slower of the first and the last. Merge and floors alternate in one process, whose first merge is not
+counted: it makes the CUDA context and compiles. Memory is what torch's allocator takes of the card.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import mmap
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import mergekit
+import torch
+from family import SIZES, Size, config, tensors
+from harness import BUFFER, read_all, save, seconds
+from timing import machine
+
+import fastmerge as fm
+from fastmerge.formats.layout import plan_layout
+
+IN_MEMORY = Path("/dev/shm")
+CORES = len(os.sched_getaffinity(0))
+WRITERS, STAGED = 8, 32 << 20  # threads that write a family, and bytes each brings from the GPU at a time
+ROUNDS = 3
+JOBS: list[tuple[str, dict[str, float]]] = [
+    ("task_arithmetic", {"weights": 0.3}),
+    ("emr", {}),
+    ("ties", {"density": 0.2}),
+    ("dare_ties", {"density": 0.5}),
+    ("fr", {}),
+]
+WITH_ANY_K = ("emr",)  # merged with two and six models too, for the memory of the card
+
+
+def write(folder: Path, models: int, layers: int, size: Size) -> list[Path]:
+    """The folders of a base and fine-tunes in bfloat16."""
+    shapes = list(tensors(layers, size))
+    layout = plan_layout([(name, "BF16", shape) for name, shape in shapes])
+    folders = [folder / "base", *(folder / f"model{k}" for k in range(models))]
+    for number, target in enumerate(folders):
+        target.mkdir(parents=True)
+        memory = {}
+        for file in layout.files:
+            with (target / file.name).open("wb+") as stream:
+                stream.truncate(file.size)
+                stream.write(file.header)
+                stream.flush()
+                memory[file.name] = mmap.mmap(stream.fileno(), file.size)
+        jobs = []
+        for seed, (name, shape) in enumerate(shapes):
+            place = layout.places[name]
+            to = torch.frombuffer(memory[place.file], dtype=torch.uint8)[place.start : place.stop]
+            jobs.append((to, seed, number, torch.Size(shape).numel()))
+        with ThreadPoolExecutor(WRITERS) as pool:
+            list(pool.map(_fill, jobs))
+        if layout.index:
+            (target / layout.index_name).write_bytes(layout.index)
+        (target / "config.json").write_text(json.dumps(config(layers, size)))
+    return folders
+
+
+def _fill(job: tuple[torch.Tensor, int, int, int]) -> None:
+    to, seed, number, n = job
+    generator = torch.Generator("cuda")
+
+    def noise(seed: int) -> torch.Tensor:
+        return torch.randn(n, generator=generator.manual_seed(seed), device="cuda", dtype=torch.bfloat16)
+
+    values = 0.02 * noise(seed)
+    if number:
+        values += 0.002 * number * noise(seed + 100_000 * number)
+    stage = torch.empty(STAGED, dtype=torch.uint8, pin_memory=True)
+    for target, source in zip(to.split(STAGED), values.view(torch.uint8).split(STAGED), strict=True):
+        target.numpy()[:] = stage[: len(source)].copy_(source).numpy()
+
+
+class Link:
+    """Copies between page-locked memory and the card, both ways at once."""
+
+    def __init__(self, piece: int = 256 << 20) -> None:
+        self.host = [torch.empty(piece, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
+        self.card = [torch.empty(piece, dtype=torch.uint8, device="cuda") for _ in range(2)]
+        self.streams = [torch.cuda.Stream() for _ in range(2)]
+
+    def move(self, incoming: int, outgoing: int) -> None:
+        ways = ((incoming, self.card[0], self.host[0]), (outgoing, self.host[1], self.card[1]))
+        for stream, (nbytes, to, source) in zip(self.streams, ways, strict=True):
+            with torch.cuda.stream(stream):
+                for start in range(0, nbytes, len(source)):
+                    size = min(len(source), nbytes - start)
+                    to[:size].copy_(source[:size], non_blocking=True)
+        torch.cuda.synchronize()
+
+
+def write_floor(file: Path, nbytes: int) -> None:
+    block = memoryview(os.urandom(BUFFER))
+    with file.open("wb", buffering=0) as stream:
+        for _ in range(-(-nbytes // BUFFER)):
+            stream.write(block)
+    file.unlink()
+
+
+def files_of(folders: Sequence[Path]) -> list[Path]:
+    return [file for folder in folders for file in sorted(folder.glob("*.safetensors"))]
+
+
+def job(method: str, params: dict[str, float], folders: list[Path], scratch: Path, link: Link) -> dict[str, Any]:
+    """One method, alternating with the floors."""
+    base, *models = folders
+    named = {model.name: model for model in models}
+    out, files = scratch / "out", files_of(folders)
+    times: dict[str, list[float]] = {"seconds": [], "read_seconds": [], "write_seconds": [], "link_seconds": []}
+    for turn in range(1 + ROUNDS):
+        for left in (out, scratch / ".fastmerge"):
+            shutil.rmtree(left, ignore_errors=True)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        report = fm.merge(method, base, named, out, params, device="cuda")
+        if turn == 0:
+            continue
+        times["seconds"].append(report.seconds)
+        times["read_seconds"].append(seconds(lambda: read_all(files, CORES)))
+        link_bytes = report.bytes_read, report.bytes_written
+        times["link_seconds"].append(seconds(lambda sizes=link_bytes: link.move(*sizes)))  # type: ignore[misc]
+        shutil.rmtree(out)
+        times["write_seconds"].append(seconds(lambda n=report.bytes_written: write_floor(scratch / "floor", n)))  # type: ignore[misc]
+    floors = map(max, times["read_seconds"], times["link_seconds"])
+    return {
+        "method": method,
+        "k": len(models),
+        "gigabytes": (report.bytes_read + report.bytes_written) / 1e9,
+        **{name: statistics.median(values) for name, values in times.items()},
+        "of_floor": statistics.median(took / floor for took, floor in zip(times["seconds"], floors, strict=True)),
+        "gpu_mib": torch.cuda.max_memory_reserved() >> 20,
+    }
+
+
+def by_mergekit(method: str, params: dict[str, float], folders: list[Path], scratch: Path) -> float | None:
+    """Seconds of mergekit on this GPU from its start to its end, if it is installed and has the method."""
+    program = shutil.which("mergekit-yaml")
+    if program is None or method not in ("task_arithmetic", "ties", "dare_ties"):
+        return None
+    base, *models = folders
+    recipe = scratch / "recipe.yaml"
+    own = {"scale": params["weights"]} if "weights" in params else params
+    recipe.write_text(json.dumps(mergekit.recipe(method, own, base, models)))
+    begin = time.perf_counter()
+    done = subprocess.run(
+        [program, str(recipe), str(scratch / "peer"), "--cuda", *mergekit.FLAGS],
+        env=mergekit.environment(),
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    took = time.perf_counter() - begin
+    shutil.rmtree(scratch / "peer", ignore_errors=True)
+    if done.returncode:
+        print(f"mergekit, {method}: {done.stderr.strip().splitlines()[-1:]}", flush=True)
+        return None
+    return took
+
+
+def rows(layers: dict[str, int]) -> Iterator[dict[str, Any]]:
+    link = Link()
+    for name, count in layers.items():
+        with tempfile.TemporaryDirectory(dir=IN_MEMORY) as folder:
+            scratch = Path(folder)
+            took = time.perf_counter()
+            folders = write(scratch, 3, count, SIZES[name])
+            print(f"{name}, {count} layers: written in {time.perf_counter() - took:.1f} s", flush=True)
+            of_size = {"size": name, "layers": count}
+            for method, params in JOBS:
+                peer = by_mergekit(method, params, folders, scratch)
+                yield of_size | job(method, params, folders, scratch, link) | {"mergekit_seconds": peer}
+    size, count = "7b", 2
+    with tempfile.TemporaryDirectory(dir=IN_MEMORY) as folder:
+        folders = write(Path(folder), 6, count, SIZES[size])
+        for method in WITH_ANY_K:
+            for k in (2, 6):
+                yield {"size": size, "layers": count} | job(method, {}, folders[: k + 1], Path(folder), link)
+
+
+def show(row: dict[str, Any]) -> None:
+    faster = row.get("mergekit_seconds")
+    print(
+        f"{row['size']:>4s} {row['layers']:2d} layers {row['method']:16s} K={row['k']}  {row['gigabytes']:6.1f} GB  "
+        f"{row['seconds']:6.2f} s  {row['gigabytes'] / row['seconds']:5.1f} GB/s  floors: "
+        f"read {row['read_seconds']:.2f}, link {row['link_seconds']:.2f}, write {row['write_seconds']:.2f} s  "
+        f"{row['of_floor']:5.2f} of floor  "
+        f"{row['gpu_mib']:5d} MiB" + (f"  mergekit {faster:.1f} s" if faster else ""),
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    for name, size in list(SIZES.items())[1:]:
+        parser.add_argument(
+            f"--{name}", type=int, default=size.layers if name == "7b" else 8, metavar="LAYERS", dest=name
+        )
+    parser.add_argument("--no-save", action="store_true")
+    wanted = vars(parser.parse_args())
+    unsaved, found = wanted.pop("no_save"), []
+    for measured in rows({name: count for name, count in wanted.items() if count}):
+        found.append(measured)
+        show(measured)
+    if not unsaved:
+        print(f"kept in {save('gpu-merging', found, cores=CORES, **machine())}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
