@@ -37,6 +37,7 @@ from fastmerge.formats.layout import plan_layout
 IN_MEMORY = Path("/dev/shm")
 CORES = len(os.sched_getaffinity(0))
 WRITERS, STAGED = 8, 32 << 20  # threads that write a family, and bytes each brings from the GPU at a time
+THEIRS = [path for path in sys.path if path and not Path(path, "mergekit.py").exists()]  # without our file of that name
 ROUNDS = 3
 JOBS: list[tuple[str, dict[str, float]]] = [
     ("task_arithmetic", {"weights": 0.3}),
@@ -163,7 +164,7 @@ def by_mergekit(method: str, params: dict[str, float], folders: list[Path], scra
     begin = time.perf_counter()
     done = subprocess.run(
         [program, str(recipe), str(scratch / "peer"), "--cuda", *mergekit.FLAGS],
-        env=mergekit.environment(),
+        env=mergekit.environment() | {"PYTHONPATH": os.pathsep.join(THEIRS)},
         check=False,
         capture_output=True,
         text=True,

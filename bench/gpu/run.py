@@ -24,6 +24,11 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 KINDS = ("conformance", "sanitize", "roofline", "filter", "merging", "tune")
 MEASURED = ("roofline", "filter", "merging")
+OWN = {
+    "conformance": {"OMP_NUM_THREADS": "1"},  # of each of the processes that test side by side
+    # For the sanitizer each tensor is an allocation of its own, whose ends are known.
+    "sanitize": {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
+}
 
 
 def assembled() -> Path:
@@ -80,9 +85,7 @@ def main() -> int:
             print("sanitize: compute-sanitizer is not installed", flush=True)
         for command in commands()[kind]:
             unsaved = ["--no-save"] if kind in MEASURED and "conformance" in failed else []
-            # For the sanitizer each tensor is an allocation of its own, whose ends are known.
-            alone = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"} if kind == "sanitize" else {}
-            if subprocess.run([*command, *unsaved], cwd=HERE, env=env | alone, check=False).returncode:
+            if subprocess.run([*command, *unsaved], cwd=HERE, env=env | OWN.get(kind, {}), check=False).returncode:
                 failed.append(kind)
         print(f"{kind}: {'failed' if kind in failed else 'done'} in {time.perf_counter() - begin:.0f} s", flush=True)
     return len(failed)

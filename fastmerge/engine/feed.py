@@ -15,7 +15,7 @@ from torch import Tensor
 from ..formats.mapping import Inputs
 from ..formats.safetensors import DTYPES
 from .devices import Device, Event
-from .stream import Piece, Source, Work, copy
+from .stream import Piece, Source, Work
 
 ROOMS = 3  # loads on the device: one is computed with while the next come in
 READERS = min(
@@ -166,11 +166,8 @@ class Feed:
         try:
             if used is not None:
                 used.synchronize()
-            spans = source.spans(a, b)
-            self._inputs.populate(spans)
             stage = segment[: to.numel()]
-            copy(source.read(self._inputs, a, b), stage)
-            self._inputs.release(spans)
+            source.copy(self._inputs, a, b, stage)
             self._device.incoming.copy(to, stage)
             used = self._device.incoming.record()
             return used

@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 
 from ..formats.dtypes import TORCH_DTYPES
+from ..formats.expanded import is_computed
 from ..formats.layout import Place
 from ..formats.mapping import LITTLE, Inputs, Little, ReadAhead, Span
 from ..formats.safetensors import DTYPES, TensorInfo
+from .output_files import PAGE
 from .reading import read, spans
-from .writer import PAGE, Segment, Slot
+from .writer import Segment, Slot
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,16 @@ class Source:
             return spans(self.info, a, b)
         start = self.info.start + self.row * self.info.shape[1]
         return [(self.info.file, start + a // 8, start + -(-b // 8))]
+
+    def copy(self, inputs: Inputs, a: int, b: int, memory: Tensor) -> None:
+        """Elements a to b into memory of the host, uint8."""
+        spans = self.spans(a, b)
+        if self.row is not None or not is_computed(self.info):
+            (span,) = spans
+            return inputs.copy(span, memory.numpy().data)
+        inputs.populate(spans)
+        copy(self.read(inputs, a, b), memory)
+        return inputs.release(spans)
 
     def read(self, inputs: Inputs, a: int, b: int) -> Tensor:
         """Elements a to b, 1-D."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import mmap
+import os
 import sys
 import threading
 import warnings
@@ -15,7 +16,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
 import numpy as np
 
@@ -41,6 +42,8 @@ class Inputs:
     def __init__(self, headers: Iterable[Header]) -> None:
         self._headers = {header.file: header for header in headers}
         self._maps: dict[Path, mmap.mmap] = {}
+        self._streams: dict[Path, BinaryIO] = {}  # of files that are read without their maps
+        self._opening = threading.Lock()
         self._bytes: dict[Path, Tensor] = {}  # all of a file that was asked for
         self._addresses: dict[Path, int] = {}
         self._present: dict[Path, np.ndarray[Any, np.dtype[np.bool_]]] = {}  # which pages are mapped
@@ -85,6 +88,21 @@ class Inputs:
         dtype = (TORCH_DTYPES | INTEGER_DTYPES)[info.dtype]
         return self.tensor((info.file, info.start, info.stop), dtype).view(info.shape)
 
+    def copy(self, span: Span, memory: memoryview) -> None:
+        """Copy bytes of a file, which need not be mapped for it. Raises MergeError where there is nothing to read."""
+        file, start, stop = span
+        try:
+            with self._opening:
+                if file not in self._streams:
+                    self._streams[file] = file.open("rb", buffering=0)
+            while start < stop:
+                read = os.preadv(self._streams[file].fileno(), [memory], start)
+                if not read:
+                    self._fail(span)
+                memory, start = memory[read:], start + read
+        except OSError:
+            self._fail(span)
+
     @property
     def files(self) -> dict[Path, int]:
         """The files, with their sizes in bytes."""
@@ -116,12 +134,15 @@ class Inputs:
             if stop > first and not (advice == POPULATE_READ and pages.all()):
                 failed = self._madvise(self._addresses[file] + first, stop - first, advice)
                 if failed and advice == POPULATE_READ and ctypes.get_errno() == errno.EFAULT:
-                    self.check_unchanged()
-                    raise ResumableError(
-                        f"{file}: bytes {start} to {stop} cannot be read; mend the disk or its network, "
-                        "and go on with --resume"
-                    )
+                    self._fail((file, start, stop))
                 pages[:] = advice == POPULATE_READ
+
+    def _fail(self, span: Span) -> NoReturn:
+        self.check_unchanged()
+        file, start, stop = span
+        raise ResumableError(
+            f"{file}: bytes {start} to {stop} cannot be read; mend the disk or its network, and go on with --resume"
+        )
 
 
 def _tensor(memory: mmap.mmap, dtype: torch.dtype, count: int = -1, offset: int = 0) -> Tensor:

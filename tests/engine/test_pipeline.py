@@ -156,7 +156,7 @@ def test_blocks_fit_the_free_memory(checkpoints: tuple[Path, dict[str, Path]], t
     made = planned(checkpoints, "emr", tmp_path / "out", 8)
     files = Inputs(made.headers)
     works = Reading(made, 0, [[]], [Statistics(3)], files, Kept()).works()
-    sizes = [pipeline.Pipeline([HostDevice(room=r)], 1 << 30).chunk(works, 8 * BLOCK) for r in (1 << 40, 10**7, 1)]
+    sizes = [pipeline.Pipeline([HostDevice(room=r)], 1 << 30).chunk(works, 8 * BLOCK) for r in (1 << 40, 15 * 10**6, 1)]
     assert sizes[0] == 8 * BLOCK > sizes[1] > sizes[2] == BLOCK
     assert pipeline.Pipeline([HostDevice()], 1 << 20).chunk(works, 8 * BLOCK) == BLOCK
 
