@@ -29,6 +29,7 @@ from .numeric import load, narrow, store, widen
 from .settings import settings
 
 BLOCK = 1 << 27  # elements worked on together: v, its spectrum and what comes back are 512 MiB each in float32
+LINE = 16  # complex numbers: rows of spectra begin at multiples of it, which are whole lines of the cache
 SHAPES = 256  # of which it is remembered what is kept
 
 planned = functools.lru_cache(maxsize=SHAPES)(plan)
@@ -158,9 +159,9 @@ class Filtered:
         self.v = models[0].new_empty(self.rows, self.w, dtype=real)
         if self.plan.columns:
             self.filtered = torch.empty_like(self.v)
-            self.spectrum = self.v.new_empty(self.rows, self.w // 2 + 1, dtype=real.to_complex())
+            self.spectrum = self._lines(self.rows, self.w // 2 + 1)
             whole = self.rows == self.h
-            self.panel = self.spectrum if whole else self.spectrum.new_empty(self.h, self.plan.columns)
+            self.panel = self.spectrum if whole else self._lines(self.h, self.plan.columns)
             self.first = self.plan.first if whole else 0  # planned column of the panel
         self.summed = self.entered = self.returned = -1  # the first elements of those blocks, and of that matrix
 
@@ -197,6 +198,13 @@ class Filtered:
             found.append(filtered.abs().sum(dtype=torch.float64))
         return [float(sum) for sum in found]
 
+    def _lines(self, rows: int, columns: int) -> Tensor:
+        """Memory of complex numbers: [rows, columns or a few more]."""
+        return self.v.new_empty(rows, triton.cdiv(columns, LINE) * LINE, dtype=self.v.dtype.to_complex())
+
+    def _spectrum(self, rows: int) -> Tensor:
+        return self.spectrum[:rows, : self.w // 2 + 1]
+
     def _parts(self, matrix: int, block: int) -> tuple[Tensor | None, Tensor | None]:
         """What G(v) of a block's rows is the sum of: v, and what came back. Both by their first elements."""
         filtered = None
@@ -222,12 +230,12 @@ class Filtered:
         """Transform the rows of a matrix, and filter its planned columns."""
         if self.entered == matrix:
             return
+        columns = self.panel[:, self.first : self.first + self.plan.columns]
         for row in range(0, self.h, self.rows):
             v = self._sum(matrix, matrix + row * self.w)
-            cufft.forward(v, self.spectrum[: len(v)])
+            cufft.forward(v, self._spectrum(len(v)))
             if self.panel is not self.spectrum:
-                self.panel[row : row + len(v)] = self.spectrum[: len(v), self.plan.slice]
-        columns = self.panel[:, self.first : self.first + self.plan.columns]
+                columns[row : row + len(v)] = self.spectrum[: len(v), self.plan.slice]
         cufft.columns(columns, cufft.FORWARD)
         keep(self.panel, self.first, self.bins)
         cufft.columns(columns, cufft.INVERSE)
@@ -239,13 +247,13 @@ class Filtered:
         rows = min(self.rows, self.h - row)
         if self.panel is not self.spectrum:
             self.spectrum.zero_()
-            self.spectrum[:rows, self.plan.slice] = self.panel[row : row + rows]
-        cufft.inverse(self.spectrum[:rows], self.filtered[:rows])
+            self.spectrum[:rows, self.plan.slice] = self.panel[row : row + rows, : self.plan.columns]
+        cufft.inverse(self._spectrum(rows), self.filtered[:rows])
         self.returned = block
 
 
 def keep(panel: Tensor, first: int, bins: Bins) -> None:
-    """Multiply the planned columns of panel [h, ·], from column `first` on, by their factors; others become 0."""
+    """Multiply the planned columns of panel [h, ·], from column `first` on, by their factors; all others become 0."""
     own = planned(bins)
     numbers = torch.view_as_real(panel).view(-1)
     reaches, unit = _reaches(bins, numbers.dtype, numbers.device)
