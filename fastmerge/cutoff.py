@@ -72,6 +72,7 @@ class Cutoff:
         return half if self.convention == "released" else min(half, math.isqrt(self.limit(h, w)) + 1)
 
 
+@functools.lru_cache(maxsize=256)
 def _exact(value: float) -> Fraction:
     """The decimal that was written, not the binary fraction next to it."""
     return Fraction(str(float(value)))

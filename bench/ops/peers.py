@@ -47,7 +47,7 @@ def combine(base: Tensor, models: Sequence[Tensor]) -> tuple[Tensor, ...]:
 def blend(base: Tensor, models: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Rows of 2048 elements, each with a weight of its own."""
     wide = base.float().view(-1, 2048)
-    weights = torch.full((len(wide), 1), 0.3)
+    weights = torch.full((len(wide), 1), 0.3, device=base.device)
     delta = torch.zeros_like(wide)
     for model in models:
         delta += weights * (model.float().view(-1, 2048) - wide)
@@ -163,15 +163,15 @@ OF_WHOLE_TENSORS: dict[str, dict[str, Peer]] = {
 }
 
 
-def distances(h: int, w: int) -> Tensor:
+def distances(h: int, w: int, device: torch.device) -> Tensor:
     """Of the bins of the half-spectrum from the frequency zero."""
-    return torch.hypot(torch.fft.fftfreq(h, 1 / h)[:, None], torch.fft.rfftfreq(w, 1 / w))
+    return torch.hypot(torch.fft.fftfreq(h, 1 / h, device=device)[:, None], torch.fft.rfftfreq(w, 1 / w, device=device))
 
 
 def highpass(x: Tensor, cutoff: float = 0.3) -> Tensor:
     h, w = x.shape
     spectrum = torch.fft.rfft2(x.float())
-    spectrum *= distances(h, w) >= cutoff * min(h, w) / 2
+    spectrum *= distances(h, w, x.device) >= cutoff * min(h, w) / 2
     # Two steps, with a copy between: irfft2 is slower, for the strides that its first step leaves.
     return torch.fft.irfft(torch.fft.ifft(spectrum, dim=0).contiguous(), n=w)
 
@@ -184,11 +184,11 @@ def highpass_merge(base: Tensor, models: Sequence[Tensor], cutoff: float = 0.3) 
 def highpass_each(base: Tensor, models: Sequence[Tensor], cutoff: float = 0.3) -> Tensor:
     """A filter of each task vector by the complex transform and its shifts, as code written from the paper has it."""
     h, w = base.shape
-    y, x = torch.arange(h)[:, None] - h // 2, torch.arange(w) - w // 2
+    y, x = (torch.arange(n, device=base.device) - n // 2 for n in (h, w))
     merged = base.float()
     for model in models:
         spectrum = torch.fft.fftshift(torch.fft.fft2(model.float() - base.float()))
-        kept = spectrum * (torch.sqrt(y**2 + x**2) >= cutoff * min(h, w) / 2)
+        kept = spectrum * (torch.sqrt(y[:, None] ** 2 + x**2) >= cutoff * min(h, w) / 2)
         merged = merged + 0.3 * torch.fft.ifft2(torch.fft.ifftshift(kept)).real
     return merged.to(base.dtype)
 

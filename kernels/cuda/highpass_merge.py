@@ -1,16 +1,18 @@
 """FR-Merging's filter and merge in two sweeps over the rows, with a few columns transformed in between.
 
-As in the native backend: v = Σ_k w_k · τ_k of a block of rows is transformed along the rows, and the plan's columns are
-kept; those are transformed, filtered and transformed back; then a block's rows, to which v and base are added.
+Forward: v = Σ_k w_k · τ_k of a block of rows, and their spectra.
+Across: the plan's columns, transformed, multiplied by what is kept of them, and transformed back, where they lie.
+Back: the rows of what came back, to which v and base are added.
 
-A block is what the cache of a GPU holds: what a step leaves the next one reads there. Transforms are cuFFT's, through
-torch, which keeps its plans and gives them memory of its own allocator. Every plan is for a full block, the last one
-padded: there is one a length, its memory is bounded however large the prime factors, and a row's bits do not depend on
-how many others are transformed with it.
+Most matrices go through in one block. Of larger ones the planned columns are held apart, and v is formed twice. Blocks
+are of the shape alone, and each matrix goes through by itself: so its bits depend neither on the pieces that are asked
+for nor on what is merged with it.
 """
 
 from __future__ import annotations
 
+import functools
+import struct
 from collections.abc import Sequence
 
 import torch
@@ -19,13 +21,65 @@ import triton.language as tl
 from torch import Tensor
 
 from ..reference.numeric import working_dtype
-from ..reference.spectrum import Bins, plan
+from ..reference.spectrum import Bins, Plan, plan
+from . import cufft
 from .delta_sum import delta_sum
 from .launch import OPTIONS, on_device
 from .numeric import load, narrow, store, widen
 from .settings import settings
 
-BLOCK = 1 << 21  # elements worked on together: with their spectrum 16 MiB in float32
+BLOCK = 1 << 27  # elements worked on together: v, its spectrum and what comes back are 512 MiB each in float32
+LINE = 16  # complex numbers: rows of spectra begin at multiples of it, which are whole lines of the cache
+SHAPES = 256  # of which it is remembered what is kept
+
+planned = functools.lru_cache(maxsize=SHAPES)(plan)
+
+
+@triton.jit
+def _keep(
+    panel, reaches, unit, places, x, y, n, stride, first, columns, h, middle, SUBTRACT: tl.constexpr,
+    NARROW: tl.constexpr, FULL: tl.constexpr, WORKING: tl.constexpr,
+):  # fmt: skip
+    """A tile of which some columns are planned. x: of each number its column in row y, on into the rows that follow."""
+    over = (x.to(tl.int32) // stride.to(tl.int32)).to(tl.int64) if NARROW else (x >= stride).to(tl.int64)
+    y += over
+    column = x - over * stride - first
+    here = (column >= 0) & (column < columns)
+    far = tl.abs(2 * y - middle)
+    mirrored = tl.abs(2 * tl.where(y > 0, h - y, 0) - middle)
+    kept = (far <= tl.load(reaches + column, mask=here, other=-1)).to(WORKING)
+    kept += (mirrored <= tl.load(reaches + columns + column, mask=here, other=-1)).to(WORKING)
+    if SUBTRACT:
+        kept -= 2
+    value = load(panel, places, n, FULL, WORKING) * (kept * tl.load(unit))
+    store(panel, places, tl.where(here, value, 0.0), n, FULL)
+
+
+@triton.jit(do_not_specialize=["n", "stride", "first", "columns", "h", "middle"])
+def keep_tile(
+    panel, reaches, unit, n, stride, first, columns, h, middle, SUBTRACT: tl.constexpr, NARROW: tl.constexpr,
+    TILE: tl.constexpr, WORKING: tl.constexpr,
+):  # fmt: skip
+    """Multiply the planned columns of a panel [h, stride] of complex numbers by what is kept of them; others become 0.
+
+    reaches: of each planned column and of its mirror image; unit: half of what a bin that is kept is multiplied by.
+    NARROW: a line is shorter than a tile.
+    """
+    start = tl.program_id(0).to(tl.int64) * TILE
+    stride, first = stride.to(tl.int64), first.to(tl.int64)
+    y = start // 2 // stride
+    x = start // 2 - y * stride
+    places = start + tl.arange(0, TILE)
+    others = (x + TILE // 2 <= stride) & ((x + TILE // 2 <= first) | (x >= first + columns))
+    if start + TILE <= n:
+        if others:
+            tl.store(panel + places, tl.zeros([TILE], WORKING))
+        else:
+            _keep(panel, reaches, unit, places, x + tl.arange(0, TILE) // 2, y, n, stride, first, columns, h, middle,
+                  SUBTRACT, NARROW, True, WORKING)  # fmt: skip
+    else:
+        _keep(panel, reaches, unit, places, x + tl.arange(0, TILE) // 2, y, n, stride, first, columns, h, middle,
+              SUBTRACT, NARROW, False, WORKING)  # fmt: skip
 
 
 @triton.jit
@@ -41,20 +95,24 @@ def _finish(
         if PARTS == "both":
             d = d + load(filtered, offsets, n, FULL, WORKING)
     if SCALED:
-        d = tl.load(scale).to(WORKING) * d
+        d = scale.to(tl.int64).to(tl.float64, bitcast=True).to(WORKING) * d
     if BASE:
         d = load(base, offsets, n, FULL, WORKING) + d
     store(out, offsets, d, n, FULL)
     finite = tl.abs(widen(narrow(d, out.dtype.element_ty), WORKING)) < float("inf")
-    tl.store(bad + tl.program_id(0), tl.sum(tl.where(finite, 0, 1), 0))
+    found = tl.sum(((finite == 0) & (offsets < n)).to(tl.int32), 0).to(tl.int64)
+    tl.atomic_add(bad, found, mask=found > 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["scale", "n"])
 def finish_tile(
     base, v, filtered, scale, out, bad, n, PARTS: tl.constexpr, SCALED: tl.constexpr, BASE: tl.constexpr,
     TILE: tl.constexpr, WORKING: tl.constexpr,
 ):  # fmt: skip
-    """out = base + scale · d, d being v, what comes back filtered, or the sum of both; bad: non-finite ones, a tile."""
+    """out = base + scale · d, d being v, what comes back filtered, or the sum of both; bad: non-finite ones, added up.
+
+    scale: the bits of a float64, since Triton makes float32 of floats.
+    """
     start = tl.program_id(0).to(tl.int64) * TILE
     if start + TILE <= n:
         _finish(base, v, filtered, scale, out, bad, n, start, PARTS, SCALED, BASE, True, TILE, WORKING)
@@ -77,7 +135,7 @@ def highpass_merge(
 
 
 class Filtered:
-    """As the reference's. Small matrices go through in groups, of which the last one begun keeps its panel."""
+    """As the reference's. Of each step it holds the last: a block's v, a matrix's panel, a block that came back."""
 
     def __init__(
         self,
@@ -91,43 +149,38 @@ class Filtered:
         self.inputs = base, models, convention, limit
         self.models = [model.view(-1) for model in models]
         self.base = None if base is None else base.view(-1)
-        self.real = working_dtype([*models, *([] if base is None else [base])])
-        self.device = models[0].device
-        _, h, w = models[0].shape
-        self.h, self.w, self.n = h, w, models[0].numel()
-        bins = Bins(h, w, convention, limit)
-        self.plan = plan(bins)
-        self.rows = max(1, BLOCK // w)  # of a block
-        self.chunk = max(1, BLOCK // h)  # columns transformed together
-        self.group = max(1, BLOCK // (h * w)) * h * w  # elements of the matrices that share a panel
+        _, self.h, self.w = models[0].shape
+        self.bins = Bins(self.h, self.w, convention, limit)
+        self.plan = planned(self.bins)
+        self.rows = min(self.h, max(1, BLOCK // self.w))  # of a block
         kept = 1.0 if self.plan.subtract or self.plan.columns else 0.0  # times zero what is not finite is still seen
         self.weights = [weight * kept for weight in weights]
-        self.factors = self.plan.factors(bins, range(self.plan.columns), self.real).to(self.device)
-        self.v = torch.zeros(self.rows, w, dtype=self.real, device=self.device)
-        self.spectrum = torch.zeros(self.rows, w // 2 + 1, dtype=self.real.to_complex(), device=self.device)
-        self.panel = self.spectrum[:0]
-        self.entered = -1  # the group that the panel is of
-        self.edge = -1, self.v[:0]  # a block that the last piece cut, transformed back
+        real = working_dtype([*models, *([] if base is None else [base])])
+        self.v = models[0].new_empty(self.rows, self.w, dtype=real)
+        if self.plan.columns:
+            self.filtered = torch.empty_like(self.v)
+            self.spectrum = self._lines(self.rows, self.w // 2 + 1)
+            whole = self.rows == self.h
+            self.panel = self.spectrum if whole else self._lines(self.h, self.plan.columns)
+            self.first = self.plan.first if whole else 0  # planned column of the panel
+        self.summed = self.entered = self.returned = -1  # the first elements of those blocks, and of that matrix
 
     def write(self, start: int, scale: float, as_delta: bool, out: Tensor) -> int:
         """As the reference's."""
-        stop, bad = start + out.numel(), []
-        factor = torch.tensor([scale], dtype=torch.float64, device=self.device)
+        stop, matrix, block = start + out.numel(), self.h * self.w, self.rows * self.w
+        base = None if as_delta else self.base
+        bad = torch.zeros(1, dtype=torch.int64, device=out.device)
         with on_device(out):
-            for first in range(start // self.group * self.group, stop, self.group):
-                last = min(first + self.group, self.n)
-                if self.plan.columns:
-                    self._enter(first, last)
-                for block in range(first, last, self.rows * self.w):
-                    begin, end = max(start, block), min(stop, last, block + self.rows * self.w)
-                    if begin < end:
-                        piece = out[begin - start : end - start]
-                        bad.append(
-                            self._write(
-                                block, min(last, block + self.rows * self.w), begin, factor, scale, as_delta, piece
-                            )
+            for first in range(start - start % matrix, stop, matrix):
+                for begin in range(first, first + matrix, block):
+                    a, b = max(start, begin), min(stop, begin + block, first + matrix)
+                    if a < b:
+                        v, filtered = (
+                            None if t is None else t.view(-1)[a - begin : b - begin] for t in self._parts(first, begin)
                         )
-        return int(torch.cat(bad).sum()) if bad else 0
+                        own = None if base is None else base[a:b]
+                        finish(own, v, filtered, scale, out[a - start : b - start], bad)
+        return int(bad)
 
     def each_magnitude(self) -> list[float]:
         """As the reference's."""
@@ -145,94 +198,118 @@ class Filtered:
             found.append(filtered.abs().sum(dtype=torch.float64))
         return [float(sum) for sum in found]
 
-    def _enter(self, first: int, last: int) -> None:
-        """The sweeps of the group of elements first … last that come before its rows can be asked for."""
-        if first == self.entered:
-            return
-        matrices = (last - first) // (self.h * self.w)
-        columns = matrices * self.plan.columns
-        self.panel = self.spectrum.new_zeros(-(-columns // self.chunk) * self.chunk, self.h)
-        self.entered, self.edge = first, (-1, self.v[:0])
-        for block in range(first, last, self.rows * self.w):
-            rows = self._sum(block, min(last, block + self.rows * self.w))
-            kept = torch.fft.rfft(self.v)[:rows, self.plan.slice]
-            self._of_block((block - first) // self.w, rows, columns).copy_(self._by_matrix(kept))
-        chunks = self.panel.split(self.chunk)
-        for chunk in chunks:
-            chunk.copy_(torch.fft.fft(chunk))
-        panel = torch.view_as_real(self.panel[:columns]).view(matrices, self.plan.columns, self.h, 2)
-        panel *= self.factors[:, :, None]
-        for chunk in chunks:
-            chunk.copy_(torch.fft.ifft(chunk, norm="forward"))
+    def _lines(self, rows: int, columns: int) -> Tensor:
+        """Memory of complex numbers: [rows, columns or a few more]."""
+        return self.v.new_empty(rows, triton.cdiv(columns, LINE) * LINE, dtype=self.v.dtype.to_complex())
 
-    def _sum(self, start: int, stop: int) -> int:
-        """v of the elements start … stop; returns how many rows that are."""
-        base = None if self.base is None else self.base[start:stop]
-        delta_sum(base, [model[start:stop] for model in self.models], self.weights, self.v.view(-1)[: stop - start])
-        return (stop - start) // self.w
+    def _spectrum(self, rows: int) -> Tensor:
+        return self.spectrum[:rows, : self.w // 2 + 1]
 
-    def _of_block(self, row: int, rows: int, columns: int) -> Tensor:
-        """The panel's part that rows of the group fill: [matrices, rows of a matrix, columns]."""
-        if row % self.h + rows <= self.h:  # of one matrix
-            matrix = row // self.h * self.plan.columns
-            part = self.panel[matrix : matrix + self.plan.columns, row % self.h : row % self.h + rows]
-            return part.t().unsqueeze(0)
-        return self.panel[:columns].view(-1, self.plan.columns, self.h).transpose(1, 2)
-
-    def _by_matrix(self, rows: Tensor) -> Tensor:
-        """Rows of whole matrices, or of a part of one, apart by matrix."""
-        return rows.view(-1, min(self.h, len(rows)), rows.shape[1])
-
-    def _write(
-        self, block: int, stop: int, begin: int, factor: Tensor, scale: float, as_delta: bool, out: Tensor
-    ) -> Tensor:
-        """Merge the elements from `begin` on of the block of elements block … stop; returns non-finite ones by tile."""
+    def _parts(self, matrix: int, block: int) -> tuple[Tensor | None, Tensor | None]:
+        """What G(v) of a block's rows is the sum of: v, and what came back. Both by their first elements."""
         filtered = None
         if self.plan.columns:
-            if self.edge[0] != block:
-                self.edge = block, self._back(block, stop)
-            filtered = self.edge[1][begin - block : begin - block + out.numel()]
-        part = slice(begin, begin + out.numel())
-        v = None
-        if self.plan.subtract or filtered is None:
-            self._sum(begin, begin + out.numel())
-            v = self.v.view(-1)[: out.numel()]
-        base = None if as_delta or self.base is None else self.base[part]
-        return finish_all(base, v, filtered, factor, scale != 1, out)
+            if self.returned != block:
+                self._enter(matrix)
+                self._return(matrix, block)
+            filtered = self.filtered
+        return self._sum(matrix, block) if self.plan.subtract or filtered is None else None, filtered
 
-    def _back(self, block: int, stop: int) -> Tensor:
-        """What comes back of a block of rows, 1-D."""
-        row, rows = (block - self.entered) // self.w, (stop - block) // self.w
-        columns = self.plan.columns * ((min(self.entered + self.group, self.n) - self.entered) // (self.h * self.w))
-        kept = self.spectrum[:rows, self.plan.slice]
-        self._by_matrix(kept).copy_(self._of_block(row, rows, columns))
-        filtered: Tensor = torch.fft.irfft(self.spectrum, n=self.w, norm="forward")
-        return filtered.view(-1)
+    def _sum(self, matrix: int, block: int) -> Tensor:
+        """v of a block: [rows, w]."""
+        rows = min(self.rows, self.h - (block - matrix) // self.w)
+        v = self.v[:rows]
+        if self.summed != block:
+            part = slice(block, block + rows * self.w)
+            base = None if self.base is None else self.base[part]
+            delta_sum(base, [model[part] for model in self.models], self.weights, v.view(-1))
+            self.summed = block
+        return v
+
+    def _enter(self, matrix: int) -> None:
+        """Transform the rows of a matrix, and filter its planned columns."""
+        if self.entered == matrix:
+            return
+        columns = self.panel[:, self.first : self.first + self.plan.columns]
+        for row in range(0, self.h, self.rows):
+            v = self._sum(matrix, matrix + row * self.w)
+            cufft.forward(v, self._spectrum(len(v)))
+            if self.panel is not self.spectrum:
+                columns[row : row + len(v)] = self.spectrum[: len(v), self.plan.slice]
+        cufft.columns(columns, cufft.FORWARD)
+        keep(self.panel, self.first, self.bins)
+        cufft.columns(columns, cufft.INVERSE)
+        self.entered = matrix
+
+    def _return(self, matrix: int, block: int) -> None:
+        """Transform a block's rows back. That destroys their spectrum, which nobody else needs."""
+        row = (block - matrix) // self.w
+        rows = min(self.rows, self.h - row)
+        if self.panel is not self.spectrum:
+            self.spectrum.zero_()
+            self.spectrum[:rows, self.plan.slice] = self.panel[row : row + rows, : self.plan.columns]
+        cufft.inverse(self._spectrum(rows), self.filtered[:rows])
+        self.returned = block
 
 
-def finish_all(
-    base: Tensor | None, v: Tensor | None, filtered: Tensor | None, scale: Tensor, scaled: bool, out: Tensor
-) -> Tensor:
-    """out = base + scale · (v + filtered), each where given; returns how many are not finite, by tile."""
+def keep(panel: Tensor, first: int, bins: Bins) -> None:
+    """Multiply the planned columns of panel [h, ·], from column `first` on, by their factors; all others become 0."""
+    own = planned(bins)
+    numbers = torch.view_as_real(panel).view(-1)
+    reaches, unit = _reaches(bins, numbers.dtype, numbers.device)
+    chosen = settings(numbers.element_size())
+    keep_tile[(triton.cdiv(numbers.numel(), chosen.tile),)](
+        numbers,
+        reaches,
+        unit,
+        numbers.numel(),
+        panel.shape[1],
+        first,
+        own.columns,
+        bins.h,
+        bins.middle,
+        SUBTRACT=own.subtract,
+        NARROW=panel.shape[1] < chosen.tile // 2,
+        TILE=chosen.tile,
+        WORKING=_working(numbers),
+        num_warps=chosen.warps,
+        **OPTIONS,
+    )
+
+
+@functools.lru_cache(maxsize=SHAPES)
+def _reaches(bins: Bins, real: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """How far the planned columns and their mirror images are kept, [2, columns]; half the factor of a bin that is."""
+    own: Plan = planned(bins)
+    columns = range(own.first, own.first + own.columns)
+    reaches = [[bins.reach(sign * x) for x in columns] for sign in (1, -1)]
+    return torch.tensor(reaches, device=device), torch.tensor([0.5 / (bins.h * bins.w)], dtype=real, device=device)
+
+
+def finish(
+    base: Tensor | None, v: Tensor | None, filtered: Tensor | None, scale: float, out: Tensor, bad: Tensor
+) -> None:
+    """out = base + scale · (v + filtered), each where given; bad: int64 [1], to which non-finite ones are added."""
     given = v if v is not None else filtered
     assert given is not None
     chosen = settings(max(given.element_size(), out.element_size()))
-    tiles = triton.cdiv(out.numel(), chosen.tile)
-    bad = torch.empty(tiles, dtype=torch.int32, device=out.device)
-    finish_tile[(tiles,)](
+    finish_tile[(triton.cdiv(out.numel(), chosen.tile),)](
         given if base is None else base,
         given if v is None else v,
         given if filtered is None else filtered,
-        scale,
+        int.from_bytes(struct.pack("<d", scale), "little", signed=True),
         out,
         bad,
         out.numel(),
         PARTS="filtered" if v is None else "v" if filtered is None else "both",
-        SCALED=scaled,
+        SCALED=scale != 1,
         BASE=base is not None,
         TILE=chosen.tile,
-        WORKING=tl.float64 if given.dtype == torch.float64 else tl.float32,
+        WORKING=_working(given),
         num_warps=chosen.warps,
         **OPTIONS,
     )
-    return bad
+
+
+def _working(x: Tensor) -> tl.dtype:
+    return tl.float64 if x.dtype == torch.float64 else tl.float32

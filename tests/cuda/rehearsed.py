@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 import warnings
@@ -55,6 +56,13 @@ def main(folder: Path) -> None:
     assert {row["op"] for row in rows} >= {name for name in named if implemented(name, "cuda")}
     json.dumps(rows)
     roofline.show(rows[0])
+
+    filters = importlib.import_module("filter")
+    filters.SHAPES = [(20, 30)]
+    rows = list(filters.rows())
+    json.dumps(rows)
+    filters.show(rows[0])
+    print("filter: done", flush=True)
 
     torch.cuda.get_device_name = lambda *_: "a card"
     tune.TILES, tune.WARPS, tune.UNROLLED = (1024, 2048), (4,), (2,)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from tensors import BF16, F32, F64
 pytest.importorskip("triton", reason="Triton is not installed")
 from compiled import TARGETS, compiling, objections, read
 from fastmerge.kernels.cuda import highpass_merge
+from fastmerge.kernels.reference.spectrum import Bins, plan
 
 
 @pytest.mark.parametrize("group", ["shapes", "dtypes", "nonfinite", "filter"])
@@ -35,12 +37,32 @@ def test_interpreted_filter_is_the_definition(group: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("working", [F32, F64], ids=str)
 def test_machine_code(working: torch.dtype, target: int) -> None:
-    """The last sweep: no spills, whole loads, no fused arithmetic, few registers."""
-    finish_all = sys.modules[highpass_merge.__module__].finish_all  # type: ignore[attr-defined]
-    v, base, factor = torch.zeros(70_000, dtype=working), torch.zeros(70_000, dtype=BF16), torch.ones(1, dtype=F64)
+    """Filtering and the last sweep: no spills, whole loads, no fused arithmetic, few registers."""
+    module: Any = sys.modules[highpass_merge.__module__]
+    v, base, bad = (
+        torch.zeros(70_000, dtype=working),
+        torch.zeros(70_000, dtype=BF16),
+        torch.zeros(1, dtype=torch.int64),
+    )
+    kinds = [Bins(40, 2000, "paper", 25), Bins(40, 60, "paper", 25), Bins(40, 2000, "released", 400)]
+    assert [plan(bins).subtract for bins in kinds] == [True, True, False]
     with compiling(target) as found:
-        finish_all(base, v, v, factor, True, torch.empty_like(base))
-        finish_all(None, None, v, factor, False, torch.empty_like(v))
-    assert len(found) == 2
+        module.finish(base, v, v, 0.5, torch.empty_like(base), bad)
+        module.finish(None, None, v, 1.0, torch.empty_like(v), bad)
+        for bins in kinds:
+            module.keep(torch.zeros(40, bins.w // 2 + 1, dtype=working.to_complex()), plan(bins).first, bins)
+    assert len(found) == 5
     for kernel in found.values():
         assert objections(read(kernel)) == []
+
+
+def test_most_launches_compile_nothing() -> None:
+    """Shapes, scales and sizes that differ are arguments."""
+    module: Any = sys.modules[highpass_merge.__module__]
+    bad = torch.zeros(1, dtype=torch.int64)
+    with compiling(TARGETS[0]) as found:
+        for h, w in ((1, 2000), (40, 2000), (32, 4096), (17, 5001)):
+            bins, v = Bins(h, w, "paper", 25), torch.zeros(h * w)
+            module.keep(torch.zeros(h, w // 2 + 1, dtype=torch.complex64), 0, bins)
+            module.finish(v, v, v, h / 64, torch.empty_like(v), bad)
+    assert len(found) == 2

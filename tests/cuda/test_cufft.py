@@ -1,0 +1,111 @@
+"""What cuFFT is asked for, by way of one that transforms on the CPU."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from tensors import F32, F64
+from torch import Tensor
+
+pytest.importorskip("triton", reason="Triton is not installed")
+from fake_cufft import Cufft, in_place_of_cufft
+from fastmerge.kernels.cuda import cufft
+
+
+@pytest.fixture
+def fake() -> Iterator[Cufft]:
+    made = Cufft()
+    with in_place_of_cufft(made):
+        yield made
+    gc.collect()
+    assert not made.plans
+
+
+def transformed(x: Tensor) -> Tensor:
+    spectrum = torch.empty(len(x), x.shape[1] // 2 + 1, dtype=x.dtype.to_complex())
+    cufft.forward(x, spectrum)
+    return spectrum
+
+
+@pytest.mark.parametrize("real", [F32, F64], ids=str)
+@pytest.mark.parametrize("shape", [(1, 1), (7, 1), (1, 8), (5, 9), (6, 10), (4, 27)], ids=str)
+@pytest.mark.parametrize("at_once", [1, 40, 1 << 25])
+def test_transforms_are_those_of_torch(
+    shape: tuple[int, int], real: torch.dtype, at_once: int, fake: Cufft, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of rows and of columns, however many at once."""
+    monkeypatch.setattr(cufft, "AT_ONCE", at_once)
+    x = torch.randn(shape, dtype=real)
+    spectrum = transformed(x)
+    torch.testing.assert_close(spectrum, torch.fft.rfft(x))
+    expected = spectrum.clone()
+    some = slice(shape[1] // 4, None)
+    cufft.columns(spectrum[:, some], cufft.FORWARD)
+    expected[:, some] = torch.fft.fft(expected[:, some], dim=0)
+    torch.testing.assert_close(spectrum, expected)
+    cufft.columns(spectrum[:, some], cufft.INVERSE)
+    expected[:, some] = torch.fft.ifft(expected[:, some], dim=0, norm="forward")
+    torch.testing.assert_close(spectrum, expected)
+    back = torch.empty_like(x)
+    cufft.inverse(torch.fft.rfft(x), back)
+    torch.testing.assert_close(back, x * shape[1])
+
+
+def test_columns_are_planned_where_they_lie(fake: Cufft) -> None:
+    """Rows as far apart as the spectrum's are; sizes are given, without which strides would be ignored."""
+    spectrum = torch.zeros(12, 31, dtype=torch.complex64)
+    cufft.columns(spectrum[:, 3:8], cufft.FORWARD)
+    cufft.columns(spectrum[:, 10:15], cufft.INVERSE)
+    lie = (12, 31, 1)
+    (made,) = fake.made
+    made.pop("area")
+    assert made == {"allocates": False, "n": 12, "batch": 5, "type": 0x29, "in": lie, "out": lie}
+
+
+def test_rows_are_planned(fake: Cufft) -> None:
+    transformed(torch.zeros(6, 9, dtype=F64))
+    cufft.inverse(torch.zeros(6, 5, dtype=torch.complex64), torch.empty(6, 9))
+    there, back = fake.made
+    assert (there["n"], there["batch"], there["type"], there["in"], there["out"]) == (9, 6, 0x6A, (9, 1, 9), (5, 1, 5))
+    assert (back["n"], back["batch"], back["type"], back["in"], back["out"]) == (9, 6, 0x2C, (5, 1, 5), (9, 1, 9))
+
+
+def test_few_plans_are_kept(fake: Cufft, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that was not used for longest is destroyed, once nobody transforms with it."""
+    monkeypatch.setattr(cufft, "PLANS", 2)
+    for rows in (1, 2, 1, 3):
+        transformed(torch.zeros(rows, 4))
+    assert [plan["batch"] for plan in fake.plans.values()] == [1, 3]
+    used = cufft.plans(torch.device("cpu"))("R2C", 4, (1, 4, 1, 3), 1)
+    for rows in (4, 5, 6):
+        transformed(torch.zeros(rows, 4))
+    assert [plan["batch"] for plan in fake.plans.values()] == [1, 5, 6]
+    del used
+    gc.collect()
+    assert [plan["batch"] for plan in fake.plans.values()] == [5, 6]
+
+
+@pytest.mark.parametrize(("status", "error"), [(2, torch.OutOfMemoryError), (8, RuntimeError)])
+def test_a_refusal_is_told_and_leaves_nothing(status: int, error: type[Exception], fake: Cufft) -> None:
+    fake.refuses = status
+    with pytest.raises(error, match=r"planning 3 R2C transforms of length 4: (no memory|invalid size)"):
+        transformed(torch.zeros(3, 4))
+    gc.collect()
+    assert not fake.plans
+
+
+@pytest.mark.parametrize(
+    ("cuda", "install"), [("13.0", r"'nvidia-cufft==12\.\*'"), ("12.8", r"'nvidia-cufft-cu12==11\.\*'")]
+)
+def test_a_missing_library_is_told(cuda: str, install: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nothing(*_: Any) -> Any:
+        raise OSError
+
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(cufft.ctypes, "CDLL", nothing)
+    with pytest.raises(RuntimeError, match=rf"cuFFT of CUDA {cuda[:2]} is not installed: pip install {install}"):
+        cufft._found()

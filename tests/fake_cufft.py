@@ -1,0 +1,138 @@
+"""A cuFFT of the CPU's: by the C interface of the real one, its layouts, what it requires, and what it destroys."""
+
+from __future__ import annotations
+
+import ctypes
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from ctypes import POINTER, c_int, c_longlong, c_size_t, c_void_p
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from fastmerge.kernels.cuda import cufft
+from numpy.typing import NDArray
+
+LONG, LONGS = c_longlong, POINTER(c_longlong)
+INTERFACE: dict[str, list[Any]] = {  # as in cufft.h
+    "cufftCreate": [POINTER(c_int)],
+    "cufftDestroy": [c_int],
+    "cufftSetAutoAllocation": [c_int, c_int],
+    "cufftSetStream": [c_int, c_void_p],
+    "cufftSetWorkArea": [c_int, c_void_p],
+    "cufftMakePlanMany64": [
+        *[c_int, c_int, LONGS, LONGS, LONG, LONG, LONGS, LONG, LONG, c_int, LONG, POINTER(c_size_t)]
+    ],
+    **{f"cufftExec{kind}": [c_int, c_void_p, c_void_p] for kind in ("R2C", "C2R", "D2Z", "Z2D")},
+    **{f"cufftExec{kind}": [c_int, c_void_p, c_void_p, c_int] for kind in ("C2C", "Z2Z")},
+}
+REAL = {"R2C": "f4", "C2R": "f4", "D2Z": "f8", "Z2D": "f8"}
+STREAM, WORKSPACE = 99, 48
+
+
+class Cufft:
+    """`plans`: those that live, by their handles; `made`: what was asked for of each that has lived."""
+
+    def __init__(self, refuses: int = 0) -> None:
+        self.refuses = refuses  # the status of every planning
+        self.plans: dict[int, dict[str, Any]] = {}
+        self.made: list[dict[str, Any]] = []
+        self.library = SimpleNamespace(
+            **{name: ctypes.CFUNCTYPE(c_int, *types)(self._safe(name)) for name, types in INTERFACE.items()}
+        )
+
+    def _safe(self, name: str) -> Any:
+        def call(*given: Any) -> int:
+            try:
+                if name.startswith("cufftExec"):
+                    return self._execute(name.removeprefix("cufftExec"), *given)
+                return int(getattr(self, f"_{name.removeprefix('cufft')}")(*given) or 0)
+            except Exception:
+                traceback.print_exc()
+                return 5
+
+        return call
+
+    def _Create(self, handle: Any) -> None:  # noqa: N802 - cuFFT's names
+        handle[0] = len(self.made) + 1
+        self.plans[handle[0]] = {}
+        self.made.append(self.plans[handle[0]])
+
+    def _Destroy(self, handle: int) -> None:  # noqa: N802
+        del self.plans[handle]
+
+    def _SetAutoAllocation(self, handle: int, on: int) -> None:  # noqa: N802
+        assert not on
+        self.plans[handle]["allocates"] = False
+
+    def _SetStream(self, handle: int, stream: int) -> None:  # noqa: N802
+        assert stream == STREAM
+
+    def _SetWorkArea(self, handle: int, area: int) -> None:  # noqa: N802
+        self.plans[handle]["area"] = area
+
+    def _MakePlanMany64(  # noqa: N802
+        self, handle: int, rank: int, n: Any, inembed: Any, istride: int, idist: int, onembed: Any, ostride: int,
+        odist: int, type: int, batch: int, size: Any,
+    ) -> int:  # fmt: skip
+        plan = self.plans[handle]
+        assert plan["allocates"] is False
+        assert rank == 1
+        plan |= {"n": n[0], "batch": batch, "type": type}
+        plan |= {"in": (inembed[0], istride, idist), "out": (onembed[0], ostride, odist)}
+        size[0] = WORKSPACE
+        return self.refuses
+
+    def _execute(self, kind: str, handle: int, source: int, target: int, direction: int = cufft.FORWARD) -> int:
+        if handle not in self.plans:
+            return 1
+        plan = self.plans[handle]
+        real = REAL.get(kind)
+        number = {"R2C": "c8", "C2R": "c8", "C2C": "c8"}.get(kind, "c16")
+        if plan["type"] != cufft.TYPES[kind]:
+            return 3
+        if source % np.dtype(number).itemsize or target % np.dtype(number).itemsize:
+            return 9
+        assert source != target or plan["in"] == plan["out"]
+        ctypes.memset(plan["area"], 0xFF, WORKSPACE)
+        forwards = real is not None and kind in ("R2C", "D2Z")
+        read = _view(source, plan["in"], plan["batch"], real if forwards and real else number)
+        written = _view(target, plan["out"], plan["batch"], real if real and not forwards else number)
+        n = plan["n"]
+        if forwards:
+            written[:] = np.fft.rfft(read)
+        elif real:
+            written[:] = np.fft.irfft(read, n=n) * n
+            read[:] = np.nan  # out of place, its input is destroyed all the same
+        else:
+            written[:] = np.fft.fft(read) if direction == cufft.FORWARD else np.fft.ifft(read) * n
+        return 0
+
+
+def _view(address: int, layout: tuple[int, int, int], batch: int, dtype: str) -> NDArray[Any]:
+    length, stride, apart = layout
+    size = np.dtype(dtype).itemsize
+    extent = ((length - 1) * stride + (batch - 1) * apart + 1) * size
+    memory = np.frombuffer((ctypes.c_char * extent).from_address(address), dtype)
+    return np.lib.stride_tricks.as_strided(memory, (batch, length), (apart * size, stride * size))
+
+
+@contextmanager
+def in_place_of_cufft(fake: Cufft) -> Iterator[None]:
+    """Transforms are the fake's, of tensors on the CPU too."""
+    before = cufft._found, cufft._is_torchs, torch.cuda.current_stream
+    cufft._found, cufft._is_torchs = lambda: fake.library, lambda _: False
+    torch.cuda.current_stream = lambda _=None: SimpleNamespace(cuda_stream=STREAM)
+    _forget()
+    try:
+        yield
+    finally:
+        _forget()
+        cufft._found, cufft._is_torchs, torch.cuda.current_stream = before
+
+
+def _forget() -> None:
+    cufft.plans.cache_clear()
+    cufft.library.cache_clear()
