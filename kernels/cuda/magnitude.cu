@@ -1,7 +1,11 @@
-// Selection by |τ| = |θ − θ_pre|: histograms of magnitudes, and the elements above a cut, counted and collected.
+// Selection by |τ| = |θ − θ_pre|: histograms of magnitudes, the elements above a cut or between two, counted and collected.
 //
 // Compiled by NVRTC for one pair of dtypes: BASE and MODEL are 0 bfloat16, 1 float16, 2 float32, 3 float64. A magnitude's
 // key is its bits as an integer, of every NaN those of the quiet one (kernels/README.md). Blocks have THREADS threads.
+
+#ifndef SLOTS
+#define SLOTS 1  // brackets that collect_between looks into in one reading
+#endif
 
 typedef unsigned short u16;
 typedef unsigned int u32;
@@ -12,6 +16,11 @@ constexpr u32 THREADS = 256;
 constexpr u32 GROUP = 8;        // neighbouring elements that a thread loads together, 16 bytes at a time
 constexpr u32 BINS = 8192;      // of shared memory; fewer are kept in several copies, which warps take turns with
 constexpr i64 BLOCK = 65536;    // elements that offsets are counted in
+constexpr i64 SPAN = 16384;     // elements that a block of threads looks for brackets in
+constexpr u32 QUEUE = 4096;     // codes of shared memory, of all brackets
+constexpr u32 DIGIT = 8;        // bits of a code that tell THREADS bins apart
+constexpr u32 ROUNDS = 64 / DIGIT;
+constexpr u32 LARGEST = 0x7fc00000;  // key in 32 bits, which NaN have
 
 template <int DTYPE> struct Stored { typedef u16 type; };
 template <> struct Stored<2> { typedef float type; };
@@ -41,9 +50,10 @@ template <int DTYPE, typename T> __device__ Working widen(T x) {
 
 __device__ Working task_vector(Base base, Model model) { return widen<MODEL>(model) - widen<BASE>(base); }
 
+// NaN that arithmetic gives are quiet, and have no smaller bits than the one whose bits are the key of all.
 __device__ u32 key_of(float tau) {
   u32 bits = __float_as_uint(tau) & 0x7fffffffu;
-  return bits > 0x7f800000u ? 0x7fc00000u : bits;
+  return bits < LARGEST ? bits : LARGEST;
 }
 
 __device__ u64 key_of(double tau) {
@@ -67,6 +77,19 @@ __device__ void each(const Base* base, const Model* model, i64 first, i64 stop, 
     }
   }
   for (i64 i = rest + thread; i < stop; i += threads) use(task_vector(base[i], model[i]), i);
+}
+
+// The sum of `own` over a block's threads up to this one; sums[t] is that of thread t.
+__device__ u32 sum_up_to(u32* sums, u32 own) {
+  sums[threadIdx.x] = own;
+  __syncthreads();
+  for (u32 step = 1; step < THREADS; step *= 2) {
+    u32 before = threadIdx.x >= step ? sums[threadIdx.x - step] : 0;
+    __syncthreads();
+    sums[threadIdx.x] += before;
+    __syncthreads();
+  }
+  return sums[threadIdx.x];
 }
 
 template <typename Wide>
@@ -150,15 +173,7 @@ collect_selected(const Base* base, const Model* model, i64 n, i64 cut, i64 top, 
 #pragma unroll
     for (u32 j = 0; j < GROUP; ++j) chosen |= (u32)(i + j < stop && selection.has(taus[j], i + j)) << j;
     u32 own = __popc(chosen);
-    sums[threadIdx.x] = own;
-    __syncthreads();
-    for (u32 step = 1; step < THREADS; step *= 2) {  // sums[t] becomes Σ of own of the threads up to t
-      u32 before = threadIdx.x >= step ? sums[threadIdx.x - step] : 0;
-      __syncthreads();
-      sums[threadIdx.x] += before;
-      __syncthreads();
-    }
-    i64 to = start + sums[threadIdx.x] - own;
+    i64 to = start + sum_up_to(sums, own) - own;
 #pragma unroll
     for (u32 j = 0; j < GROUP; ++j) {
       if (chosen >> j & 1) {
@@ -172,4 +187,137 @@ collect_selected(const Base* base, const Model* model, i64 n, i64 cut, i64 top, 
     start += sums[THREADS - 1];
     __syncthreads();
   }
+}
+
+// An element's code has its place in the order of magnitudes: the largest magnitude first, of equal ones the lowest index.
+// It is one of a key in 32 bits and of an index below 2^32.
+__device__ u64 code_of(Key key, i64 i) { return (u64)(LARGEST - (u32)key) << 32 | (u32)i; }
+
+struct Models { const Model* at[SLOTS]; };
+
+// For each bracket s, codes first … last of models.at[s]: found[s][0] += elements before it, found[s][1] += elements in it,
+// and codes[s] is where the codes of those go, in any order, while there is room.
+//
+// Few elements are near a bracket, those whose key is of one of its codes: they alone cost more than a comparison or two.
+// Those in it wait in shared memory, so that a block adds once to each total in device memory.
+extern "C" __global__ void __launch_bounds__(THREADS)
+collect_between(const Base* base, Models models, i64 n, const u64* brackets, i64 room, u64* found, u64* codes) {
+  constexpr u32 QUEUED = QUEUE / SLOTS, STEPS = SLOTS == 1 ? 2 : 1;  // whichever: loads in flight together
+  constexpr i64 TILE = THREADS * GROUP * STEPS;
+  __shared__ u64 first[SLOTS], last[SLOTS], starts[SLOTS], queue[SLOTS][QUEUED];
+  __shared__ u32 sizes[SLOTS], before[SLOTS];
+  if (threadIdx.x < SLOTS) {
+    u32 s = threadIdx.x;
+    first[s] = brackets[2 * s], last[s] = brackets[2 * s + 1], sizes[s] = before[s] = 0;
+  }
+  __syncthreads();
+  Key least[SLOTS], span[SLOTS];  // of keys near the bracket
+  u32 own[SLOTS];
+  bool whole = true;
+#pragma unroll
+  for (u32 s = 0; s < SLOTS; ++s) {
+    least[s] = LARGEST - (u32)(last[s] >> 32), span[s] = LARGEST - (u32)(first[s] >> 32) - least[s], own[s] = 0;
+    whole = whole && aligned(base, models.at[s]);
+  }
+  auto sift = [&](u32 s, const auto& keys, i64 i) {
+    constexpr u32 COUNT = sizeof keys / sizeof keys[0];
+    u32 near = 0;
+#pragma unroll
+    for (u32 j = 0; j < COUNT; ++j) {
+      own[s] += keys[j] > least[s] + span[s];
+      near |= (u32)(keys[j] - least[s] <= span[s]) << j;
+    }
+    if (!near) return;
+#pragma unroll
+    for (u32 j = 0; j < COUNT; ++j) {
+      u64 code = code_of(keys[j], i + j);
+      if (!(near >> j & 1) || code > last[s]) continue;
+      if (code < first[s]) {
+        ++own[s];
+      } else if (u32 at = atomicAdd(sizes + s, 1u); at < QUEUED) {
+        queue[s][at] = code;
+      } else if (u64 to = atomicAdd(found + 2 * s + 1, (u64)1); to < room) {
+        codes[s * room + to] = code;
+      }
+    }
+  };
+  i64 rest = blockIdx.x * SPAN, stop = rest + SPAN < n ? rest + SPAN : n;
+  for (; whole && rest + TILE <= stop; rest += TILE) {
+    Group<Base> b[STEPS];
+    Group<Model> m[STEPS][SLOTS];
+#pragma unroll
+    for (u32 step = 0; step < STEPS; ++step) {
+      i64 i = rest + (step * THREADS + threadIdx.x) * GROUP;
+      b[step] = *(const Group<Base>*)(base + i);
+#pragma unroll
+      for (u32 s = 0; s < SLOTS; ++s) m[step][s] = *(const Group<Model>*)(models.at[s] + i);
+    }
+#pragma unroll
+    for (u32 step = 0; step < STEPS; ++step) {
+#pragma unroll
+      for (u32 s = 0; s < SLOTS; ++s) {
+        Key keys[GROUP];
+#pragma unroll
+        for (u32 j = 0; j < GROUP; ++j) keys[j] = key_of(task_vector(b[step].at[j], m[step][s].at[j]));
+        sift(s, keys, rest + (step * THREADS + threadIdx.x) * GROUP);
+      }
+    }
+  }
+  for (i64 i = rest + threadIdx.x; i < stop; i += THREADS) {
+#pragma unroll
+    for (u32 s = 0; s < SLOTS; ++s) {
+      Key keys[] = {key_of(task_vector(base[i], models.at[s][i]))};
+      sift(s, keys, i);
+    }
+  }
+#pragma unroll
+  for (u32 s = 0; s < SLOTS; ++s) atomicAdd(before + s, own[s]);
+  __syncthreads();
+  if (threadIdx.x < SLOTS) {
+    u32 s = threadIdx.x;
+    sizes[s] = sizes[s] < QUEUED ? sizes[s] : QUEUED;
+    atomicAdd(found + 2 * s, (u64)before[s]);
+    starts[s] = atomicAdd(found + 2 * s + 1, (u64)sizes[s]);
+  }
+  __syncthreads();
+  for (u32 s = 0; s < SLOTS; ++s) {
+    for (u32 at = threadIdx.x; at < sizes[s] && starts[s] + at < room; at += THREADS) {
+      codes[s * room + starts[s] + at] = queue[s][at];
+    }
+  }
+}
+
+// One round of searches for codes of given places in ascending order, the smallest's being 0: `targets` searches in each row
+// of `room` codes, of which sizes[row] count. Before a round a search knows so many digits, and the place that is left among
+// the codes which begin with these: searches[…][round] = (digits, place). `parts` blocks work on each. They learn the digit
+// of the round before from its counts, each for itself, and count the next one's: counts[…][round]. The last round only
+// learns. A search for a place that there is not finds anything.
+extern "C" __global__ void __launch_bounds__(THREADS)
+narrow(const u64* codes, i64 room, const i64* sizes, int targets, int parts, int round, i64* searches, u32* counts) {
+  __shared__ u32 sums[THREADS], bins[THREADS];
+  __shared__ u64 begins;
+  i64 target = blockIdx.x / parts, part = blockIdx.x % parts, row = target / targets;
+  i64* search = searches + (target * (ROUNDS + 1) + round) * 2;
+  u32* count = counts + (target * ROUNDS + round) * THREADS;
+  bins[threadIdx.x] = 0;
+  if (threadIdx.x == 0) begins = 0;
+  __syncthreads();
+  if (round > 0) {
+    u32 own = (count - THREADS)[threadIdx.x];
+    i64 end = sum_up_to(sums, own), place = search[-1];
+    if (end - own <= place && place < end) {
+      begins = (u64)search[-2] << DIGIT | threadIdx.x;
+      if (part == 0) search[0] = begins, search[1] = place - (end - own);
+    }
+    __syncthreads();
+  }
+  if (round == ROUNDS) return;
+  u32 shift = 64 - DIGIT * (round + 1);
+  i64 size = sizes[row] < room ? sizes[row] : room;
+  for (i64 i = part * THREADS + threadIdx.x; i < size; i += parts * THREADS) {
+    u64 code = codes[row * room + i] >> shift;
+    if (code >> DIGIT == begins) atomicAdd(bins + (code & (THREADS - 1)), 1u);
+  }
+  __syncthreads();
+  if (bins[threadIdx.x]) atomicAdd(count + threadIdx.x, bins[threadIdx.x]);
 }

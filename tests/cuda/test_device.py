@@ -8,8 +8,10 @@ import torch
 pytest.importorskip("triton", reason="Triton is not installed")
 from batches import check_batches
 from fastmerge.kernels import cuda
+from fastmerge.kernels.cuda import brackets
 from misfits import check_misfits
 from ops.test_conformance import compare
+from selections import HARD, ranks_of
 from tensors import BF16, F16, F32, F64, make
 
 from fastmerge import ops
@@ -52,6 +54,32 @@ def test_many_tensors_in_one_launch(op: str) -> None:
 @pytest.mark.parametrize("op", ["gather", "scatter", "scatter_add"])
 def test_what_does_not_fit_changes_nothing(op: str) -> None:
     assert check_misfits(op, cuda, "cuda") > 0
+
+
+LARGE = 2**22 + 3  # elements, of which a sample is taken first
+SAMPLED = {
+    **{name: make_pair for name, make_pair in HARD.items() if "64" not in name and "−0" not in name},
+    "of every kind": lambda n: (make(n, F16, 1), make(n, F32, 2)),
+    "fine-tuned": lambda n: (make(n, BF16, 1, special=False), (make(n, BF16, 1, special=False) * 1.01).to(BF16)),
+    "rising": lambda n: (torch.zeros(n), torch.linspace(0, 1, n)),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLED)
+def test_cuts_of_sampled_tensors(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exact, each time, and found where the sample says; three models at once, aligned and not."""
+    base, model = SAMPLED[name](LARGE)
+    models, ranks = [model, model.roll(7), -model], [ranks_of(LARGE)] * 3
+    found, cuts = [], brackets.cuts
+    monkeypatch.setattr(brackets, "cuts", lambda *given: found.append(cuts(*given)) or found[-1])
+    expected = ops.kth_magnitude(base, models, ranks)
+    for first in (0, 1):
+        own = [torch.cat([t[:first], t]).cuda()[first:] for t in (base, *models)]
+        for _ in range(3):
+            actual = ops.kth_magnitude(own[0], own[1:], ranks, backend="cuda")
+            assert str(actual) == str(expected)
+    assert len(found) == 6
+    assert all(all(own) for own in found)
 
 
 @pytest.mark.parametrize("op", ["elect", "moments", "kept_sums", "inner_products"])

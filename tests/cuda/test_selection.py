@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import on_cpu
 import pytest
@@ -14,7 +16,7 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="Triton is not installed")
 from fastmerge.kernels import cuda, reference
-from fastmerge.kernels.cuda import nvrtc
+from fastmerge.kernels.cuda import brackets, nvrtc
 
 pytestmark = pytest.mark.skipif(on_cpu.COMPILER is None, reason="no g++ here")
 SOURCES = Path(nvrtc.__file__).parent
@@ -103,6 +105,155 @@ def test_cuts_of_mixed_models() -> None:
     for backend, own in zip((cuda, reference), counts, strict=True):
         backend.magnitude_histogram(base, [base.roll(3), model], 52, 11, None, False, own)
     assert torch.equal(*counts)
+
+
+@dataclass
+class Ways:
+    """The kernels that were launched, and the cuts that were looked for in brackets: None where that was in vain."""
+
+    kernels: list[str] = field(default_factory=list)
+    found: list[tuple[int, int] | None] = field(default_factory=list)
+
+
+@pytest.fixture
+def sampled(monkeypatch: pytest.MonkeyPatch) -> Ways:
+    """Samples are taken of small tensors as of large ones."""
+    ways, cuts, launch = Ways(), brackets.cuts, nvrtc.launch
+
+    def spied(*arguments: Any) -> list[tuple[int, int] | None]:
+        found = cuts(*arguments)
+        ways.found += found
+        return found
+
+    def launched(file: str, kernel: str, *arguments: Any) -> None:
+        ways.kernels.append(kernel)
+        launch(file, kernel, *arguments)
+
+    monkeypatch.setattr(brackets, "LEAST", 1)
+    monkeypatch.setattr(brackets, "cuts", spied)
+    monkeypatch.setattr(nvrtc, "launch", launched)
+    return ways
+
+
+@pytest.mark.parametrize("dtypes", [pair for pair in PAIRS if F64 not in pair], ids=str)
+def test_cuts_of_samples(sampled: Ways, dtypes: tuple[torch.dtype, torch.dtype]) -> None:
+    """Of more ranks than one reading looks for, aligned or not, the sample tells where they are."""
+    for n in (1, 8, 300, 16_385, 33_000):
+        base, model = pair(dtypes, n, shift=n % 2)
+        assert_same_cuts(base, [model, base.roll(1).to(model.dtype)], ranks_of(n))
+    assert sampled.found
+    assert all(sampled.found)
+
+
+def fine_tuned(n: int) -> tuple[Tensor, Tensor]:
+    """bfloat16 weights that have moved by few units in the last place, so that a magnitude is that of many."""
+    generator = torch.Generator().manual_seed(5)
+    base = 0.02 * torch.randn(n, generator=generator)
+    return base.to(BF16), (base + 1e-4 * torch.randn(n, generator=generator)).to(BF16)
+
+
+ADVERSE: dict[str, Callable[[int], tuple[Tensor, Tensor]]] = {
+    **HARD,
+    "two values": lambda n: (torch.zeros(n).to(BF16), (1 + torch.arange(n) % 3 // 2).to(BF16)),
+    "rising": lambda n: (torch.zeros(n), torch.linspace(0, 1, n)),
+    "falling": lambda n: (torch.zeros(n), torch.linspace(1, -0.1, n)),
+    "rows of many sizes": lambda n: (torch.zeros(n), make(n, F32, 3) * (torch.arange(n) // 512 % 37).exp2()),
+    "fine-tuned": fine_tuned,
+}
+
+
+@pytest.mark.parametrize("name", ADVERSE)
+def test_cuts_of_samples_of_hard_tensors(sampled: Ways, name: str) -> None:
+    """Equal magnitudes are as good as others: their indices tell them apart."""
+    base, model = ADVERSE[name](70_001)
+    assert_same_cuts(base, [model], ranks_of(70_001))
+    assert bool(sampled.found) == (F64 not in (base.dtype, model.dtype))
+    assert all(sampled.found)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_order_of_appending_does_not_matter(sampled: Ways, order: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nvrtc, "launch", on_cpu.launcher(SOURCES, order))
+    for name in ("fine-tuned", "mostly NaN"):
+        base, model = ADVERSE[name](70_001)
+        assert_same_cuts(base, [model], [1, 14_000, 35_000, 70_001])
+    assert all(sampled.found)
+
+
+def test_cuts_of_models_of_two_dtypes(sampled: Ways) -> None:
+    base, model = pair((BF16, F16), 3001)
+    assert_same_cuts(base, [model, base.roll(3), model.roll(5), base.roll(7).float()], [1, 1500])
+    assert all(sampled.found)
+
+
+def test_inputs_are_read_once(sampled: Ways) -> None:
+    """Of a few models and a rank each, whatever the magnitudes."""
+    base, model = fine_tuned(20_000)
+    assert_same_cuts(base, [model, model.roll(1), base.roll(2), base], [3000])
+    assert [kernel for kernel in sampled.kernels if kernel != "narrow"] == ["collect_between"]
+
+
+def hidden(n: int) -> tuple[Tensor, Tensor]:
+    """Small wherever the sample looks, large elsewhere."""
+    tau = torch.linspace(1, 2, n)
+    tau[brackets._places(n, tau.device)] /= 1000
+    return torch.zeros(n), tau
+
+
+IN_VAIN: dict[str, tuple[str, object]] = {
+    "brackets before the ranks": ("_ends", lambda rank, n, size: (0, 1)),
+    "brackets after the ranks": ("_ends", lambda rank, n, size: (size, size + 1)),
+    "brackets of one code": ("_ends", lambda rank, n, size: (size * rank // n, size * rank // n)),
+    "no room": ("_room", lambda sampled, n, size: 1),
+    "nothing": ("LEAST", 1),
+}
+
+
+@pytest.mark.parametrize("name", IN_VAIN)
+@pytest.mark.parametrize("tensor", [fine_tuned, hidden])
+def test_cuts_that_brackets_do_not_hold(
+    sampled: Ways, tensor: Callable[[int], tuple[Tensor, Tensor]], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are found by radix; those of other ranks need not be."""
+    monkeypatch.setattr(brackets, *IN_VAIN[name])
+    base, model = tensor(9001)
+    assert_same_cuts(base, [model], [1, 900, 4000, 8999])
+    assert all(sampled.found) == (name == "nothing" and tensor is fine_tuned)
+
+
+def test_which_tensors_are_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    cuts = brackets.cuts
+    monkeypatch.setattr(brackets, "cuts", lambda base, slots: seen.append(base.numel()) or cuts(base, slots))
+    for n in (brackets.LEAST - 1, brackets.LEAST, brackets.LEAST + 3):
+        base, model = fine_tuned(n)
+        assert_same_cuts(base, [model], [0, n // 5])
+    assert seen == [brackets.LEAST, brackets.LEAST + 3]
+
+
+@pytest.mark.parametrize(("bits", "percent"), [(20, 16), (24, 7.5), (30, 1.8), (32, 1.2)])
+def test_memory_for_codes_is_bounded(bits: int, percent: float) -> None:
+    """Of the memory of a bfloat16 model, for a rank whose bracket is the widest."""
+    n = 1 << bits
+    size = 1 << 2 * n.bit_length() // 3
+    begin, end = brackets._ends(n // 2, n, size)
+    assert 8 * brackets._room(end - begin, n, size) < 2 * n * percent / 100
+
+
+FAULTS = {
+    "queue[s][at] = code;": "fine-tuned",
+    "codes[s * room + to] = code;": "two values",  # more in a block than shared memory has room for
+    "++own[s];": "two values",
+}
+
+
+@pytest.mark.parametrize("line", FAULTS)
+def test_a_missing_line_shows(sampled: Ways, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of those that collect and count what is near a bracket: cuts are wrong, or are not found in brackets."""
+    monkeypatch.setattr(nvrtc, "launch", on_cpu.launcher(SOURCES, 0, lambda source: source.replace(line, ";")))
+    base, model = ADVERSE[FAULTS[line]](70_001)
+    actual, expected = (cuts(backend, base, [model], [9_001, 35_000]) for backend in (cuda, reference))
+    assert not all(sampled.found) or not all(torch.equal(*pair) for pair in zip(actual, expected, strict=True))
 
 
 @pytest.mark.parametrize("dtypes", PAIRS, ids=str)
