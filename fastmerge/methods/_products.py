@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from ._select import at_a_time, slabs
+
 if TYPE_CHECKING:
     from torch import Tensor
-
-STRIP = 1 << 18  # elements of each model that are compared while in cache; a multiple of ops.BLOCK
-SLAB = 1 << 17  # elements of rows that are compared together, about
 
 
 class Groups(NamedTuple):
@@ -26,10 +25,9 @@ def gram(base: Tensor | None, models: Sequence[Tensor]) -> Tensor:
 
     from .. import ops
 
-    count, n = len(models), models[0].numel()
+    count = len(models)
     sums = [torch.zeros(2 * (count - j) + 1, dtype=torch.float64, device=models[0].device) for j in range(count)]
-    for start in range(0, n, STRIP):
-        own = slice(start, start + STRIP)
+    for own in slabs(models[0]):
         vectors = [model[own] if base is None else ops.delta_sum(base[own], [model[own]]) for model in models]
         for j, vector in enumerate(vectors):
             ops.inner_products(vector, vectors[j:], sums=sums[j])
@@ -43,7 +41,7 @@ def grouped_gram(base: Tensor | None, models: Sequence[Tensor], groups: Groups) 
 
     found = torch.zeros(len(models), len(models), groups.number, dtype=torch.float64, device=models[0].device)
     columns = groups.number if groups.inner == 1 else groups.inner
-    rows = max(1, SLAB // columns)
+    rows = max(1, at_a_time(models[0]) // (2 * columns))
     for start in range(0, models[0].numel(), rows * columns):
         own = slice(start, start + rows * columns)
         vectors = torch.stack([_vector(base, model, own).double().view(-1, columns) for model in models], 1)

@@ -14,11 +14,18 @@ if TYPE_CHECKING:
     from ..ops import Cut
 
 SLAB = 1 << 18  # elements that are worked on at a time, in cache; a multiple of ops.BLOCK
+SLAB_OFF_CPU = 1 << 24  # that other devices have enough to do with
 
 
-def slabs(numel: int) -> Iterator[slice]:
-    """The pieces of a tensor in order."""
-    return (slice(start, min(start + SLAB, numel)) for start in range(0, numel, SLAB))
+def at_a_time(x: Tensor) -> int:
+    """Elements of the tensor that are worked on at a time."""
+    return SLAB if x.device.type == "cpu" else SLAB_OFF_CPU
+
+
+def slabs(x: Tensor) -> Iterator[slice]:
+    """The pieces of a 1-D tensor in order."""
+    numel, step = x.numel(), at_a_time(x)
+    return (slice(start, min(start + step, numel)) for start in range(0, numel, step))
 
 
 def cuts(x: Tensor, ranks: Sequence[int]) -> list[Cut]:
@@ -32,7 +39,7 @@ def cuts(x: Tensor, ranks: Sequence[int]) -> list[Cut]:
     for level, (shift, bits) in enumerate(WIDE if wide else NARROW):
         counts = torch.zeros(len(ranks), 1 << bits, dtype=torch.int64, device=x.device)
         given = prefixes if level else None
-        for own in slabs(x.numel()):
+        for own in slabs(x):
             zeros, same = torch.zeros_like(x[own]), [x[own]] * len(ranks)
             ops.magnitude_histogram(zeros, same, shift=shift, bits=bits, prefixes=given, wide=wide, counts=counts)
         for k, rank in enumerate(left):
@@ -52,7 +59,7 @@ def _cut(x: Tensor, magnitude: float, quota: int, equal: int) -> Cut:
     """The cut that leaves the first `quota` (1 or more) of `equal` elements of this magnitude above it."""
     from .. import ops
 
-    for own in slabs(x.numel()) if quota < equal else ():
+    for own in slabs(x) if quota < equal else ():
         found = (x[own] == magnitude).nonzero()[:, 0]
         if len(found) >= quota:
             return ops.Cut(magnitude, own.start + int(found[quota - 1]) + 1)

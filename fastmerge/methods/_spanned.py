@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from ._declaration import Block, Method, Pass, Statistics, Subject
-from ._products import SLAB, Groups, gram, grouped_gram
+from ._products import Groups, gram, grouped_gram
+from ._select import SLAB
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,7 +56,7 @@ class SpannedMethod(Method):
                 )
             block.nonfinite += merged.nonfinite
 
-        return (Pass(merge, writes=("merged",), prepare=measure, held=(len(models) + 2) * SLAB * 8),)
+        return (Pass(merge, writes=("merged",), prepare=measure, held=(len(models) + 2) * SLAB * 4),)
 
 
 class TaskVectorsOrModels(SpannedMethod):

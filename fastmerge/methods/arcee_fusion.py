@@ -71,7 +71,7 @@ def _importance(base: Tensor, model: Tensor, columns: int) -> Tensor:
     from .. import ops
 
     found = torch.empty_like(base, dtype=ops.working_dtype([base, model]))
-    rows = max(1, _select.SLAB // columns)
+    rows = max(1, _select.at_a_time(base) // columns)
     for start in range(0, base.numel(), rows * columns):
         own = slice(start, start + rows * columns)
         p, q = (x[own].double().view(-1, columns).softmax(1).add_(EPSILON) for x in (model, base))

@@ -34,7 +34,7 @@ class NearSwap(Method):
 
         assert block.base is not None
         assert block.merged is not None
-        for own in _select.slabs(block.base.numel()):
+        for own in _select.slabs(block.base):
             base, model = block.base[own], block.models[0][own]
             tau = ops.delta_sum(base, [model])
             size = tau.abs()

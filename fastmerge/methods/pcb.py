@@ -61,7 +61,7 @@ class PCB(Method):
         part = numel - int((1 - exact(self.density)) * numel)
         scores = torch.empty_like(base, dtype=ops.working_dtype([base, *models]))
         for k, bounds in enumerate(found if part else ()):
-            for own in _select.slabs(numel):
+            for own in _select.slabs(base):
                 total = ops.delta_sum(base[own], [model[own] for model in models])
                 scores[own] = score(_clamped(base[own], models[k][own], bounds), total, len(models), bounds)
             low, high = _select.cuts(scores, [part, 1])
@@ -75,7 +75,7 @@ class PCB(Method):
 
         assert block.base is not None
         assert block.merged is not None
-        for own in _select.slabs(block.base.numel()):
+        for own in _select.slabs(block.base):
             base, models = block.base[own], [model[own] for model in block.models]
             total = ops.delta_sum(base, models)
             delta, weight = torch.zeros_like(total), torch.zeros_like(total)

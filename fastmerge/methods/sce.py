@@ -65,7 +65,7 @@ class SCE(Method):
             rank = int(exact(self.select_topk) * int((spread > 0).sum()))
             found = Prepared([], spread, _select.cuts(spread, [rank])[0])
         energy = torch.zeros(len(models), dtype=torch.float64, device=base.device)
-        for own in _select.slabs(base.numel()):
+        for own in _select.slabs(base):
             selected = found.selected(own)
             for k, model in enumerate(models):
                 tau = ops.delta_sum(base[own], [model[own]])
@@ -102,7 +102,7 @@ def variance(base: Tensor, models: Sequence[Tensor]) -> Tensor:
     from .. import ops
 
     found = torch.empty_like(base, dtype=ops.working_dtype([base, *models]))
-    for own in _select.slabs(base.numel()):
+    for own in _select.slabs(base):
         pieces = [model[own] for model in models]
         mean = ops.delta_sum(base[own], pieces).div_(len(models))
         total = torch.zeros_like(mean)
