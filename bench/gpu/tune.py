@@ -2,13 +2,14 @@
 
     python bench/gpu/run.py tune
 
-For each entry of the table: elements a program and warps with three models, then how many models to unroll. What is not
-faster by 3 % than what there is stays as it is.
+For each entry of the table: elements at a time, warps and, where sums are formed, tiles a program, with three models;
+then how many models to unroll. What is not faster by 3 % than what there is stays as it is.
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,18 @@ from timing import milliseconds
 
 DTYPES = {1: torch.bfloat16, 2: torch.bfloat16, 4: torch.float32, 8: torch.float64}
 TILES, WARPS, UNROLLED = (512, 1024, 2048, 4096), (2, 4, 8), (2, 4, 8, 16)
+SPANS, OF_SUMS = (2048, 4096, 8192), ((128, 1), (256, 1), (512, 2), (1024, 4))  # of sums; tiles and warps
 GAIN = 0.97
 ELEMENTS = 1 << 27
-STANDS_FOR = {"*": "moments"}  # the op by which the entry of all others is measured
+STANDS_FOR = {"*": "blend"}  # the op by which the entry of all others is measured
 
 
 def candidates(now: Settings) -> list[Settings]:
-    """Other tiles and warps whose threads have between four and 32 elements."""
+    """Other tiles and warps whose threads have between four and 32 elements; of sums other spans too."""
+    if now.tiles > 1:
+        return [Settings(tile, warps, now.unrolled, span // tile) for tile, warps in OF_SUMS for span in SPANS]
     return [
-        Settings(tile, warps, now.unrolled)
+        Settings(tile, warps, now.unrolled, 1)
         for tile in TILES
         for warps in WARPS
         if BLOCK % tile == 0 and 4 <= tile // (32 * warps) <= 32
@@ -58,10 +62,10 @@ def best(entry: dict[str, Any]) -> tuple[Settings, str]:
             f"measured: {times[fastest] / reference:.2f} of the time of what was there, {torch.cuda.get_device_name()}"
         )
     for k in UNROLLED if chosen.unrolled else ():
-        looped, unrolled = (time_of(Settings(chosen.tile, chosen.warps, limit), k) for limit in (1, k))
+        looped, unrolled = (time_of(replace(chosen, unrolled=limit), k) for limit in (1, k))
         if unrolled > GAIN * looped:
             break
-        chosen = Settings(chosen.tile, chosen.warps, k)
+        chosen = replace(chosen, unrolled=k)
     table()[key] = chosen
     return chosen, reason
 
@@ -70,7 +74,7 @@ def main(table_file: Path = Path(__file__).parents[2] / "kernels" / "cuda" / FIL
     entries = json.loads(table_file.read_text())
     for entry in entries:
         chosen, entry["reason"] = best(entry)
-        entry |= {"tile": chosen.tile, "warps": chosen.warps, "unrolled": chosen.unrolled}
+        entry |= asdict(chosen)
     lines = [f" {json.dumps(entry, ensure_ascii=False)}".replace(', "reason"', ',\n  "reason"') for entry in entries]
     table_file.write_text("[\n" + ",\n".join(lines) + "\n]\n")
 

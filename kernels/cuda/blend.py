@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -54,7 +53,7 @@ def _tile(
         tl.store(out + offsets, result, mask=offsets < n)
     finite = tl.abs(widen(result, WORKING)) < float("inf")
     bad = tl.sum(((finite == 0) & (offsets < n)).to(tl.int32), 0).to(tl.int64)
-    tl.atomic_add(pointer(row + 2, tl.int64, False), bad, mask=bad > 0)
+    tl.atomic_add(row + 2, bad, mask=bad > 0)
 
 
 @triton.jit(do_not_specialize=["width", "models", "inner", "groups"])
@@ -62,7 +61,7 @@ def blend_tile(
     table, owners, width, models, inner, groups, K: tl.constexpr, MODELS: tl.constexpr, BASE: tl.constexpr,
     OUT: tl.constexpr, ALIGNED: tl.constexpr, SINGLE: tl.constexpr, TILE: tl.constexpr, WORKING: tl.constexpr,
 ):  # fmt: skip
-    """Row: the count of non-finite elements in place of sums, base, out, weights, offset."""
+    """Row: the count of non-finite elements, in place of the address of sums, base, out, weights, offset."""
     n = tl.load(table)
     start = tl.program_id(0).to(tl.int64) * TILE
     if start + TILE <= n:
@@ -74,11 +73,11 @@ def blend_tile(
 def blend(base: Tensor | None, models: Sequence[Tensor], weights: Tensor, inner: int, offset: int, out: Tensor) -> int:
     if not out.numel():
         return 0
-    count = torch.zeros(1, dtype=torch.int64, device=out.device)
     tensors = [t for t in (base, *models, out) if t is not None]
-    row = Row(out.numel(), (base, out, weights, offset), (models,), count)
-    Launch("blend", [row], tensors, models)(
+    row = Row(out.numel(), (base, out, weights, offset), (models,))
+    launch = Launch("blend", [row], tensors, models)
+    launch(
         blend_tile, len(models), inner, weights.shape[1], BASE=None if base is None else TYPES[base.dtype],
         OUT=TYPES[out.dtype], ALIGNED=aligned(tensors), WORKING=working((base, *models)),
     )  # fmt: skip
-    return int(count)
+    return int(launch.counts)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -160,7 +159,7 @@ def _tile(
         if TRIM or DROP or KEEP or (CONSENSUS != "sum" and CONSENSUS != "max"):
             good = good & finite
         bad = tl.sum(((good == 0) & (offsets < n)).to(tl.int32), 0).to(tl.int64)
-        tl.atomic_add(pointer(row + 2, tl.int64, False), bad, mask=bad > 0)
+        tl.atomic_add(row + 2, bad, mask=bad > 0)
 
 
 @triton.jit(do_not_specialize=["width", "models"])
@@ -170,7 +169,8 @@ def combine_tile(
     DROP: tl.constexpr, KEEP: tl.constexpr, ALIGNED: tl.constexpr, SINGLE: tl.constexpr, TILE: tl.constexpr,
     WORKING: tl.constexpr,
 ):  # fmt: skip
-    """Row: the count of non-finite elements in place of sums, base, out, keep, offset, scale; weights and divisors."""
+    """Row: the count of non-finite elements, in place of the address of sums, base, out, keep, offset, scale; weights
+    and divisors."""
     row, start, n = place(table, owners, width, SINGLE, TILE)
     if start + TILE <= n:
         _tile(row, models, start, n, True, K, MODELS, BASE, OUT, CONSENSUS, DIVISOR, AS_DELTA, COUNTED, TRIM,
@@ -197,12 +197,15 @@ def combine(
 
 def combine_many(jobs: Sequence[tuple[Any, ...]]) -> list[int]:
     """combine of each job's arguments, and what each returns; those of equal dtypes, K and options take one launch."""
-    counts = launch_combine(jobs, counted=True)
-    return counts.tolist() if counts is not None else [0] * len(jobs)
+    found = [0] * len(jobs)
+    for group, launch in launch_combine(jobs, counted=True):
+        for i, count in zip(group, launch.counts.tolist(), strict=True):
+            found[i] = count
+    return found
 
 
-def launch_combine(jobs: Sequence[tuple[Any, ...]], counted: bool) -> Tensor | None:
-    """The launches; each job's count of non-finite elements, int64 [jobs], if asked for and if there are elements."""
+def launch_combine(jobs: Sequence[tuple[Any, ...]], counted: bool) -> list[tuple[list[int], Launch]]:
+    """The launches, and which jobs each has done; they count non-finite elements if asked to."""
 
     def options(
         base: Tensor | None, models: Any, weights: Any, divisor: Any, scale: Any, consensus: str, as_delta: bool,
@@ -211,27 +214,25 @@ def launch_combine(jobs: Sequence[tuple[Any, ...]], counted: bool) -> Tensor | N
         division = "none" if divisor == 1 else "number" if isinstance(divisor, float) else "shares"
         return consensus, division, as_delta, *parts(kept).values()
 
-    counts = None
+    launches = []
     for group in alike(jobs, lambda base, models, *rest: (base, *models, rest[-1]), options):
         base, models, *_, out = jobs[group[0]]
-        if counts is None and counted:
-            counts = torch.zeros(len(jobs), dtype=torch.int64, device=out.device)
         consensus, division, as_delta, *_ = options(*jobs[group[0]])
-        rows = [_row(None if counts is None else counts[i], *jobs[i]) for i in group]
         tensors = [t for t in (base, *models, out) if t is not None]
-        Launch("combine", rows, tensors, models)(
+        launch = Launch("combine", [_row(*jobs[i]) for i in group], tensors, models)
+        launch(
             combine_tile, len(models), BASE=None if base is None else TYPES[base.dtype], OUT=TYPES[out.dtype],
             CONSENSUS=consensus, DIVISOR=division, AS_DELTA=as_delta, COUNTED=counted, **parts(jobs[group[0]][7]),
             ALIGNED=aligned(tensors), WORKING=working((base, *models)),
         )  # fmt: skip
-    return counts
+        launches.append((group, launch))
+    return launches
 
 
 def _row(
-    counts: Tensor | None, base: Tensor | None, models: Sequence[Tensor], weights: Sequence[float],
-    divisor: float | Sequence[float], scale: float, consensus: str, as_delta: bool, kept: Kept, offset: int,
-    out: Tensor,
+    base: Tensor | None, models: Sequence[Tensor], weights: Sequence[float], divisor: float | Sequence[float],
+    scale: float, consensus: str, as_delta: bool, kept: Kept, offset: int, out: Tensor,
 ) -> Row:  # fmt: skip
     shares = [divisor] * len(models) if isinstance(divisor, float) else divisor
     head = (base, out, masks(kept), offset, scale)
-    return Row(out.numel(), head, (models, weights, shares, *fields(kept, len(models))), counts)
+    return Row(out.numel(), head, (models, weights, shares, *fields(kept, len(models))))

@@ -10,54 +10,67 @@ from torch import Tensor
 
 from .launch import TYPES, Launch, Row, aligned
 from .numeric import HEAD, load, place, pointer
-
-
-@triton.jit
-def _put_model(theta, gradient, sums, k, models):
-    """One model's product and squared norm of this tile."""
-    tl.store(sums + k, tl.sum(gradient * theta, 0))
-    tl.store(sums + models + k, tl.sum(theta * theta, 0))
+from .sums import by_lanes, put_sum, whole_tiles, zeros
 
 
 @triton.jit
 def _tile(
-    row, models, sums, start, n, FULL: tl.constexpr, K: tl.constexpr, MODELS: tl.constexpr, GRADIENT: tl.constexpr,
-    ALIGNED: tl.constexpr, TILE: tl.constexpr,
+    row, first, found, start, n, FULL: tl.constexpr, K: tl.constexpr, MODELS: tl.constexpr, GRADIENT: tl.constexpr,
+    ALIGNED: tl.constexpr, TILE: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
+    """What has been found, and this tile's: g², then a model's g·θ and θ²."""
     offsets = start + tl.arange(0, TILE)
-    gradient = load(pointer(row + 3, GRADIENT, ALIGNED), offsets, n, FULL, tl.float64)
-    tl.store(sums + 2 * models, tl.sum(gradient * gradient, 0))
-    if K > 0:
-        thetas = ()
-        for k in tl.static_range(K):  # all are on their way before the first is needed
-            model = pointer(row + HEAD + k, MODELS[k], ALIGNED)
-            thetas = thetas + (load(model, offsets, n, FULL, tl.float64),)
-        for k in tl.static_range(K):
-            _put_model(thetas[k], gradient, sums, k, K)
-    else:
-        for k in range(models):
-            model = pointer(row + HEAD + k, MODELS[0], ALIGNED)
-            _put_model(load(model, offsets, n, FULL, tl.float64), gradient, sums, k, models)
+    gradient = by_lanes(load(pointer(row + 3, GRADIENT, ALIGNED), offsets, n, FULL, tl.float64), LANES)
+    thetas = ()
+    for k in tl.static_range(K):  # all are on their way before the first is needed
+        model = pointer(row + HEAD + first + k, MODELS[k], ALIGNED)
+        thetas = thetas + (by_lanes(load(model, offsets, n, FULL, tl.float64), LANES),)
+    after = (found[0] + tl.sum(gradient * gradient, 1),)
+    for k in tl.static_range(K):
+        after = after + (
+            found[2 * k + 1] + tl.sum(gradient * thetas[k], 1),
+            found[2 * k + 2] + tl.sum(thetas[k] * thetas[k], 1),
+        )
+    return after
+
+
+@triton.jit
+def _span(
+    row, first, models, sums, start, n, K: tl.constexpr, MODELS: tl.constexpr, GRADIENT: tl.constexpr,
+    ALIGNED: tl.constexpr, TILE: tl.constexpr, TILES: tl.constexpr, LANES: tl.constexpr,
+):  # fmt: skip
+    """All tiles' sums of K models, from the first on, and the gradient's."""
+    found = zeros(2 * K + 1, tl.float64, TILE, LANES)
+    whole, stop = whole_tiles(start, n, TILE, TILES)
+    for begin in range(start, whole, TILE):
+        found = _tile(row, first, found, begin, n, True, K, MODELS, GRADIENT, ALIGNED, TILE, LANES)
+    for begin in range(whole, stop, TILE):
+        found = _tile(row, first, found, begin, n, False, K, MODELS, GRADIENT, ALIGNED, TILE, LANES)
+    put_sum(sums + 2 * models, found[0])
+    for k in tl.static_range(K):
+        put_sum(sums + first + k, found[2 * k + 1])
+        put_sum(sums + models + first + k, found[2 * k + 2])
 
 
 @triton.jit(do_not_specialize=["width", "models"])
 def inner_products_tile(
     table, owners, width, sums, models, K: tl.constexpr, MODELS: tl.constexpr, GRADIENT: tl.constexpr,
-    ALIGNED: tl.constexpr, SINGLE: tl.constexpr, TILE: tl.constexpr,
+    ALIGNED: tl.constexpr, SINGLE: tl.constexpr, TILE: tl.constexpr, TILES: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """Row: g. sums: float64 [programs, 2 models + 1]."""
-    row, start, n = place(table, owners, width, SINGLE, TILE)
+    row, start, n = place(table, owners, width, SINGLE, TILE * TILES)
     own = sums + tl.program_id(0).to(tl.int64) * (2 * models + 1)
-    if start + TILE <= n:
-        _tile(row, models, own, start, n, True, K, MODELS, GRADIENT, ALIGNED, TILE)
-    elif start < n:
-        _tile(row, models, own, start, n, False, K, MODELS, GRADIENT, ALIGNED, TILE)
+    if K > 0:
+        _span(row, 0, K, own, start, n, K, MODELS, GRADIENT, ALIGNED, TILE, TILES, LANES)
+    else:
+        for k in range(models):  # the gradient is read again, from the cache
+            _span(row, k, models, own, start, n, 1, MODELS, GRADIENT, ALIGNED, TILE, TILES, LANES)
 
 
 def inner_products(g: Tensor, models: Sequence[Tensor], sums: Tensor) -> None:
     if not g.numel():
         return
-    launch = Launch("inner_products", [Row(g.numel(), (g,), (models,), sums)], (g, *models), models)
-    partial = launch.partial_sums(2 * len(models) + 1)
-    launch(inner_products_tile, partial, len(models), GRADIENT=TYPES[g.dtype], ALIGNED=aligned((g, *models)))
-    launch.add(partial)
+    row = Row(g.numel(), (g,), (models,), sums)
+    launch = Launch("inner_products", [row], (g, *models), models, columns=2 * len(models) + 1)
+    launch(inner_products_tile, launch.partial, len(models), GRADIENT=TYPES[g.dtype], ALIGNED=aligned((g, *models)))
+    launch.add()

@@ -11,53 +11,66 @@ from torch import Tensor
 from .kept import Kept, fields, kept_elements, masks, parts
 from .launch import TYPES, Launch, Row, aligned, working
 from .numeric import load, place, pointer, task_vector
-
-
-@triton.jit
-def _put_model(
-    row, k, models, tau, sums, start, n, FULL: tl.constexpr, TRIM: tl.constexpr, DROP: tl.constexpr,
-    KEEP: tl.constexpr, TILE: tl.constexpr, WORKING: tl.constexpr,
-):  # fmt: skip
-    """One model's two sums of this tile."""
-    on = kept_elements(row, k, models, tau, start, n, FULL, TRIM, DROP, KEEP, TILE, WORKING)
-    size = tl.abs(tau).to(tl.float64)
-    tl.store(sums + k, tl.sum(size, 0))
-    tl.store(sums + models + k, tl.sum(tl.where(on, size, 0.0), 0))
+from .sums import by_lanes, put_sum, whole_tiles, zeros
 
 
 @triton.jit
 def _tile(
-    row, models, sums, start, n, FULL: tl.constexpr, K: tl.constexpr, MODELS: tl.constexpr, BASE: tl.constexpr,
-    TRIM: tl.constexpr, DROP: tl.constexpr, KEEP: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr,
-    WORKING: tl.constexpr,
+    row, first, models, found, start, n, FULL: tl.constexpr, K: tl.constexpr, MODELS: tl.constexpr,
+    BASE: tl.constexpr, TRIM: tl.constexpr, DROP: tl.constexpr, KEEP: tl.constexpr, ALIGNED: tl.constexpr,
+    TILE: tl.constexpr, LANES: tl.constexpr, WORKING: tl.constexpr,
 ):  # fmt: skip
+    """What has been found, and this tile's: a model's Σ|τ|, of all and of what is kept."""
     offsets = start + tl.arange(0, TILE)
     theta = load(pointer(row + 3, BASE, ALIGNED), offsets, n, FULL, WORKING)
-    if K > 0:
-        taus = ()
-        for k in tl.static_range(K):  # all are on their way before the first is needed
-            taus = taus + (task_vector(row, k, theta, offsets, n, FULL, MODELS[k], ALIGNED, WORKING),)
-        for k in tl.static_range(K):
-            _put_model(row, k, K, taus[k], sums, start, n, FULL, TRIM, DROP, KEEP, TILE, WORKING)
-    else:
-        for k in range(models):
-            tau = task_vector(row, k, theta, offsets, n, FULL, MODELS[0], ALIGNED, WORKING)
-            _put_model(row, k, models, tau, sums, start, n, FULL, TRIM, DROP, KEEP, TILE, WORKING)
+    taus, after = (), ()
+    for k in tl.static_range(K):  # all are on their way before the first is needed
+        taus = taus + (task_vector(row, first + k, theta, offsets, n, FULL, MODELS[k], ALIGNED, WORKING),)
+    for k in tl.static_range(K):
+        on = kept_elements(row, first + k, models, taus[k], start, n, FULL, TRIM, DROP, KEEP, TILE, WORKING)
+        size = tl.abs(taus[k]).to(tl.float64)
+        after = after + (
+            found[2 * k] + tl.sum(by_lanes(size, LANES), 1),
+            found[2 * k + 1] + tl.sum(by_lanes(tl.where(on, size, 0.0), LANES), 1),
+        )
+    return after
+
+
+@triton.jit
+def _span(
+    row, first, models, sums, start, n, K: tl.constexpr, MODELS: tl.constexpr, BASE: tl.constexpr,
+    TRIM: tl.constexpr, DROP: tl.constexpr, KEEP: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr,
+    TILES: tl.constexpr, LANES: tl.constexpr, WORKING: tl.constexpr,
+):  # fmt: skip
+    """All tiles' sums of K models, from the first on."""
+    found = zeros(2 * K, tl.float64, TILE, LANES)
+    whole, stop = whole_tiles(start, n, TILE, TILES)
+    for begin in range(start, whole, TILE):
+        found = _tile(row, first, models, found, begin, n, True, K, MODELS, BASE, TRIM, DROP, KEEP, ALIGNED, TILE,
+                      LANES, WORKING)  # fmt: skip
+    for begin in range(whole, stop, TILE):
+        found = _tile(row, first, models, found, begin, n, False, K, MODELS, BASE, TRIM, DROP, KEEP, ALIGNED, TILE,
+                      LANES, WORKING)  # fmt: skip
+    for k in tl.static_range(K):
+        put_sum(sums + first + k, found[2 * k])
+        put_sum(sums + models + first + k, found[2 * k + 1])
 
 
 @triton.jit(do_not_specialize=["width", "models"])
 def kept_sums_tile(
     table, owners, width, sums, models, K: tl.constexpr, MODELS: tl.constexpr, BASE: tl.constexpr, TRIM: tl.constexpr,
     DROP: tl.constexpr, KEEP: tl.constexpr, ALIGNED: tl.constexpr, SINGLE: tl.constexpr, TILE: tl.constexpr,
-    WORKING: tl.constexpr,
+    TILES: tl.constexpr, LANES: tl.constexpr, WORKING: tl.constexpr,
 ):  # fmt: skip
     """Row: base, nothing, keep, offset; two unused fields, then those of kept. sums: float64 [programs, 2 models]."""
-    row, start, n = place(table, owners, width, SINGLE, TILE)
+    row, start, n = place(table, owners, width, SINGLE, TILE * TILES)
     own = sums + tl.program_id(0).to(tl.int64) * 2 * models
-    if start + TILE <= n:
-        _tile(row, models, own, start, n, True, K, MODELS, BASE, TRIM, DROP, KEEP, ALIGNED, TILE, WORKING)
-    elif start < n:
-        _tile(row, models, own, start, n, False, K, MODELS, BASE, TRIM, DROP, KEEP, ALIGNED, TILE, WORKING)
+    if K > 0:
+        _span(row, 0, K, own, start, n, K, MODELS, BASE, TRIM, DROP, KEEP, ALIGNED, TILE, TILES, LANES, WORKING)
+    else:
+        for k in range(models):  # the base is read again, from the cache
+            _span(row, k, models, own, start, n, 1, MODELS, BASE, TRIM, DROP, KEEP, ALIGNED, TILE, TILES, LANES,
+                  WORKING)  # fmt: skip
 
 
 def kept_sums(base: Tensor, models: Sequence[Tensor], kept: Kept, offset: int, sums: Tensor) -> None:
@@ -66,10 +79,9 @@ def kept_sums(base: Tensor, models: Sequence[Tensor], kept: Kept, offset: int, s
     k = len(models)
     unused = [0] * k
     row = Row(base.numel(), (base, None, masks(kept), offset), (models, unused, unused, *fields(kept, k)), sums)
-    launch = Launch("kept_sums", [row], (base, *models), models)
-    partial = launch.partial_sums(2 * k)
+    launch = Launch("kept_sums", [row], (base, *models), models, columns=2 * k)
     launch(
-        kept_sums_tile, partial, k, BASE=TYPES[base.dtype], **parts(kept),
+        kept_sums_tile, launch.partial, k, BASE=TYPES[base.dtype], **parts(kept),
         ALIGNED=aligned((base, *models)), WORKING=working((base, *models)),
     )  # fmt: skip
-    launch.add(partial)
+    launch.add()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import struct
+from array import array
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -22,13 +23,14 @@ from torch import Tensor
 
 from . import numeric
 from .settings import settings
-from .sums import add_blocks, sum_tiles
+from .sums import add_blocks, sum_spans
 
 BLOCK = int(numeric.BLOCK.value)  # elements whose float64 sum is formed on its own
 HEAD = int(numeric.HEAD.value)
 # Multiplication and addition round separately on every backend; later releases of Triton fuse them unless told not to.
 OPTIONS = {"enable_fp_fusion": False}
 COLUMNS = 32  # of sums that one program adds up
+PAGEABLE = 1 << 16  # bytes
 TYPES = {
     torch.bfloat16: tl.bfloat16,
     torch.float16: tl.float16,
@@ -48,7 +50,7 @@ class Row:
 
     def numbers(self, first_block: int) -> list[int]:
         head = [self.elements, first_block, self.sums, *self.head]
-        return [_number(x) for x in [*head, *[None] * (HEAD - len(head)), *(x for row in self.fields for x in row)]]
+        return [*map(_number, head), *[0] * (HEAD - len(head)), *(_number(x) for row in self.fields for x in row)]
 
 
 def _number(x: Tensor | float | int | None) -> int:
@@ -86,63 +88,71 @@ def aligned(tensors: Iterable[Tensor]) -> bool:
 class Launch:
     """Launches an op's kernels over the rows, all of `models` models and of tensors alike."""
 
-    def __init__(self, op: str, rows: Sequence[Row], tensors: Sequence[Tensor], models: Sequence[Tensor] = ()) -> None:
-        """tensors: the inputs and outputs of a row, models among them, whose dtypes count."""
-        self.device = tensors[0].device
-        self.rows, self.models = len(rows), len(models)
+    def __init__(
+        self,
+        op: str,
+        rows: Sequence[Row],
+        tensors: Sequence[Tensor],
+        models: Sequence[Tensor] = (),
+        columns: int = 0,
+    ) -> None:
+        """tensors: the inputs and outputs of a row, models among them, whose dtypes count. columns: how many sums every
+        program writes to `partial`, of several tiles."""
+        self.device, self.count = tensors[0].device, len(rows)
         self.settings = settings(max(t.element_size() for t in tensors), op)
-        blocks = [triton.cdiv(row.elements, BLOCK) for row in rows]
-        firsts = [0, *accumulate(blocks)]
-        numbers = [row.numbers(first) for row, first in zip(rows, firsts, strict=False)]
-        self.width = len(numbers[0]) + len(numbers[0]) % 2  # so that what follows the rows is aligned as they are
-        table = torch.tensor([row + [0] * (self.width - len(row)) for row in numbers]).view(-1)
-        self.blocks, self.programs = firsts[-1], triton.cdiv(rows[0].elements, self.settings.tile)
-        if self.rows > 1:
-            table = torch.cat([table, torch.repeat_interleave(torch.arange(self.rows), torch.tensor(blocks))])
-            self.programs = self.blocks * self.tiles
-        self.table = upload(table, self.device)
-        self.constants: dict[str, Any] = {
-            "SINGLE": self.rows == 1,
-            "TILE": self.settings.tile,
-            "num_warps": self.settings.warps,
-        }
+        tile, warps, tiles = self.settings.tile, self.settings.warps, 1
+        self.constants: dict[str, Any] = {"SINGLE": self.count == 1, "TILE": tile, "num_warps": warps}
         if models:
             # Models of several dtypes are always unrolled: what is loaded in a loop has one type.
             kinds = tuple(TYPES[m.dtype] for m in models)
-            unrolled = len(models) <= self.settings.unrolled or len(set(kinds)) > 1
+            unrolled = len(models) <= self.settings.unrolled or len({m.dtype for m in models}) > 1
             self.constants |= {"K": len(models) if unrolled else 0, "MODELS": kinds if unrolled else kinds[:1]}
-
-    @property
-    def tiles(self) -> int:
-        return BLOCK // self.settings.tile
+        if columns:
+            tiles, narrowest = self.settings.tiles, min(t.element_size() for t in tensors)
+            self.constants |= {"TILES": tiles, "LANES": min(16 // narrowest, tile // (32 * warps))}
+        self.spans = BLOCK // (tile * tiles)  # programs a block
+        blocks = [triton.cdiv(row.elements, BLOCK) for row in rows]
+        firsts = [0, *accumulate(blocks)]
+        self.blocks = firsts[-1]
+        self.programs = triton.cdiv(rows[0].elements, tile * tiles) if self.count == 1 else self.blocks * self.spans
+        numbers = [row.numbers(first) for row, first in zip(rows, firsts, strict=False)]
+        self.width = len(numbers[0]) + len(numbers[0]) % 2  # so that what follows the rows is aligned as they are
+        flat = [x for row in numbers for x in (*row, *[0] * (self.width - len(row)))]
+        if self.count > 1:
+            flat += [i for i, count in enumerate(blocks) for _ in range(count)]
+        self.table = upload(torch.frombuffer(array("q", flat), dtype=torch.int64), self.device)
+        # Every program writes its sums, those too that are beyond the end of their tensor.
+        self.partial = torch.empty(self.programs, columns, dtype=torch.float64, device=self.device)
 
     def __call__(self, kernel: Any, *arguments: Any, **constants: Any) -> None:
-        """One launch of kernel(table, owners, width, *arguments, …), a program a tile."""
-        owners = self.table[self.rows * self.width :] if self.rows > 1 else self.table
+        """One launch of kernel(table, owners, width, *arguments, …)."""
+        owners = self.table[self.count * self.width :] if self.count > 1 else self.table
         with on_device(self.table):
             kernel[(self.programs,)](
                 self.table, owners, self.width, *arguments, **self.constants, **constants, **OPTIONS
             )
 
-    def partial_sums(self, count: int) -> Tensor:
-        """float64 [programs, count], for a kernel to write; zeros where no program does."""
-        empty = torch.empty if self.rows == 1 else torch.zeros
-        return empty(self.programs, count, dtype=torch.float64, device=self.device)
+    @property
+    def counts(self) -> Tensor:
+        """int64 [rows]: what a kernel has counted in place of the address of sums, if rows have none."""
+        return self.table[: self.count * self.width].view(self.count, self.width)[:, 2]
 
-    def add(self, partial: Tensor, peaks: int | None = None) -> None:
+    def add(self, peaks: int | None = None) -> None:
         """Add partial sums to each row's sums, block by block in order; from column `peaks` on they are maxima."""
-        count = partial.shape[1]
-        blocks = partial.new_empty(self.blocks, count)
+        count = self.partial.shape[1]
         columns = min(COLUMNS, triton.next_power_of_2(count))
         groups = triton.cdiv(count, columns)
+        blocks = self.partial.new_empty(groups, self.blocks, columns)
         peaks = count if peaks is None else peaks
         with on_device(self.table):
-            sum_tiles[self.blocks, groups](
-                partial, blocks, self.programs, count, peaks, TILES=self.tiles, COLUMNS=columns, **OPTIONS
-            )
-            add_blocks[self.rows, groups](
-                self.table, self.width, blocks, count, peaks, COLUMNS=columns, num_warps=1, **OPTIONS
-            )
+            sum_spans[self.blocks, groups](
+                self.partial, blocks, self.programs, count, peaks, SPANS=self.spans, COLUMNS=columns, num_warps=1,
+                **OPTIONS,
+            )  # fmt: skip
+            add_blocks[self.count, groups](
+                self.table, self.width, blocks, self.blocks, count, peaks, PEAKS=peaks < count, COLUMNS=columns,
+                num_warps=1, **OPTIONS,
+            )  # fmt: skip
 
 
 def working(tensors: Iterable[Tensor | None]) -> Any:
@@ -152,7 +162,11 @@ def working(tensors: Iterable[Tensor | None]) -> Any:
 
 def upload(numbers: Tensor, device: torch.device) -> Tensor:
     """A copy on the device, which the host does not wait for."""
-    return numbers if device.type == "cpu" else numbers.pin_memory().to(device, non_blocking=True)
+    if device.type == "cpu":
+        return numbers
+    # CUDA takes up to 64 KB from any memory before the call returns, without waiting; pinning costs more than that.
+    source = numbers if numbers.nbytes <= PAGEABLE else numbers.pin_memory()
+    return source.to(device, non_blocking=True)
 
 
 def rejection(capability: tuple[int, int], version: str) -> str | None:

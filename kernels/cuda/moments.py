@@ -11,53 +11,73 @@ from torch import Tensor
 
 from .launch import TYPES, Launch, Row, aligned, alike, working
 from .numeric import load, place, pointer, task_vector
-
-
-@triton.jit
-def _put_model(tau, sums, nonfinite, k, models, offsets, n):
-    """One model's three sums, peak and count of this tile."""
-    wide = tau.to(tl.float64)
-    size = tl.abs(wide)
-    tl.store(sums + k, tl.sum(size, 0))
-    tl.store(sums + models + k, tl.sum(wide, 0))
-    tl.store(sums + 2 * models + k, tl.sum(wide * wide, 0))
-    tl.store(sums + 3 * models + k, tl.max(tl.where(wide == wide, size, 0.0), 0))
-    bad = tl.sum(((size < float("inf")) == 0).to(tl.int32), 0).to(tl.int64)
-    tl.atomic_add(nonfinite + k, bad, mask=bad > 0)
+from .sums import by_lanes, put_sum, whole_tiles, zeros
 
 
 @triton.jit
 def _tile(
-    row, models, sums, start, n, FULL: tl.constexpr, K: tl.constexpr, MODELS: tl.constexpr, BASE: tl.constexpr,
-    ALIGNED: tl.constexpr, TILE: tl.constexpr, WORKING: tl.constexpr,
+    row, first, found, start, n, FULL: tl.constexpr, K: tl.constexpr, MODELS: tl.constexpr, BASE: tl.constexpr,
+    ALIGNED: tl.constexpr, TILE: tl.constexpr, LANES: tl.constexpr, WORKING: tl.constexpr,
 ):  # fmt: skip
+    """What has been found, five vectors a model, and this tile's: Σ|τ|, Στ, Στ², the peak, the count of non-finite."""
     offsets = start + tl.arange(0, TILE)
     theta = load(pointer(row + 3, BASE, ALIGNED), offsets, n, FULL, WORKING)
+    taus, after = (), ()
+    for k in tl.static_range(K):  # all are on their way before the first is needed
+        taus = taus + (task_vector(row, first + k, theta, offsets, n, FULL, MODELS[k], ALIGNED, WORKING),)
+    for k in tl.static_range(K):
+        size = tl.abs(taus[k])
+        wide = by_lanes(taus[k].to(tl.float64), LANES)
+        peak = tl.max(by_lanes(tl.where(size == size, size, 0.0), LANES), 1)
+        bad = by_lanes(((size < float("inf")) == 0).to(tl.int32), LANES)
+        after = after + (
+            found[5 * k] + tl.sum(tl.abs(wide), 1),
+            found[5 * k + 1] + tl.sum(wide, 1),
+            found[5 * k + 2] + tl.sum(wide * wide, 1),
+            tl.where(peak > found[5 * k + 3], peak, found[5 * k + 3]),
+            found[5 * k + 4] + tl.sum(bad, 1),
+        )
+    return after
+
+
+@triton.jit
+def _span(
+    row, first, models, sums, start, n, K: tl.constexpr, MODELS: tl.constexpr, BASE: tl.constexpr,
+    ALIGNED: tl.constexpr, TILE: tl.constexpr, TILES: tl.constexpr, LANES: tl.constexpr, WORKING: tl.constexpr,
+):  # fmt: skip
+    """All tiles' sums of K models, from the first on."""
+    found = ()
+    for _ in tl.static_range(K):
+        found = found + zeros(3, tl.float64, TILE, LANES) + zeros(1, WORKING, TILE, LANES)
+        found = found + zeros(1, tl.int32, TILE, LANES)
+    whole, stop = whole_tiles(start, n, TILE, TILES)
+    for begin in range(start, whole, TILE):
+        found = _tile(row, first, found, begin, n, True, K, MODELS, BASE, ALIGNED, TILE, LANES, WORKING)
+    for begin in range(whole, stop, TILE):
+        found = _tile(row, first, found, begin, n, False, K, MODELS, BASE, ALIGNED, TILE, LANES, WORKING)
     nonfinite = pointer(row + 4, tl.int64, False)
-    if K > 0:
-        taus = ()
-        for k in tl.static_range(K):  # all are on their way before the first is needed
-            taus = taus + (task_vector(row, k, theta, offsets, n, FULL, MODELS[k], ALIGNED, WORKING),)
-        for k in tl.static_range(K):
-            _put_model(taus[k], sums, nonfinite, k, K, offsets, n)
-    else:
-        for k in range(models):
-            tau = task_vector(row, k, theta, offsets, n, FULL, MODELS[0], ALIGNED, WORKING)
-            _put_model(tau, sums, nonfinite, k, models, offsets, n)
+    for k in tl.static_range(K):
+        for i in tl.static_range(3):
+            put_sum(sums + i * models + first + k, found[5 * k + i])
+        tl.store(sums + 3 * models + first + k, tl.max(found[5 * k + 3], 0).to(tl.float64))
+        bad = tl.sum(found[5 * k + 4], 0).to(tl.int64)
+        tl.atomic_add(nonfinite + first + k, bad, mask=bad > 0)
 
 
 @triton.jit(do_not_specialize=["width", "models"])
 def moments_tile(
     table, owners, width, sums, models, K: tl.constexpr, MODELS: tl.constexpr, BASE: tl.constexpr,
-    ALIGNED: tl.constexpr, SINGLE: tl.constexpr, TILE: tl.constexpr, WORKING: tl.constexpr,
+    ALIGNED: tl.constexpr, SINGLE: tl.constexpr, TILE: tl.constexpr, TILES: tl.constexpr, LANES: tl.constexpr,
+    WORKING: tl.constexpr,
 ):  # fmt: skip
     """Row: base, counts of non-finite elements. sums: float64 [programs, 4 models], the last fourth peaks."""
-    row, start, n = place(table, owners, width, SINGLE, TILE)
+    row, start, n = place(table, owners, width, SINGLE, TILE * TILES)
     own = sums + tl.program_id(0).to(tl.int64) * 4 * models
-    if start + TILE <= n:
-        _tile(row, models, own, start, n, True, K, MODELS, BASE, ALIGNED, TILE, WORKING)
-    elif start < n:
-        _tile(row, models, own, start, n, False, K, MODELS, BASE, ALIGNED, TILE, WORKING)
+    if K > 0:
+        _span(row, 0, K, own, start, n, K, MODELS, BASE, ALIGNED, TILE, TILES, LANES, WORKING)
+    else:
+        for k in range(models):  # the base is read again, from the cache
+            _span(row, k, models, own, start, n, 1, MODELS, BASE, ALIGNED, TILE, TILES, LANES, WORKING)
 
 
 def moments(base: Tensor, models: Sequence[Tensor], sums: Tensor, nonfinite: Tensor) -> None:
@@ -69,10 +89,9 @@ def moments_many(jobs: Sequence[tuple[Any, ...]]) -> None:
     for group in alike(jobs, lambda base, models, *_: (base, *models)):
         base, models, *_ = jobs[group[0]]
         rows = [Row(b.numel(), (b, bad), (m,), sums) for b, m, sums, bad in (jobs[i] for i in group)]
-        launch = Launch("moments", rows, (base, *models), models)
-        partial = launch.partial_sums(4 * len(models))
+        launch = Launch("moments", rows, (base, *models), models, columns=4 * len(models))
         launch(
-            moments_tile, partial, len(models), BASE=TYPES[base.dtype], ALIGNED=aligned((base, *models)),
+            moments_tile, launch.partial, len(models), BASE=TYPES[base.dtype], ALIGNED=aligned((base, *models)),
             WORKING=working((base, *models)),
         )  # fmt: skip
-        launch.add(partial, peaks=3 * len(models))
+        launch.add(peaks=3 * len(models))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 FILE = Path(__file__).with_name("settings.json")
@@ -12,19 +12,20 @@ FILE = Path(__file__).with_name("settings.json")
 
 @dataclass(frozen=True)
 class Settings:
-    """`tile` elements a program, on `warps` warps; up to `unrolled` models stay in registers, beyond that one kernel
-    takes any number."""
+    """`tile` elements at a time, on `warps` warps; up to `unrolled` models stay in registers, beyond that one kernel
+    takes any number. A program that forms sums goes over `tiles` tiles, others over one."""
 
     tile: int
     warps: int
     unrolled: int
+    tiles: int
 
 
 @functools.cache
 def table() -> dict[tuple[str, int], Settings]:
     """By op and bytes of the widest element; "*" is every op that has no entry of its own."""
     return {
-        (entry["op"], entry["bytes"]): Settings(entry["tile"], entry["warps"], entry["unrolled"])
+        (entry["op"], entry["bytes"]): Settings(*(entry[field.name] for field in fields(Settings)))
         for entry in json.loads(FILE.read_text())
     }
 

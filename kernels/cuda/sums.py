@@ -7,37 +7,90 @@ import triton.language as tl
 
 from .numeric import BLOCK, INTERPRETED
 
+
+@triton.jit
+def zeros(COUNT: tl.constexpr, TYPE: tl.constexpr, TILE: tl.constexpr, LANES: tl.constexpr):
+    """COUNT vectors for sums by lanes, of nothing yet."""
+    vectors = ()
+    for _ in tl.static_range(COUNT):
+        vectors = vectors + (tl.zeros([TILE // LANES], TYPE),)
+    return vectors
+
+
+@triton.jit
+def by_lanes(x, LANES: tl.constexpr):
+    """A tile as [TILE / LANES, LANES], the elements of a row being one thread's: to reduce rows shuffles nothing."""
+    return tl.reshape(x, (x.shape[0] // LANES, LANES))
+
+
+@triton.jit
+def put_sum(slot, vector):
+    tl.store(slot, tl.sum(vector, 0))
+
+
+@triton.jit
+def whole_tiles(start, n, TILE: tl.constexpr, TILES: tl.constexpr):
+    """Where the whole tiles of a program's span end, and where its elements do; `start` if there are none."""
+    stop = tl.maximum(tl.minimum(start + TILE * TILES, n), start)
+    return start + (stop - start) // TILE * TILE, stop
+
+
 # Blocks whose sums are read before the first is added: of loads one after the other each would be waited for.
-AT_ONCE = tl.constexpr(2 if INTERPRETED.value else 32)
+AT_ONCE = tl.constexpr(1 if INTERPRETED.value else 16)
 
 
 @triton.jit(do_not_specialize=["programs", "width", "peaks"])
-def sum_tiles(partial, blocks, programs, width, peaks, TILES: tl.constexpr, COLUMNS: tl.constexpr):
-    """blocks[i] = Σ of the TILES rows of partial that block i has; from column `peaks` on, their maximum."""
+def sum_spans(partial, blocks, programs, width, peaks, SPANS: tl.constexpr, COLUMNS: tl.constexpr):
+    """blocks[group, i] = Σ of the SPANS rows of partial that block i has; from column `peaks` on, their maximum."""
     block = tl.program_id(0).to(tl.int64)
-    rows = block * TILES + tl.arange(0, TILES)
+    rows = block * SPANS + tl.arange(0, SPANS)
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     there = (rows[:, None] < programs) & (columns[None, :] < width)
     terms = tl.load(partial + rows[:, None] * width + columns[None, :], mask=there, other=0.0)
     found = tl.where(columns < peaks, tl.sum(terms, 0), tl.max(terms, 0))
-    tl.store(blocks + block * width + columns, found, mask=columns < width)
+    place = (tl.program_id(1) * tl.num_programs(0) + block) * COLUMNS
+    tl.store(blocks + place + tl.arange(0, COLUMNS), found)
 
 
-@triton.jit(do_not_specialize=["row_width", "width", "peaks"])
-def add_blocks(table, row_width, blocks, width, peaks, COLUMNS: tl.constexpr):
-    """A row's sums += those of its first block, then of its second, …: so chunks add up to the whole."""
+@triton.jit
+def _terms(source, left, COLUMNS: tl.constexpr):
+    """The next blocks' sums, zeros after the last."""
+    terms = ()
+    for i in tl.static_range(AT_ONCE):
+        there = tl.full([COLUMNS], i, tl.int32) < left
+        terms = terms + (tl.load(source + i * COLUMNS, mask=there, other=0.0),)
+    return terms
+
+
+@triton.jit
+def _add(total, peak, terms, PEAKS: tl.constexpr):
+    for i in tl.static_range(AT_ONCE):
+        total += terms[i]
+        if PEAKS:
+            peak = tl.where(terms[i] > peak, terms[i], peak)
+    return total, peak
+
+
+@triton.jit(do_not_specialize=["row_width", "count", "width", "peaks"])
+def add_blocks(table, row_width, blocks, count, width, peaks, PEAKS: tl.constexpr, COLUMNS: tl.constexpr):
+    """A row's sums += those of its first block, then of its second, …: so chunks add up to the whole. blocks: [groups,
+    count, COLUMNS]; PEAKS: whether there are columns from `peaks` on."""
     row = table + tl.program_id(0).to(tl.int64) * row_width
-    count = (tl.load(row) + BLOCK - 1) // BLOCK
+    left = ((tl.load(row) + BLOCK - 1) // BLOCK).to(tl.int32)
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    there = columns < width
     sums = tl.load(row + 2).to(tl.pointer_type(tl.float64))
-    total = tl.load(sums + columns, mask=there, other=0.0)
-    source = blocks + tl.load(row + 1) * width
-    for start in range(0, count, AT_ONCE):
-        terms = ()
-        for i in tl.static_range(AT_ONCE):
-            places = (start + i) * width + columns
-            terms = terms + (tl.load(source + places, mask=there & (places < count * width), other=0.0),)
-        for i in tl.static_range(AT_ONCE):
-            total = tl.where(columns < peaks, total + terms[i], tl.where(terms[i] > total, terms[i], total))
-    tl.store(sums + columns, total, mask=there)
+    total = tl.load(sums + columns, mask=columns < width, other=0.0)
+    peak = total
+    first = tl.program_id(1).to(tl.int64) * count + tl.load(row + 1)
+    source = blocks + first * COLUMNS + tl.arange(0, COLUMNS)
+    terms = _terms(source, left, COLUMNS)
+    for _ in range(0, left, 2 * AT_ONCE):  # blocks are on their way while those before are added
+        following = _terms(source + AT_ONCE * COLUMNS, left - AT_ONCE, COLUMNS)
+        total, peak = _add(total, peak, terms, PEAKS)
+        source += 2 * AT_ONCE * COLUMNS
+        left -= 2 * AT_ONCE
+        terms = _terms(source, left, COLUMNS)
+        total, peak = _add(total, peak, following, PEAKS)
+    if PEAKS:
+        total = tl.where(columns < peaks, total, peak)
+    tl.store(sums + columns, total, mask=columns < width)

@@ -189,12 +189,12 @@ def test_spill_gate_can_fail() -> None:
 
 
 def test_settings() -> None:
-    """A tile divides a block, so that tile sums add up to block sums, and is whole for every thread of its warps."""
+    """Spans of tiles divide a block, so that their sums add up to block sums; tiles are whole for every thread."""
     assert {op for op, _ in settings.table()} <= {"*", *ops.OPS}
     for chosen in settings.table().values():
-        assert launch.BLOCK % chosen.tile == 0
+        assert launch.BLOCK % (chosen.tile * chosen.tiles) == 0
         assert chosen.tile % (32 * chosen.warps) == 0
-    assert settings.settings(F64.itemsize, "elect") == settings.settings(F64.itemsize), "which has no entry of its own"
+    assert settings.settings(F64.itemsize, "blend") == settings.settings(F64.itemsize), "which has no entry of its own"
 
 
 @pytest.mark.parametrize(
