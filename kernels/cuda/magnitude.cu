@@ -219,17 +219,16 @@ collect_between(const Base* base, Models models, i64 n, const u64* brackets, i64
     least[s] = LARGEST - (u32)(last[s] >> 32), span[s] = LARGEST - (u32)(first[s] >> 32) - least[s], own[s] = 0;
     whole = whole && aligned(base, models.at[s]);
   }
-  auto sift = [&](u32 s, const auto& keys, i64 i) {
-    constexpr u32 COUNT = sizeof keys / sizeof keys[0];
+  auto sift = [&](u32 s, const Key* keys, u32 count, i64 i) {  // not generic: NVRTC before 13.5 would refuse it
     u32 near = 0;
 #pragma unroll
-    for (u32 j = 0; j < COUNT; ++j) {
+    for (u32 j = 0; j < count; ++j) {
       own[s] += keys[j] > least[s] + span[s];
       near |= (u32)(keys[j] - least[s] <= span[s]) << j;
     }
     if (!near) return;
 #pragma unroll
-    for (u32 j = 0; j < COUNT; ++j) {
+    for (u32 j = 0; j < count; ++j) {
       u64 code = code_of(keys[j], i + j);
       if (!(near >> j & 1) || code > last[s]) continue;
       if (code < first[s]) {
@@ -259,7 +258,7 @@ collect_between(const Base* base, Models models, i64 n, const u64* brackets, i64
         Key keys[GROUP];
 #pragma unroll
         for (u32 j = 0; j < GROUP; ++j) keys[j] = key_of(task_vector(b[step].at[j], m[step][s].at[j]));
-        sift(s, keys, rest + (step * THREADS + threadIdx.x) * GROUP);
+        sift(s, keys, GROUP, rest + (step * THREADS + threadIdx.x) * GROUP);
       }
     }
   }
@@ -267,7 +266,7 @@ collect_between(const Base* base, Models models, i64 n, const u64* brackets, i64
 #pragma unroll
     for (u32 s = 0; s < SLOTS; ++s) {
       Key keys[] = {key_of(task_vector(base[i], models.at[s][i]))};
-      sift(s, keys, i);
+      sift(s, keys, 1, i);
     }
   }
 #pragma unroll
