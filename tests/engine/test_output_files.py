@@ -25,6 +25,7 @@ def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     monkeypatch.setattr(output_files, "in_memory", lambda _: request.param == "memory")
     monkeypatch.setattr(output_files, "COPIERS", 4)
     monkeypatch.setattr(output_files, "PART", 10_000)
+    monkeypatch.setattr(output_files, "STEP", 150_000)
     return str(request.param)
 
 
