@@ -16,7 +16,6 @@ import mmap
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -28,7 +27,7 @@ from typing import Any
 import mergekit
 import torch
 from family import SIZES, Size, config, tensors
-from harness import BUFFER, read_all, save, seconds
+from harness import BUFFER, read_all, run_process, save, seconds
 from timing import machine
 
 import fastmerge as fm
@@ -39,14 +38,16 @@ CORES = len(os.sched_getaffinity(0))
 WRITERS, STAGED = 8, 32 << 20  # threads that write a family, and bytes each brings from the GPU at a time
 THEIRS = [path for path in sys.path if path and not Path(path, "mergekit.py").exists()]  # without our file of that name
 ROUNDS = 3
-JOBS: list[tuple[str, dict[str, float]]] = [
-    ("task_arithmetic", {"weights": 0.3}),
-    ("emr", {}),
-    ("ties", {"density": 0.2}),
-    ("dare_ties", {"density": 0.5}),
-    ("fr", {}),
-]
-WITH_ANY_K = ("emr",)  # merged with two and six models too, for the memory of the card
+JOBS: dict[str, dict[str, float]] = {
+    "task_arithmetic": {"weights": 0.3},
+    "emr": {},
+    "ties": {"density": 0.2},
+    "dare_ties": {"density": 0.5},
+    "fr": {},
+}
+OF_SIZE = {"7b": ("task_arithmetic", "emr"), "13b": tuple(JOBS)}
+OF_ANY_K = "emr"  # merged with two and six models too, for the memory of the card
+BY_MERGEKIT = ("task_arithmetic", "ties")
 
 
 def write(folder: Path, models: int, layers: int, size: Size) -> list[Path]:
@@ -126,10 +127,9 @@ def job(method: str, params: dict[str, float], folders: list[Path], scratch: Pat
     base, *models = folders
     named = {model.name: model for model in models}
     out, files = scratch / "out", files_of(folders)
-    times: dict[str, list[float]] = {"seconds": [], "read_seconds": [], "write_seconds": [], "link_seconds": []}
+    times: dict[str, list[float]] = {"seconds": [], "read_seconds": [], "link_seconds": [], "write_seconds": []}
     for turn in range(1 + ROUNDS):
-        for left in (out, scratch / ".fastmerge"):
-            shutil.rmtree(left, ignore_errors=True)
+        clear(scratch)
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         report = fm.merge(method, base, named, out, params, device="cuda")
@@ -139,8 +139,8 @@ def job(method: str, params: dict[str, float], folders: list[Path], scratch: Pat
         times["read_seconds"].append(seconds(lambda: read_all(files, CORES)))
         link_bytes = report.bytes_read, report.bytes_written
         times["link_seconds"].append(seconds(lambda sizes=link_bytes: link.move(*sizes)))  # type: ignore[misc]
-        shutil.rmtree(out)
-        times["write_seconds"].append(seconds(lambda n=report.bytes_written: write_floor(scratch / "floor", n)))  # type: ignore[misc]
+    shutil.rmtree(out)
+    times["write_seconds"].append(seconds(lambda: write_floor(scratch / "floor", report.bytes_written)))
     floors = map(max, times["read_seconds"], times["link_seconds"])
     return {
         "method": method,
@@ -152,29 +152,28 @@ def job(method: str, params: dict[str, float], folders: list[Path], scratch: Pat
     }
 
 
-def by_mergekit(method: str, params: dict[str, float], folders: list[Path], scratch: Path) -> float | None:
-    """Seconds of mergekit on this GPU from its start to its end, if it is installed and has the method."""
-    program = shutil.which("mergekit-yaml")
-    if program is None or method not in ("task_arithmetic", "ties", "dare_ties"):
-        return None
+def against_mergekit(method: str, folders: list[Path], scratch: Path) -> dict[str, Any]:
+    """Both by the command line on this GPU, from their starts to their ends."""
     base, *models = folders
-    recipe = scratch / "recipe.yaml"
-    own = {"scale": params["weights"]} if "weights" in params else params
+    recipe, out = scratch / "recipe.yaml", scratch / "out"
+    own = {"scale": 0.3} if method == "task_arithmetic" else JOBS[method]
     recipe.write_text(json.dumps(mergekit.recipe(method, own, base, models)))
-    begin = time.perf_counter()
-    done = subprocess.run(
-        [program, str(recipe), str(scratch / "peer"), "--cuda", *mergekit.FLAGS],
-        env=mergekit.environment() | {"PYTHONPATH": os.pathsep.join(THEIRS)},
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    took = time.perf_counter() - begin
-    shutil.rmtree(scratch / "peer", ignore_errors=True)
-    if done.returncode:
-        print(f"mergekit, {method}: {done.stderr.strip().splitlines()[-1:]}", flush=True)
-        return None
-    return took
+    params = [part for name, value in JOBS[method].items() for part in ("-p", f"{name}={value}")]
+    named = [part for model in models for part in ("--model", f"{model.name}={model}")]
+    mine = ["merge", method, "--base", str(base), *named, *params, "--out", str(out), "--device", "cuda"]
+    commands = {
+        "mergekit": [shutil.which("mergekit-yaml"), str(recipe), str(out), "--cuda", *mergekit.FLAGS],
+        "fastmerge": [sys.executable, "-m", "fastmerge", *mine],
+    }
+    env = mergekit.environment() | {"PYTHONPATH": os.pathsep.join(THEIRS)}
+    took = {name: run_process(command, env).seconds for name, command in commands.items() if not clear(scratch)}
+    return {"command": method, "k": len(models)} | {f"{name}_seconds": value for name, value in took.items()}
+
+
+def clear(scratch: Path) -> None:
+    """Remove what a merge leaves."""
+    for left in ("out", ".fastmerge"):
+        shutil.rmtree(scratch / left, ignore_errors=True)
 
 
 def rows(layers: dict[str, int]) -> Iterator[dict[str, Any]]:
@@ -186,25 +185,29 @@ def rows(layers: dict[str, int]) -> Iterator[dict[str, Any]]:
             folders = write(scratch, 3, count, SIZES[name])
             print(f"{name}, {count} layers: written in {time.perf_counter() - took:.1f} s", flush=True)
             of_size = {"size": name, "layers": count}
-            for method, params in JOBS:
-                peer = by_mergekit(method, params, folders, scratch)
-                yield of_size | job(method, params, folders, scratch, link) | {"mergekit_seconds": peer}
-    size, count = "7b", 2
+            for method in OF_SIZE[name]:
+                yield of_size | job(method, JOBS[method], folders, scratch, link)
+            for method in BY_MERGEKIT if name == "13b" and shutil.which("mergekit-yaml") else ():
+                yield of_size | against_mergekit(method, folders, scratch)
+    name, count = "7b", 2
     with tempfile.TemporaryDirectory(dir=IN_MEMORY) as folder:
-        folders = write(Path(folder), 6, count, SIZES[size])
-        for method in WITH_ANY_K:
-            for k in (2, 6):
-                yield {"size": size, "layers": count} | job(method, {}, folders[: k + 1], Path(folder), link)
+        folders = write(Path(folder), 6, count, SIZES[name])
+        for k in (2, 6):
+            yield {"size": name, "layers": count} | job(OF_ANY_K, {}, folders[: k + 1], Path(folder), link)
 
 
 def show(row: dict[str, Any]) -> None:
-    faster = row.get("mergekit_seconds")
+    if "command" in row:
+        theirs, ours = row["mergekit_seconds"], row["fastmerge_seconds"]
+        print(
+            f"{row['size']:>4s} {row['layers']} layers {row['command']}, command: {ours:.1f} s, mergekit {theirs:.1f} s"
+        )
+        return
     print(
         f"{row['size']:>4s} {row['layers']:2d} layers {row['method']:16s} K={row['k']}  {row['gigabytes']:6.1f} GB  "
         f"{row['seconds']:6.2f} s  {row['gigabytes'] / row['seconds']:5.1f} GB/s  floors: "
         f"read {row['read_seconds']:.2f}, link {row['link_seconds']:.2f}, write {row['write_seconds']:.2f} s  "
-        f"{row['of_floor']:5.2f} of floor  "
-        f"{row['gpu_mib']:5d} MiB" + (f"  mergekit {faster:.1f} s" if faster else ""),
+        f"{row['of_floor']:5.2f} of floor  {row['gpu_mib']:5d} MiB",
         flush=True,
     )
 
@@ -212,9 +215,8 @@ def show(row: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     for name, size in list(SIZES.items())[1:]:
-        parser.add_argument(
-            f"--{name}", type=int, default=size.layers if name == "7b" else 8, metavar="LAYERS", dest=name
-        )
+        layers = size.layers if name == "7b" else 8
+        parser.add_argument(f"--{name}", type=int, default=layers, metavar="LAYERS", dest=name)
     parser.add_argument("--no-save", action="store_true")
     wanted = vars(parser.parse_args())
     unsaved, found = wanted.pop("no_save"), []

@@ -27,7 +27,7 @@ from fastmerge import ops
 FORMS = [(torch.bfloat16, 3), (torch.bfloat16, 1), (torch.bfloat16, 8), (torch.float16, 3), (torch.float32, 3)]
 MAIN = FORMS[0]  # of which tensors are largest, and PyTorch is compiled too
 PEERS, PEERS_WHOLE = 1 << 27, 1 << 25  # elements for PyTorch's ways, and for those that sort or search
-COMPILED = ("elect", "modulate", "combine", "moments", "inner_products")
+COMPILED = ("elect", "combine", "moments")
 VIT = [  # CLIP's ViT-B/32
     (768,), (768, 3, 32, 32), (50, 768), *[(768,)] * 4, (512, 768),
     *[(768, 768), (768,)] * 4 * 12, *[(3072, 768), (3072,), (768, 3072), (768,)] * 12, *[(768,)] * 4 * 12,
@@ -37,7 +37,7 @@ BATCHES = {"ViT-B/32": VIT, "40 × 5120 × 5120": [(5120, 5120)] * 40}
 
 def elements(dtype: torch.dtype, k: int = 3) -> int:
     """A whole number of rows of 2048, many times any L2 cache: 2^30 in the main form."""
-    return 1 << 30 if (dtype, k) == MAIN else (1 << 30) // dtype.itemsize // max(1, k // 4)
+    return 1 << 30 if (dtype, k) == MAIN else (1 << 29) // dtype.itemsize // max(1, k // 4)
 
 
 def tensors(n: int, dtype: torch.dtype, count: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
