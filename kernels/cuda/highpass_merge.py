@@ -1,16 +1,16 @@
 """FR-Merging's filter and merge in two sweeps over the rows, with a few columns transformed in between.
 
-Forward: v = Σ_k w_k · τ_k of a block of rows, and their spectra, of which the plan's columns are laid as rows of a panel.
+Forward: v = Σ_k w_k · τ_k of a block of rows, their spectra, and of these the plan's columns as rows of a panel.
 Across: those are transformed, multiplied by what is kept of them, and transformed back.
-Back: a block's spectra, which are zero beyond the panel, and the rows that they are of, to which v and base are added.
+Back: a block's spectra, zero beyond the panel's columns, and the rows they are of, to which v and base are added.
 
-A real row of even length is half as many complex numbers where it lies, and is transformed as such. Of its spectrum Z
-that of the real numbers is X[k] = conj(H[k]) · Z[k] + conj((1 − H[k]) · Z[w / 2 − k]), H[k] = (1 + i · exp(2πi · k / w)) / 2,
-and the planned columns alone are worked out. Back, 2 · (H[k] · X[k] + conj((1 − H[w / 2 − k]) · X[w / 2 − k])).
+A real row of even length is, where it lies, half as many complex numbers, and transformed as such. With Z for what
+comes of it, M = w / 2 and H[k] = (1 + i · exp(i · π · k / M)) / 2, the planned columns are, of the row's own spectrum,
+X[k] = conj(H[k]) · Z[k] + conj((1 − H[k]) · Z[M − k]); and back, Z[k] / 2 = H[k] · X[k] + conj((1 − H[M − k]) · X[M − k]).
 
 Most matrices go through in one block, and v is kept; of larger ones it is formed twice. Blocks are of the shape alone,
-and each matrix goes through by itself: so its bits depend neither on the pieces that are asked for nor on what is merged
-with it.
+and each matrix goes through by itself: so its bits depend neither on the pieces that are asked for nor on what is
+merged with it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from .settings import settings
 
 BLOCK = 1 << 27  # elements worked on together: v and its spectrum are 512 MiB each in float32
 LINE = tl.constexpr(16)  # complex numbers: a panel's rows begin at multiples of it, which are whole lines of the cache
-SIDE, WARPS = 32, 4  # of tiles that are transposed: both ways a warp moves as many complex numbers that lie together
+SIDE, WARPS = 32, 8  # of tiles that are transposed: both ways a warp moves as many complex numbers that lie together
 SHAPES = 256  # of which it is remembered what is kept
 
 planned = functools.lru_cache(maxsize=SHAPES)(plan)

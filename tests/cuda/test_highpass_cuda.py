@@ -60,7 +60,7 @@ def test_machine_code(working: torch.dtype, target: int) -> None:
         module.finish(None, None, v, 1.0, torch.empty_like(v), bad)
         for bins in kinds:
             filter_rows(module, bins, working)
-    assert len(found) == 2 + 2 + 4 + (working == F32)  # of two kinds each; rows of odd length may begin anywhere
+    assert len(found) == 8  # of two kinds each
     for kernel in found.values():
         assert objections(read(kernel)) == []
 
