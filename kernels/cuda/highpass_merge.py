@@ -6,7 +6,7 @@ Back: a block's spectra, zero beyond the panel's columns, and the rows they are 
 
 A real row of even length is, where it lies, half as many complex numbers, and transformed as such. With Z for what
 comes of it, M = w / 2 and H[k] = (1 + i · exp(i · π · k / M)) / 2, the planned columns are, of the row's own spectrum,
-X[k] = conj(H[k]) · Z[k] + conj((1 − H[k]) · Z[M − k]). Back, Z[k] = 2 · (H[k] · X[k] + conj((1 − H[M − k]) · X[M − k])).
+X[k] = conj(H[k]) · Z[k] + conj((1 − H[k]) · Z[M − k]). Back, Z[k] = 2(H[k] · X[k] + conj((1 − H[M − k]) · X[M − k])).
 
 Most matrices go through in one block, and v is kept; of larger ones it is formed twice. Blocks are of the shape alone,
 and each matrix goes through by itself: so its bits depend neither on the pieces that are asked for nor on what is
