@@ -103,7 +103,8 @@ def read(kernel: Any) -> Code:
 
 
 def objections(code: Code) -> list[str]:
-    """What is wrong with a kernel's machine code. Those that stream tensors are called _tile; others work on little."""
+    """What is wrong with a kernel's machine code. Those that stream tensors are called _tile; others work on little, or
+    transpose: a warp reads numbers that lie together, but each thread its own."""
     found = []
     # A stack that nothing is written to is of vectors of bits, which LLVM makes and takes apart again.
     if code.registers > MOST_REGISTERS:

@@ -1,5 +1,4 @@
-"""cuFFT, called directly: it transforms columns where they lie, and rows into memory that is there, while torch's
-functions copy what they are given.
+"""cuFFT, called directly: it transforms where numbers lie, and into memory that is there, while torch's functions copy.
 
 Plans take workspaces from torch's allocator. Tensors on the CPU, where Triton interprets, are torch's to transform.
 """
@@ -22,11 +21,11 @@ import torch
 from torch import Tensor
 
 PLANS = 64  # that a GPU keeps
-AT_ONCE = (
-    1 << 25
-)  # elements of a plan, about: where lengths have large prime factors, workspaces are many times as large
+AT_ONCE = 1 << 27  # real numbers of a plan, about
+PRIME, PART = 127, 4  # beyond such a prime factor workspaces are many times as large, and a plan is of a part of that
 FORWARD, INVERSE = -1, 1
 TYPES = {"R2C": 0x2A, "C2R": 0x2C, "C2C": 0x29, "D2Z": 0x6A, "Z2D": 0x6C, "Z2Z": 0x69}
+COMPLEX = "C2C", "Z2Z"
 PACKAGES = {13: (12, "nvidia-cufft"), 12: (11, "nvidia-cufft-cu12")}  # cuFFT's version, of CUDA's, and what has it
 NO_MEMORY = 2
 STATUSES = {
@@ -58,14 +57,14 @@ def inverse(spectrum: Tensor, x: Tensor) -> None:
         _transform("C2R" if x.dtype == torch.float32 else "Z2D", x.shape[1], x.shape[0], spectrum, x)
 
 
-def columns(panel: Tensor, direction: int) -> None:
-    """The columns of panel [h, columns] in place, not normalised. They lie side by side, rows any distance apart."""
-    if _is_torchs(panel):
+def rows(source: Tensor, target: Tensor, direction: int) -> None:
+    """Complex rows [rows, n], not normalised. The target may be the source; rows may be any distance apart."""
+    if _is_torchs(source):
         forwards = direction == FORWARD
-        panel.copy_(torch.fft.fft(panel, dim=0) if forwards else torch.fft.ifft(panel, dim=0, norm="forward"))
+        target.copy_(torch.fft.fft(source) if forwards else torch.fft.ifft(source, norm="forward"))
     else:
-        kind = "C2C" if panel.dtype == torch.complex64 else "Z2Z"
-        _transform(kind, panel.shape[0], panel.shape[1], panel.t(), panel.t(), direction)
+        kind = "C2C" if source.dtype == torch.complex64 else "Z2Z"
+        _transform(kind, source.shape[1], source.shape[0], source, target, direction)
 
 
 def _is_torchs(x: Tensor) -> bool:
@@ -75,14 +74,27 @@ def _is_torchs(x: Tensor) -> bool:
 def _transform(kind: str, n: int, batch: int, source: Tensor, target: Tensor, direction: int = FORWARD) -> None:
     """Transforms of length n, `batch` of them by the first dimension, on the current GPU and stream."""
     if n == 1:
-        target.copy_(source if target.is_complex() else source.real)
+        if target is not source:
+            target.copy_(source if target.is_complex() else source.real)
         return
+    numbers = n * (2 if kind in COMPLEX else 1) * (PART if _largest_prime(n) > PRIME else 1)
     # An even number, so that rows of odd length begin where a complex number may: cuFFT requires it.
-    together = max(2, AT_ONCE // n // 2 * 2)
+    together = max(2, AT_ONCE // numbers // 2 * 2)
     layout = *reversed(source.stride()), *reversed(target.stride())
     for first in range(0, batch, together):
         plan = plans(source.device)(kind, n, layout, min(together, batch - first))
         plan.run(source[first:], target[first:], direction)
+
+
+@functools.lru_cache(maxsize=1024)
+def _largest_prime(n: int) -> int:
+    prime = 2
+    while prime * prime <= n:
+        if n % prime:
+            prime += 1
+        else:
+            n //= prime
+    return n
 
 
 @functools.cache
@@ -118,7 +130,7 @@ class Plan:
     def run(self, source: Tensor, target: Tensor, direction: int) -> None:
         """Transform on the current stream, from where the tensors begin. direction: of complex ones to complex ones."""
         cufft = library()
-        which = (direction,) if self.kind in ("C2C", "Z2Z") else ()
+        which = (direction,) if self.kind in COMPLEX else ()
         with self.lock:
             workspace = torch.empty(self.workspace, dtype=torch.uint8, device=source.device)
             stream = torch.cuda.current_stream(source.device).cuda_stream
@@ -152,7 +164,7 @@ def library() -> Any:
         "SetWorkArea": [c_int, c_void_p],
         "MakePlanMany64": [c_int, c_int, *[POINTER(c_longlong), POINTER(c_longlong), c_longlong, c_longlong],
                            *[POINTER(c_longlong), c_longlong, c_longlong], c_int, c_longlong, POINTER(c_size_t)],
-        **{f"Exec{kind}": [c_int, c_void_p, c_void_p, *([c_int] if kind in ("C2C", "Z2Z") else [])] for kind in TYPES},
+        **{f"Exec{kind}": [c_int, c_void_p, c_void_p, *([c_int] if kind in COMPLEX else [])] for kind in TYPES},
     }  # fmt: skip
     for name, arguments in functions.items():
         function = getattr(found, f"cufft{name}")

@@ -1,17 +1,22 @@
 """FR-Merging's filter and merge in two sweeps over the rows, with a few columns transformed in between.
 
-Forward: v = Σ_k w_k · τ_k of a block of rows, and their spectra.
-Across: the plan's columns, transformed, multiplied by what is kept of them, and transformed back, where they lie.
-Back: the rows of what came back, to which v and base are added.
+Forward: v = Σ_k w_k · τ_k of a block of rows, their spectra, and of these the plan's columns as rows of a panel.
+Across: those are transformed, multiplied by what is kept of them, and transformed back.
+Back: a block's spectra, zero beyond the panel's columns, and the rows they are of, to which v and base are added.
 
-Most matrices go through in one block. Of larger ones the planned columns are held apart, and v is formed twice. Blocks
-are of the shape alone, and each matrix goes through by itself: so its bits depend neither on the pieces that are asked
-for nor on what is merged with it.
+A real row of even length is, where it lies, half as many complex numbers, and transformed as such. With Z for what
+comes of it, M = w / 2 and H[k] = (1 + i · exp(i · π · k / M)) / 2, the planned columns are, of the row's own spectrum,
+X[k] = conj(H[k]) · Z[k] + conj((1 − H[k]) · Z[M − k]). Back, Z[k] = 2(H[k] · X[k] + conj((1 − H[M − k]) · X[M − k])).
+
+Most matrices go through in one block, and v is kept; of larger ones it is formed twice. Blocks are of the shape alone,
+and each matrix goes through by itself: so its bits depend neither on the pieces that are asked for nor on what is
+merged with it.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 import struct
 from collections.abc import Sequence
 
@@ -21,65 +26,135 @@ import triton.language as tl
 from torch import Tensor
 
 from ..reference.numeric import working_dtype
-from ..reference.spectrum import Bins, Plan, plan
+from ..reference.spectrum import Bins, plan
 from . import cufft
 from .delta_sum import delta_sum
 from .launch import OPTIONS, on_device
 from .numeric import load, narrow, store, widen
 from .settings import settings
 
-BLOCK = 1 << 27  # elements worked on together: v, its spectrum and what comes back are 512 MiB each in float32
-LINE = 16  # complex numbers: rows of spectra begin at multiples of it, which are whole lines of the cache
+BLOCK = 1 << 27  # elements worked on together: v and its spectrum are 512 MiB each in float32
+LINE = tl.constexpr(16)  # complex numbers: a panel's rows begin at multiples of it, which are whole lines of the cache
+SIDE, WARPS = 32, 8  # of tiles that are transposed: both ways a warp moves as many complex numbers that lie together
 SHAPES = 256  # of which it is remembered what is kept
 
 planned = functools.lru_cache(maxsize=SHAPES)(plan)
 
 
 @triton.jit
-def _keep(
-    panel, reaches, unit, places, x, y, n, stride, first, columns, h, middle, SUBTRACT: tl.constexpr,
-    NARROW: tl.constexpr, FULL: tl.constexpr, WORKING: tl.constexpr,
+def _complex(numbers, places, here):
+    """Real and imaginary parts of complex numbers, zeros where none are asked for."""
+    real = tl.load(numbers + 2 * places, mask=here, other=0.0)
+    return real, tl.load(numbers + 2 * places + 1, mask=here, other=0.0)
+
+
+@triton.jit(do_not_specialize=["rows", "length", "first", "columns", "row", "pitch"])
+def pack(
+    spectrum, halves, panel, rows, length, first, columns, row, pitch, HALVED: tl.constexpr, SIDE: tl.constexpr,
 ):  # fmt: skip
-    """A tile of which some columns are planned. x: of each number its column in row y, on into the rows that follow."""
-    over = (x.to(tl.int32) // stride.to(tl.int32)).to(tl.int64) if NARROW else (x >= stride).to(tl.int64)
-    y += over
-    column = x - over * stride - first
-    here = (column >= 0) & (column < columns)
-    far = tl.abs(2 * y - middle)
-    mirrored = tl.abs(2 * tl.where(y > 0, h - y, 0) - middle)
-    kept = (far <= tl.load(reaches + column, mask=here, other=-1)).to(WORKING)
-    kept += (mirrored <= tl.load(reaches + columns + column, mask=here, other=-1)).to(WORKING)
+    """The planned columns of a block's spectra [rows, length] to a panel [columns, pitch], from its column `row` on.
+
+    HALVED: the spectra are of complex numbers that pairs of real ones were taken for.
+    """
+    across = tl.cdiv(columns, SIDE)
+    y = (tl.program_id(0) // across).to(tl.int64) * SIDE + tl.arange(0, SIDE)
+    column = tl.program_id(0) % across * SIDE + tl.arange(0, SIDE)
+    here = (y < rows)[:, None] & (column < columns)[None, :]
+    x, lines = first + column, y[:, None] * length
+    re, im = _complex(spectrum, lines + tl.where(x < length, x, 0)[None, :], here)
+    if HALVED:
+        other_re, other_im = _complex(spectrum, lines + tl.where(x > 0, length - x, 0)[None, :], here)
+        half_re, half_im = _complex(halves, column, column < columns)
+        half_re, half_im = half_re[None, :], half_im[None, :]
+        apart, sum = re - other_re, im + other_im
+        re = half_re * apart + half_im * sum + other_re
+        im = half_re * sum - half_im * apart - other_im
+    numbers = tl.interleave(tl.trans(re), tl.trans(im))
+    column = tl.program_id(0) % across * SIDE + tl.arange(0, SIDE)
+    top = (tl.program_id(0) // across).to(tl.int64) * SIDE
+    places = 2 * top + tl.arange(0, 2 * SIDE)
+    here = (column < columns)[:, None] & (places < 2 * rows)[None, :]
+    tl.store(panel + (column.to(tl.int64) * pitch + row)[:, None] * 2 + places[None, :], numbers, mask=here)
+
+
+@triton.jit
+def _planned(panel, halves, column, columns, y, rows, pitch, HALVED: tl.constexpr):
+    """Parts of the panel's numbers, [SIDE, SIDE] by columns, and of their halves; zeros where no column is planned."""
+    planned = (column >= 0) & (column < columns)
+    places = column.to(tl.int64)[:, None] * pitch + y[None, :]
+    re, im = _complex(panel, places, planned[:, None] & (y < rows)[None, :])
+    if HALVED:
+        half_re, half_im = _complex(halves, column, planned)
+    else:
+        half_re, half_im = column, column
+    return re, im, half_re[:, None], half_im[:, None]
+
+
+@triton.jit(do_not_specialize=["rows", "length", "first", "columns", "row", "pitch"])
+def unpack(
+    panel, halves, spectrum, rows, length, first, columns, row, pitch, HALVED: tl.constexpr, WHOLE: tl.constexpr,
+    SIDE: tl.constexpr,
+):  # fmt: skip
+    """As pack, back: all of a block's spectra [rows, length], zeros where nothing is planned.
+
+    WHOLE: each of their rows begins at a multiple of 16 bytes.
+    """
+    across = tl.cdiv(length, SIDE)
+    top = (tl.program_id(0) // across).to(tl.int64) * SIDE
+    left = tl.program_id(0) % across * SIDE
+    stride = length.to(tl.int64) * 2
+    if WHOLE:
+        stride = tl.multiple_of(stride, 4)
+    y, places = top + tl.arange(0, SIDE), 2 * left + tl.arange(0, 2 * SIDE)
+    targets = spectrum + (y * stride)[:, None] + places[None, :]
+    nothing = (left + SIDE <= first) | (left >= first + columns)
+    if HALVED:
+        nothing = nothing & ((left + SIDE <= length - first - columns + 1) | (left > length - first))
+    if nothing & (top + SIDE <= rows) & (left + SIDE <= length):
+        tl.store(targets, tl.zeros([SIDE, 2 * SIDE], spectrum.dtype.element_ty))
+    else:
+        x = left + tl.arange(0, SIDE)
+        re, im, half_re, half_im = _planned(panel + 2 * row, halves, x - first, columns, y, rows, pitch, HALVED)
+        if HALVED:
+            others = _planned(panel + 2 * row, halves, length - x - first, columns, y, rows, pitch, True)
+            other_re, other_im, other_half_re, other_half_im = others
+            real = (half_re * re - half_im * im) + ((1 - other_half_re) * other_re + other_half_im * other_im)
+            im = (half_re * im + half_im * re) + (other_half_im * other_re - (1 - other_half_re) * other_im)
+            re = real
+        here = (y < rows)[:, None] & (places < 2 * length)[None, :]
+        tl.store(targets, tl.interleave(tl.trans(re), tl.trans(im)), mask=here)
+
+
+@triton.jit
+def _keep(
+    column, start, reach, mirrored, unit, h, middle, SUBTRACT: tl.constexpr, FULL: tl.constexpr, TILE: tl.constexpr,
+    WORKING: tl.constexpr,
+):  # fmt: skip
+    places = start + tl.arange(0, TILE)
+    y = places // 2
+    kept = (tl.abs(2 * y - middle) <= reach).to(WORKING)
+    kept += (tl.abs(2 * tl.where(y > 0, h - y, 0) - middle) <= mirrored).to(WORKING)
     if SUBTRACT:
         kept -= 2
-    value = load(panel, places, n, FULL, WORKING) * (kept * tl.load(unit))
-    store(panel, places, tl.where(here, value, 0.0), n, FULL)
+    store(column, places, load(column, places, 2 * h, FULL, WORKING) * (kept * unit), 2 * h, FULL)
 
 
-@triton.jit(do_not_specialize=["n", "stride", "first", "columns", "h", "middle"])
+@triton.jit(do_not_specialize=["columns", "h", "middle"])
 def keep_tile(
-    panel, reaches, unit, n, stride, first, columns, h, middle, SUBTRACT: tl.constexpr, NARROW: tl.constexpr,
-    TILE: tl.constexpr, WORKING: tl.constexpr,
+    panel, reaches, unit, columns, h, middle, SUBTRACT: tl.constexpr, TILE: tl.constexpr, WORKING: tl.constexpr,
 ):  # fmt: skip
-    """Multiply the planned columns of a panel [h, stride] of complex numbers by what is kept of them; others become 0.
+    """Multiply the columns of a matrix, which a panel has as rows of complex numbers, by what is kept of them.
 
-    reaches: of each planned column and of its mirror image; unit: half of what a bin that is kept is multiplied by.
-    NARROW: a line is shorter than a tile.
+    reaches: of each column and of its mirror image; unit: half of what a bin that is kept is multiplied by.
     """
-    start = tl.program_id(0).to(tl.int64) * TILE
-    stride, first = stride.to(tl.int64), first.to(tl.int64)
-    y = start // 2 // stride
-    x = start // 2 - y * stride
-    places = start + tl.arange(0, TILE)
-    others = (x + TILE // 2 <= stride) & ((x + TILE // 2 <= first) | (x >= first + columns))
-    if start + TILE <= n:
-        if others:
-            tl.store(panel + places, tl.zeros([TILE], WORKING))
-        else:
-            _keep(panel, reaches, unit, places, x + tl.arange(0, TILE) // 2, y, n, stride, first, columns, h, middle,
-                  SUBTRACT, NARROW, True, WORKING)  # fmt: skip
+    tiles = tl.cdiv(2 * h, TILE)
+    x, start = tl.program_id(0) // tiles, tl.program_id(0) % tiles * TILE
+    column = panel + x.to(tl.int64) * tl.cdiv(h, LINE) * (2 * LINE)
+    reach, mirrored, unit = tl.load(reaches + x), tl.load(reaches + columns + x), tl.load(unit)
+    if start + TILE <= 2 * h:
+        _keep(column, start, reach, mirrored, unit, h, middle, SUBTRACT, True, TILE, WORKING)
     else:
-        _keep(panel, reaches, unit, places, x + tl.arange(0, TILE) // 2, y, n, stride, first, columns, h, middle,
-              SUBTRACT, NARROW, False, WORKING)  # fmt: skip
+        _keep(column, start, reach, mirrored, unit, h, middle, SUBTRACT, False, TILE, WORKING)
 
 
 @triton.jit
@@ -157,13 +232,23 @@ class Filtered:
         self.weights = [weight * kept for weight in weights]
         real = working_dtype([*models, *([] if base is None else [base])])
         self.v = models[0].new_empty(self.rows, self.w, dtype=real)
-        if self.plan.columns:
-            self.filtered = torch.empty_like(self.v)
-            self.spectrum = self._lines(self.rows, self.w // 2 + 1)
-            whole = self.rows == self.h
-            self.panel = self.spectrum if whole else self._lines(self.h, self.plan.columns)
-            self.first = self.plan.first if whole else 0  # planned column of the panel
         self.summed = self.entered = self.returned = -1  # the first elements of those blocks, and of that matrix
+
+    # Memory is taken once the first sum is under way.
+    @functools.cached_property
+    def spectrum(self) -> Tensor:
+        """Of a block's rows."""
+        return self.v.new_empty(self.rows, self.w // 2 + self.w % 2, dtype=self.v.dtype.to_complex())
+
+    @functools.cached_property
+    def panel(self) -> Tensor:
+        """The planned columns of a matrix: [columns, h or a few more]."""
+        return new_panel(self.bins, self.v)
+
+    @functools.cached_property
+    def filtered(self) -> Tensor:
+        """What comes back of a block: where its spectrum was, if that is as large."""
+        return torch.empty_like(self.v) if self.w % 2 else self.spectrum.view(self.v.dtype)
 
     def write(self, start: int, scale: float, as_delta: bool, out: Tensor) -> int:
         """As the reference's."""
@@ -198,13 +283,6 @@ class Filtered:
             found.append(filtered.abs().sum(dtype=torch.float64))
         return [float(sum) for sum in found]
 
-    def _lines(self, rows: int, columns: int) -> Tensor:
-        """Memory of complex numbers: [rows, columns or a few more]."""
-        return self.v.new_empty(rows, triton.cdiv(columns, LINE) * LINE, dtype=self.v.dtype.to_complex())
-
-    def _spectrum(self, rows: int) -> Tensor:
-        return self.spectrum[:rows, : self.w // 2 + 1]
-
     def _parts(self, matrix: int, block: int) -> tuple[Tensor | None, Tensor | None]:
         """What G(v) of a block's rows is the sum of: v, and what came back. Both by their first elements."""
         filtered = None
@@ -230,46 +308,66 @@ class Filtered:
         """Transform the rows of a matrix, and filter its planned columns."""
         if self.entered == matrix:
             return
-        columns = self.panel[:, self.first : self.first + self.plan.columns]
         for row in range(0, self.h, self.rows):
             v = self._sum(matrix, matrix + row * self.w)
-            cufft.forward(v, self._spectrum(len(v)))
-            if self.panel is not self.spectrum:
-                columns[row : row + len(v)] = self.spectrum[: len(v), self.plan.slice]
-        cufft.columns(columns, cufft.FORWARD)
-        keep(self.panel, self.first, self.bins)
-        cufft.columns(columns, cufft.INVERSE)
+            spectrum = self.spectrum[: len(v)]
+            if self.w % 2:
+                cufft.forward(v, spectrum)
+            else:
+                cufft.rows(v.view(spectrum.dtype), spectrum, cufft.FORWARD)
+            transpose(spectrum, self.panel, row, self.bins)
+        columns = self.panel[:, : self.h]
+        cufft.rows(columns, columns, cufft.FORWARD)
+        keep(self.panel, self.bins)
+        cufft.rows(columns, columns, cufft.INVERSE)
         self.entered = matrix
 
     def _return(self, matrix: int, block: int) -> None:
-        """Transform a block's rows back. That destroys their spectrum, which nobody else needs."""
+        """Transform a block's rows back."""
         row = (block - matrix) // self.w
-        rows = min(self.rows, self.h - row)
-        if self.panel is not self.spectrum:
-            self.spectrum.zero_()
-            self.spectrum[:rows, self.plan.slice] = self.panel[row : row + rows, : self.plan.columns]
-        cufft.inverse(self._spectrum(rows), self.filtered[:rows])
+        spectrum = self.spectrum[: self.h - row]
+        transpose(spectrum, self.panel, row, self.bins, back=True)
+        if self.w % 2:
+            cufft.inverse(spectrum, self.filtered[: len(spectrum)])
+        else:
+            cufft.rows(spectrum, spectrum, cufft.INVERSE)
         self.returned = block
 
 
-def keep(panel: Tensor, first: int, bins: Bins) -> None:
-    """Multiply the planned columns of panel [h, ·], from column `first` on, by their factors; all others become 0."""
-    own = planned(bins)
-    numbers = torch.view_as_real(panel).view(-1)
-    reaches, unit = _reaches(bins, numbers.dtype, numbers.device)
+def new_panel(bins: Bins, like: Tensor) -> Tensor:
+    """Memory for the planned columns of a matrix of real numbers like those."""
+    pitch = triton.cdiv(bins.h, LINE.value) * LINE.value
+    return like.new_empty(planned(bins).columns, pitch, dtype=like.dtype.to_complex())
+
+
+def transpose(spectrum: Tensor, panel: Tensor, row: int, bins: Bins, back: bool = False) -> None:
+    """The planned columns of a block's spectra to the panel, for rows `row` on; or back, others becoming 0."""
+    own, (rows, length), halved = planned(bins), spectrum.shape, bins.w % 2 == 0
+    numbers, columns = spectrum.view(spectrum.dtype.to_real()), panel.view(panel.dtype.to_real())
+    _, _, halves = _tables(bins, numbers.dtype, numbers.device)
+    sizes = rows, length, own.first, own.columns, row, panel.shape[1]
+    grid = (triton.cdiv(rows, SIDE) * triton.cdiv(length if back else own.columns, SIDE),)
+    options = {"HALVED": halved, "SIDE": SIDE, "num_warps": WARPS, **OPTIONS}
+    if back:
+        whole = length * spectrum.element_size() % 16 == 0
+        unpack[grid](columns, halves, numbers, *sizes, WHOLE=whole, **options)
+    else:
+        pack[grid](numbers, halves, columns, *sizes, **options)
+
+
+def keep(panel: Tensor, bins: Bins) -> None:
+    """Multiply the planned columns by their factors."""
+    own, numbers = planned(bins), panel.view(panel.dtype.to_real())
+    reaches, unit, _ = _tables(bins, numbers.dtype, numbers.device)
     chosen = settings(numbers.element_size())
-    keep_tile[(triton.cdiv(numbers.numel(), chosen.tile),)](
+    keep_tile[(triton.cdiv(2 * bins.h, chosen.tile) * own.columns,)](
         numbers,
         reaches,
         unit,
-        numbers.numel(),
-        panel.shape[1],
-        first,
         own.columns,
         bins.h,
         bins.middle,
         SUBTRACT=own.subtract,
-        NARROW=panel.shape[1] < chosen.tile // 2,
         TILE=chosen.tile,
         WORKING=_working(numbers),
         num_warps=chosen.warps,
@@ -278,12 +376,20 @@ def keep(panel: Tensor, first: int, bins: Bins) -> None:
 
 
 @functools.lru_cache(maxsize=SHAPES)
-def _reaches(bins: Bins, real: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """How far the planned columns and their mirror images are kept, [2, columns]; half the factor of a bin that is."""
-    own: Plan = planned(bins)
+def _tables(bins: Bins, real: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """How far the planned columns and their mirror images are kept, [2, columns]; half the factor of a bin that is;
+    and H of those columns, [columns, 2]."""
+    own = planned(bins)
     columns = range(own.first, own.first + own.columns)
     reaches = [[bins.reach(sign * x) for x in columns] for sign in (1, -1)]
-    return torch.tensor(reaches, device=device), torch.tensor([0.5 / (bins.h * bins.w)], dtype=real, device=device)
+    unit = 0.5 / (bins.h * bins.w) * (1 if bins.w % 2 else 2)
+    angles = torch.arange(columns.start, columns.stop, dtype=torch.float64) * (2 * math.pi / bins.w)
+    halves = torch.stack([0.5 - angles.sin() / 2, angles.cos() / 2], 1)
+    return (
+        torch.tensor(reaches, device=device),
+        torch.tensor([unit], dtype=real, device=device),
+        halves.to(device, real),
+    )
 
 
 def finish(

@@ -33,7 +33,18 @@ FILTERS: list[dict[str, Any]] = [
     {"convention": "released", "ratio": 0.02},
 ]
 BLOCKS = (128, 5000, 600)  # elements: many blocks a matrix, a matrix in one, and few or one
-SHAPES = [(1, 1, 1), (1, 1, 30), (3, 30, 1), (2, 17, 16), (1, 64, 25), (5, 9, 40)]
+SHAPES = [
+    (1, 1, 1),
+    (1, 1, 30),
+    (3, 30, 1),
+    (2, 17, 16),
+    (1, 64, 25),
+    (5, 9, 40),
+    (1, 1, 2),
+    (2, 3, 2),
+    (1, 5, 330),
+    (1, 3, 231),
+]
 
 
 def noise(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:

@@ -33,37 +33,49 @@ def transformed(x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("real", [F32, F64], ids=str)
 @pytest.mark.parametrize("shape", [(1, 1), (7, 1), (1, 8), (5, 9), (6, 10), (4, 27)], ids=str)
-@pytest.mark.parametrize("at_once", [1, 40, 1 << 25])
+@pytest.mark.parametrize("at_once", [1, 40, 1 << 27])
 def test_transforms_are_those_of_torch(
     shape: tuple[int, int], real: torch.dtype, at_once: int, fake: Cufft, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of rows and of columns, however many at once."""
+    """Of real rows and of complex ones, where they lie or to elsewhere, however many at once."""
     monkeypatch.setattr(cufft, "AT_ONCE", at_once)
     x = torch.randn(shape, dtype=real)
     spectrum = transformed(x)
     torch.testing.assert_close(spectrum, torch.fft.rfft(x))
-    expected = spectrum.clone()
-    some = slice(shape[1] // 4, None)
-    cufft.columns(spectrum[:, some], cufft.FORWARD)
-    expected[:, some] = torch.fft.fft(expected[:, some], dim=0)
-    torch.testing.assert_close(spectrum, expected)
-    cufft.columns(spectrum[:, some], cufft.INVERSE)
-    expected[:, some] = torch.fft.ifft(expected[:, some], dim=0, norm="forward")
-    torch.testing.assert_close(spectrum, expected)
+    some, other = spectrum[:, shape[1] // 4 :], spectrum.clone()
+    expected = torch.fft.fft(some)
+    cufft.rows(some, other[:, shape[1] // 4 :], cufft.FORWARD)
+    torch.testing.assert_close(other[:, shape[1] // 4 :], expected)
+    cufft.rows(some, some, cufft.FORWARD)
+    torch.testing.assert_close(some, expected)
+    cufft.rows(some, some, cufft.INVERSE)
+    torch.testing.assert_close(some, torch.fft.ifft(expected, norm="forward"))
+    torch.testing.assert_close(spectrum[:, : shape[1] // 4], torch.fft.rfft(x)[:, : shape[1] // 4])
     back = torch.empty_like(x)
     cufft.inverse(torch.fft.rfft(x), back)
     torch.testing.assert_close(back, x * shape[1])
 
 
-def test_columns_are_planned_where_they_lie(fake: Cufft) -> None:
-    """Rows as far apart as the spectrum's are; sizes are given, without which strides would be ignored."""
-    spectrum = torch.zeros(12, 31, dtype=torch.complex64)
-    cufft.columns(spectrum[:, 3:8], cufft.FORWARD)
-    cufft.columns(spectrum[:, 10:15], cufft.INVERSE)
-    lie = (12, 31, 1)
+def test_complex_rows_are_planned_where_they_lie(fake: Cufft) -> None:
+    """As far apart as they are; sizes are given, without which strides would be ignored."""
+    panel = torch.zeros(12, 32, dtype=torch.complex64)[:, :29]
+    cufft.rows(panel, panel, cufft.FORWARD)
+    cufft.rows(panel, panel, cufft.INVERSE)
+    lie = (29, 1, 32)
     (made,) = fake.made
     made.pop("area")
-    assert made == {"allocates": False, "n": 12, "batch": 5, "type": 0x29, "in": lie, "out": lie}
+    assert made == {"allocates": False, "n": 29, "batch": 12, "type": 0x29, "in": lie, "out": lie}
+
+
+@pytest.mark.parametrize(("n", "at_once"), [(254, [10]), (262, [2] * 5), (128, [10])])
+def test_a_large_prime_factor_makes_plans_smaller(
+    n: int, at_once: list[int], fake: Cufft, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such lengths take workspaces many times as large."""
+    monkeypatch.setattr(cufft, "AT_ONCE", 20 * 262)
+    x = torch.zeros(10, n, dtype=torch.complex128)
+    cufft.rows(x, x, cufft.FORWARD)
+    assert [plan["batch"] for plan in fake.made] == sorted(set(at_once))
 
 
 def test_rows_are_planned(fake: Cufft) -> None:
