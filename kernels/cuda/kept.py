@@ -31,14 +31,9 @@ def philox(start, key, TILE: tl.constexpr):
 
 
 @triton.jit
-def _limits(magnitude, index, first, TILE: tl.constexpr, WORKING: tl.constexpr):
-    """A cut, of which slots have the magnitude and the index, as a magnitude for each of the elements first …
-    first + TILE: above the cut is what is larger, below it what is not. So before the index it is the next smaller."""
-    at = number(magnitude, WORKING)
-    bits: tl.constexpr = tl.int64 if WORKING == tl.float64 else tl.int32
-    smaller = tl.where(at > 0, (at.to(bits, bitcast=True) - 1).to(WORKING, bitcast=True), at - 1)
-    before = tl.minimum(tl.maximum(tl.load(index) - first, 0), TILE).to(tl.int32)
-    return tl.where(tl.arange(0, TILE) < before, smaller, at)
+def _before(slot, first, TILE: tl.constexpr):
+    """Which of the elements first … first + TILE are before the index in the slot; counted in 32 bits."""
+    return tl.arange(0, TILE) < tl.minimum(tl.maximum(tl.load(slot) - first, 0), TILE).to(tl.int32)
 
 
 @triton.jit
@@ -51,9 +46,9 @@ def kept_elements(
     first = tl.load(row + 6) + start
     on = tl.full([TILE], True, tl.int1)
     if TRIM:
-        size = tl.abs(tau)
-        above = size > _limits(fields, fields + models, first, TILE, WORKING)
-        below = size <= _limits(fields + 2 * models, fields + 3 * models, first, TILE, WORKING)
+        size, top, bottom = tl.abs(tau), number(fields, WORKING), number(fields + 2 * models, WORKING)
+        above = (size > top) | ((size == top) & _before(fields + models, first, TILE))
+        below = (size < bottom) | ((size == bottom) & (_before(fields + 3 * models, first, TILE) == 0))
         on = (above | below) == 0
     if DROP:
         threshold = tl.load(fields + 5 * models)

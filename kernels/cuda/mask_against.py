@@ -14,6 +14,13 @@ from .sums import by_lanes, put_sum, whole_tiles, zeros
 
 
 @triton.jit
+def _mask(tau, merged, tall, TALL: tl.constexpr, WORKING: tl.constexpr):
+    if TALL:
+        return tl.abs(tau) >= number(tall, WORKING) * tl.abs(merged - tau)
+    return (tl.where(merged > 0, tau, -tau) > 0) & (tl.abs(merged) > 0)  # of the same sign
+
+
+@triton.jit
 def _tile(
     row, first, models, found, start, n, FULL: tl.constexpr, K: tl.constexpr, MODELS: tl.constexpr,
     BASE: tl.constexpr, MERGED: tl.constexpr, TALL: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr,
@@ -28,16 +35,12 @@ def _tile(
     for k in tl.static_range(K):  # all are on their way before the first is needed
         taus = taus + (task_vector(row, first + k, theta, offsets, n, FULL, MODELS[k], ALIGNED, WORKING),)
     for k in tl.static_range(K):
-        tau = taus[k]
-        if TALL:
-            mask = tl.abs(tau) >= number(row + HEAD + models + first + k, WORKING) * tl.abs(merged - tau)
-        else:
-            mask = (tl.where(merged > 0, tau, -tau) > 0) & (tl.abs(merged) > 0)  # of the same sign
+        mask = _mask(taus[k], merged, row + HEAD + models + first + k, TALL, WORKING)
         if not FULL:
             mask = mask & (offsets < n)  # beyond n all is 0, and 0 ≥ 0
         store_bits(masks + (first + k) * ((n + 7) // 8), start, mask, n, FULL, TILE)
         after = after + (
-            found[2 * k] + tl.sum(by_lanes(tl.abs(tau).to(tl.float64), LANES), 1),
+            found[2 * k] + tl.sum(by_lanes(tl.abs(taus[k]).to(tl.float64), LANES), 1),
             found[2 * k + 1] + tl.sum(by_lanes(tl.where(mask, size, 0.0), LANES), 1),
         )
     return after

@@ -15,6 +15,22 @@ from .sums import by_lanes, put_sum, whole_tiles, zeros
 
 
 @triton.jit
+def _with_model(tau, found, k, LANES: tl.constexpr):
+    """The five vectors of model k, this tile's τ among them."""
+    size = tl.abs(tau)
+    wide = by_lanes(tau.to(tl.float64), LANES)
+    peak = tl.max(by_lanes(tl.where(size == size, size, 0.0), LANES), 1)
+    bad = by_lanes(((size < float("inf")) == 0).to(tl.int32), LANES)
+    return (
+        found[5 * k] + tl.sum(tl.abs(wide), 1),
+        found[5 * k + 1] + tl.sum(wide, 1),
+        found[5 * k + 2] + tl.sum(wide * wide, 1),
+        tl.where(peak > found[5 * k + 3], peak, found[5 * k + 3]),
+        found[5 * k + 4] + tl.sum(bad, 1),
+    )
+
+
+@triton.jit
 def _tile(
     row, first, found, start, n, FULL: tl.constexpr, K: tl.constexpr, MODELS: tl.constexpr, BASE: tl.constexpr,
     ALIGNED: tl.constexpr, TILE: tl.constexpr, LANES: tl.constexpr, WORKING: tl.constexpr,
@@ -26,17 +42,7 @@ def _tile(
     for k in tl.static_range(K):  # all are on their way before the first is needed
         taus = taus + (task_vector(row, first + k, theta, offsets, n, FULL, MODELS[k], ALIGNED, WORKING),)
     for k in tl.static_range(K):
-        size = tl.abs(taus[k])
-        wide = by_lanes(taus[k].to(tl.float64), LANES)
-        peak = tl.max(by_lanes(tl.where(size == size, size, 0.0), LANES), 1)
-        bad = by_lanes(((size < float("inf")) == 0).to(tl.int32), LANES)
-        after = after + (
-            found[5 * k] + tl.sum(tl.abs(wide), 1),
-            found[5 * k + 1] + tl.sum(wide, 1),
-            found[5 * k + 2] + tl.sum(wide * wide, 1),
-            tl.where(peak > found[5 * k + 3], peak, found[5 * k + 3]),
-            found[5 * k + 4] + tl.sum(bad, 1),
-        )
+        after = after + _with_model(taus[k], found, k, LANES)
     return after
 
 
