@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -166,8 +167,11 @@ def against_mergekit(method: str, folders: list[Path], scratch: Path) -> dict[st
         "fastmerge": [sys.executable, "-m", "fastmerge", *mine],
     }
     env = mergekit.environment() | {"PYTHONPATH": os.pathsep.join(THEIRS)}
-    took = {name: run_process(command, env).seconds for name, command in commands.items() if not clear(scratch)}
-    return {"command": method, "k": len(models)} | {f"{name}_seconds": value for name, value in took.items()}
+    took = {}
+    for name, command in commands.items():
+        clear(scratch)
+        took[f"{name}_seconds"] = run_process(command, env).seconds
+    return {"command": method, "k": len(models), **took}
 
 
 def clear(scratch: Path) -> None:
@@ -178,6 +182,11 @@ def clear(scratch: Path) -> None:
 
 def rows(layers: dict[str, int]) -> Iterator[dict[str, Any]]:
     link = Link()
+    name, count = "7b", 2
+    with tempfile.TemporaryDirectory(dir=IN_MEMORY) as folder:
+        folders = write(Path(folder), 6, count, SIZES[name])
+        for k in (2, 6):
+            yield {"size": name, "layers": count} | job(OF_ANY_K, {}, folders[: k + 1], Path(folder), link)
     for name, count in layers.items():
         with tempfile.TemporaryDirectory(dir=IN_MEMORY) as folder:
             scratch = Path(folder)
@@ -189,11 +198,6 @@ def rows(layers: dict[str, int]) -> Iterator[dict[str, Any]]:
                 yield of_size | job(method, JOBS[method], folders, scratch, link)
             for method in BY_MERGEKIT if name == "13b" and shutil.which("mergekit-yaml") else ():
                 yield of_size | against_mergekit(method, folders, scratch)
-    name, count = "7b", 2
-    with tempfile.TemporaryDirectory(dir=IN_MEMORY) as folder:
-        folders = write(Path(folder), 6, count, SIZES[name])
-        for k in (2, 6):
-            yield {"size": name, "layers": count} | job(OF_ANY_K, {}, folders[: k + 1], Path(folder), link)
 
 
 def show(row: dict[str, Any]) -> None:
@@ -220,9 +224,10 @@ def main() -> None:
     parser.add_argument("--no-save", action="store_true")
     wanted = vars(parser.parse_args())
     unsaved, found = wanted.pop("no_save"), []
-    for measured in rows({name: count for name, count in wanted.items() if count}):
-        found.append(measured)
-        show(measured)
+    with suppress(KeyboardInterrupt):  # what has been measured counts
+        for measured in rows({name: count for name, count in wanted.items() if count}):
+            found.append(measured)
+            show(measured)
     if not unsaved:
         print(f"kept in {save('gpu-merging', found, cores=CORES, **machine())}")
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -119,9 +120,10 @@ def show(found: dict[str, Any]) -> None:
 
 def main() -> None:
     found, begin = [], time.perf_counter()
-    for measured in rows():
-        found.append(measured)
-        show(measured)
+    with suppress(KeyboardInterrupt):  # what has been measured counts
+        for measured in rows():
+            found.append(measured)
+            show(measured)
     print(f"{len(found)} rows in {time.perf_counter() - begin:.0f} s")
     if "--no-save" not in sys.argv:
         file = save("gpu-roofline", found, **machine())

@@ -23,7 +23,7 @@ from ..formats.layout import FilePlan
 PAGE = 4096
 DIRECT_MIN = 16 * PAGE  # bytes; below, the page cache serves better
 TMPFS = 0x01021994  # statfs(2) on Linux
-COPIERS = min(8, (os.cpu_count() or 1) // 2)  # threads that copy into a file in memory
+COPIERS = min(12, (os.cpu_count() or 1) * 3 // 4)  # threads that copy into a file in memory
 FEW = 3  # of which one that writes is as fast
 PART = 4 << 20  # bytes that one of them copies at a time
 STEP = 64 << 20  # bytes of memory that are asked for at a time
