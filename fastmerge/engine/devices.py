@@ -120,8 +120,9 @@ class CudaStream:
         self._stream.wait_event(event)
 
     def record(self) -> Event:
-        event = torch.cuda.Event(blocking=True)  # a thread that waits leaves its core
-        event.record(self._stream)  # type: ignore[no-untyped-call]
+        # A thread that waits leaves its core.
+        event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        event.record(self._stream)
         return event
 
     def current(self) -> AbstractContextManager[Any]:
