@@ -21,7 +21,6 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -224,12 +223,13 @@ def main() -> None:
     parser.add_argument("--no-save", action="store_true")
     wanted = vars(parser.parse_args())
     unsaved, found = wanted.pop("no_save"), []
-    with suppress(KeyboardInterrupt):  # what has been measured counts
+    try:
         for measured in rows({name: count for name, count in wanted.items() if count}):
             found.append(measured)
             show(measured)
-    if not unsaved:
-        print(f"kept in {save('gpu-merging', found, cores=CORES, **machine())}")
+    finally:  # what has been measured counts
+        if found and not unsaved:
+            print(f"kept in {save('gpu-merging', found, cores=CORES, **machine())}", flush=True)
 
 
 if __name__ == "__main__":

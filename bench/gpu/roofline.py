@@ -11,7 +11,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -71,7 +70,7 @@ def rows() -> Iterator[dict[str, Any]]:
             part, parts = base[:m], [model[:m] for model in models]
             times = {
                 way: milliseconds(partial(other, part, parts), 3, 1) * n / m
-                for way, other in (ways(name, (dtype, k) == MAIN) if k <= 3 else {}).items()
+                for way, other in (ways(name, (dtype, k) == MAIN) if k == 3 else {}).items()
             }
             yield row(name, dtype, k, n, took, moved, ceiling, times)
     yield from batches(copy)
@@ -120,14 +119,15 @@ def show(found: dict[str, Any]) -> None:
 
 def main() -> None:
     found, begin = [], time.perf_counter()
-    with suppress(KeyboardInterrupt):  # what has been measured counts
+    try:
         for measured in rows():
             found.append(measured)
             show(measured)
-    print(f"{len(found)} rows in {time.perf_counter() - begin:.0f} s")
-    if "--no-save" not in sys.argv:
-        file = save("gpu-roofline", found, **machine())
-        print(f"kept in {file} and {plot(file).name}")
+    finally:  # what has been measured counts
+        print(f"{len(found)} rows in {time.perf_counter() - begin:.0f} s")
+        if found and "--no-save" not in sys.argv:
+            file = save("gpu-roofline", found, **machine())
+            print(f"kept in {file} and {plot(file).name}", flush=True)
 
 
 if __name__ == "__main__":

@@ -18,9 +18,8 @@ from ..formats.expanded import is_computed
 from ..formats.layout import Place
 from ..formats.mapping import LITTLE, Inputs, Little, ReadAhead, Span
 from ..formats.safetensors import DTYPES, TensorInfo
-from .output_files import PAGE
 from .reading import read, spans
-from .writer import Segment, Slot
+from .writer import PAGE, Segment, Slot
 
 
 @dataclass(frozen=True, slots=True)

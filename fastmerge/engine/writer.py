@@ -1,16 +1,21 @@
 """Output files, written at known offsets by a thread of its own while the next chunk is computed.
 
 Every few seconds the thread waits until what it has written is on the disk, then tells the journal which tensors are
-finished. A slot's memory lies relative to page boundaries as its bytes lie in the file.
+finished.
+
+Whole pages go past the page cache (O_DIRECT) where the file system allows it: new files written through the cache vary
+tenfold in speed on virtual machines. A slot's memory lies relative to page boundaries as its bytes lie in the file.
 """
 
 from __future__ import annotations
 
 import mmap
+import os
 import queue
 import threading
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +24,12 @@ from torch import Tensor
 
 from ..formats.layout import FilePlan
 from .journal import Journal, fsync_all
-from .output_files import PAGE, OutputFiles
 
+PAGE = 4096
+DIRECT_MIN = 16 * PAGE  # bytes; below, the page cache serves better
 SYNC_SECONDS = 2.0
+
+fdatasync = getattr(os, "fdatasync", os.fsync)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +72,8 @@ class Writer:
     def __init__(self, folder: Path, files: Iterable[FilePlan], slots: int, slot_bytes: int, journal: Journal) -> None:
         self._journal = journal
         self._lines: list[bytes] = []
-        self._files = OutputFiles(folder)
+        self._cached: dict[str, int] = {}
+        self._direct: dict[str, int] = {}
         self._unsynced: set[str] = set()
         self._free: queue.SimpleQueue[Slot] = queue.SimpleQueue()
         self._full: queue.SimpleQueue[Slot | bytes | None] = queue.SimpleQueue()
@@ -75,11 +84,23 @@ class Writer:
             self._free.put(slot)
         try:
             for file in files:
-                self._files.open(file)
+                self._open(folder / file.name, file)
             fsync_all([folder, *(path for path in folder.rglob("*") if path.is_dir())])
         except BaseException:
-            self._files.close()
+            self._close()
             raise
+
+    def _open(self, path: Path, file: FilePlan) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._cached[file.name] = fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        _pwrite(fd, memoryview(file.header), 0)
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(fd, 0, file.size)
+        else:
+            os.ftruncate(fd, file.size)
+        # Where the system or file system has no such flag, everything goes through the cache.
+        with suppress(AttributeError, OSError):
+            self._direct[file.name] = os.open(path, os.O_WRONLY | os.O_DIRECT)
 
     def __enter__(self) -> Writer:
         self._thread.start()
@@ -88,7 +109,7 @@ class Writer:
     def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
         self._full.put(None)
         self._thread.join()
-        self._files.close()
+        self._close()
         if failure is None:
             self._raise()
 
@@ -110,6 +131,11 @@ class Writer:
     def _raise(self) -> None:
         if self._error is not None:
             raise self._error
+
+    def _close(self) -> None:
+        for fd in (*self._cached.values(), *self._direct.values()):
+            os.close(fd)
+        self._cached, self._direct = {}, {}
 
     def _run(self) -> None:
         synced = time.monotonic()
@@ -134,8 +160,7 @@ class Writer:
             self._lines.append(item)
             return
         for segment in item.segments:
-            data = memoryview(item.memory)[segment.start :][: segment.nbytes]
-            self._files[segment.file].write(data, segment.offset, segment.start % PAGE)
+            self._write(memoryview(item.memory)[segment.start :][: segment.nbytes], segment)
             self._unsynced.add(segment.file)
 
     def _sync(self) -> None:
@@ -145,6 +170,23 @@ class Writer:
             [],
         )  # never to be journaled where waiting fails, though it might not fail twice
         while self._unsynced:
-            self._files[self._unsynced.pop()].sync()
+            fdatasync(self._cached[self._unsynced.pop()])
         if lines:
             self._journal.append(lines)
+
+    def _write(self, data: memoryview, segment: Segment) -> None:
+        """Whole pages directly, what is left at both ends through the cache."""
+        cached, direct = self._cached[segment.file], self._direct.get(segment.file)
+        head = -segment.offset % PAGE
+        middle = (segment.nbytes - head) // PAGE * PAGE
+        if direct is None or middle < DIRECT_MIN or segment.start % PAGE != segment.offset % PAGE:
+            return _pwrite(cached, data, segment.offset)
+        _pwrite(cached, data[:head], segment.offset)
+        _pwrite(direct, data[head : head + middle], segment.offset + head)
+        return _pwrite(cached, data[head + middle :], segment.offset + head + middle)
+
+
+def _pwrite(fd: int, data: memoryview, offset: int) -> None:
+    while data:
+        written = os.pwrite(fd, data, offset)
+        data, offset = data[written:], offset + written

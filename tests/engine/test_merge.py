@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from tensors import assert_same_bits
 
 import fastmerge as fm
-from fastmerge.engine import output_files
+from fastmerge.engine import writer
 from fastmerge.errors import InputError, MergeError
 from fastmerge.recipe import outputs
 from fastmerge.recipe import plan as planning
@@ -167,7 +167,7 @@ def test_short_writes_and_no_direct_io(
         return opened(path, flags, mode)
 
     short = Patched(os, open=plain, pwrite=lambda fd, data, offset: os.pwrite(fd, data[:4000], offset))
-    monkeypatch.setattr(output_files, "os", short)
+    monkeypatch.setattr(writer, "os", short)
     fm.merge("emr", base, models, tmp_path / "y" / "out")
     assert content(tmp_path / "x" / "out") == content(tmp_path / "y" / "out")
 
