@@ -18,9 +18,8 @@ from .devices import Device, Event
 from .stream import Piece, Source, Work
 
 ROOMS = 3  # loads on the device: one is computed with while the next come in
-READERS = min(
-    12, max(2, (os.cpu_count() or 1) - 4)
-)  # threads that read files: one core copies a fifth of what PCIe moves
+# Threads that read files: one core copies an eighth of what PCIe moves.
+READERS = min(12, max(2, (os.cpu_count() or 1) - 4))
 SEGMENTS = READERS + READERS // 3 + 1  # of staging memory: some are on their way to the device
 ALIGN = 256  # bytes, so that every source's loads are whole
 
