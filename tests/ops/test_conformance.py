@@ -31,6 +31,7 @@ SHARED = {
     "philox",
     "launch",
     "nvrtc",
+    "cufft",
     "settings",
     "sums",
     "magnitude",
