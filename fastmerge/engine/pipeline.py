@@ -25,7 +25,7 @@ from .feed import ROOMS, Feed, Load, load_bytes, loads_of
 from .stream import Piece, Target, Work, slot_bytes
 from .writer import Slot, Writer
 
-LOAD = 192 << 20  # bytes that come in at a time, at most: what Python does for a load takes a tenth of their way
+LOAD = 192 << 20  # bytes that come in at a time, at most: what Python does for a load is little beside their way
 STAGING = 256 << 20  # bytes of the host, at most; a fourth of the memory budget
 LEAST_STAGING = 1 << 20
 TOGETHER = 256  # small tensors at a time, at most

@@ -100,8 +100,8 @@ class Inputs:
                 if not read:
                     self._fail(span)
                 memory, start = memory[read:], start + read
-        except OSError:
-            self._fail(span)
+        except OSError as error:
+            self._fail(span, error.strerror)
 
     @property
     def files(self) -> dict[Path, int]:
@@ -137,11 +137,13 @@ class Inputs:
                     self._fail((file, start, stop))
                 pages[:] = advice == POPULATE_READ
 
-    def _fail(self, span: Span) -> NoReturn:
+    def _fail(self, span: Span, why: str | None = None) -> NoReturn:
         self.check_unchanged()
         file, start, stop = span
+        reason = f" ({why})" if why else ""
         raise ResumableError(
-            f"{file}: bytes {start} to {stop} cannot be read; mend the disk or its network, and go on with --resume"
+            f"{file}: bytes {start} to {stop} cannot be read{reason}; mend the disk or its network, "
+            "and go on with --resume"
         )
 
 
@@ -217,6 +219,7 @@ class ReadAhead:
         self._chunks = chunks
         self._room = threading.Semaphore(AHEAD)
         self._ready = threading.Semaphore(0)
+        self._there = self._waited = 0  # chunks that were populated, and that were waited for
         self._stop = False
         self._error: MergeError | None = None
         self._thread = threading.Thread(target=self._run, name="fastmerge-read-ahead", daemon=True)
@@ -233,7 +236,8 @@ class ReadAhead:
     def wait(self) -> None:
         """Until the next chunk's pages are there. Raises what `populate` does."""
         self._ready.acquire()
-        if self._error is not None:
+        self._waited += 1
+        if self._error is not None and self._waited > self._there:
             raise self._error
 
     def done(self) -> None:
@@ -257,4 +261,5 @@ class ReadAhead:
                 self._inputs.release(mapped.popleft())
             self._inputs.populate(spans)
             mapped.append(spans if release else ())
+            self._there += 1
             self._ready.release()

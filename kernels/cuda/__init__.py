@@ -11,7 +11,7 @@ try:
 except ImportError as error:
     raise ImportError("Triton is not installed: pip install 'fastmerge[cuda]' on Linux") from error
 
-from . import nvrtc
+from . import cufft, nvrtc
 from .blend import blend
 from .combine import combine, combine_many
 from .delta_sum import delta_sum, delta_sum_many
@@ -74,3 +74,4 @@ def check(capability: tuple[int, int]) -> None:
     if reason:
         raise RuntimeError(reason)
     nvrtc.library()
+    cufft.library()

@@ -244,6 +244,7 @@ STATES = {
     "too few": ({"index": 3}, "numbered from 0"),
     "old": ({"capability": (7, 0)}, "sm_80 is the least"),
     "no NVRTC": ({"nvrtc": False}, "pip install 'nvidia-cuda-nvrtc"),
+    "no cuFFT": ({"cufft": False}, "pip install 'nvidia-cufft"),
     "no Triton": ({"backend": "Triton is not installed: pip install"}, "pip install"),
     "fine": ({}, None),
 }
@@ -253,7 +254,7 @@ STATES = {
 def test_why_a_gpu_cannot_be_used(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each reason says what to do."""
     pytest.importorskip("triton", reason="Triton is not installed")
-    from fastmerge.kernels.cuda import nvrtc
+    from fastmerge.kernels.cuda import cufft, nvrtc
 
     given, expected = STATES[name]
     monkeypatch.setattr(torch.version, "cuda", given.get("version", "12.8"))
@@ -261,11 +262,12 @@ def test_why_a_gpu_cannot_be_used(name: str, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: given.get("capability", (9, 0)))
-    if given.get("nvrtc", True):
-        monkeypatch.setattr(nvrtc, "library", lambda: None)
-    else:
-        monkeypatch.setattr(nvrtc.ctypes, "CDLL", lambda _: (_ for _ in ()).throw(OSError()))
-        nvrtc.library.cache_clear()
+    for what, module in (("nvrtc", nvrtc), ("cufft", cufft)):
+        if given.get(what, True):
+            monkeypatch.setattr(module, "library", lambda: None)
+        else:
+            monkeypatch.setattr(module.ctypes, "CDLL", lambda *_: (_ for _ in ()).throw(OSError()))
+            module.library.cache_clear()
     if "backend" in given:
         monkeypatch.setattr(dispatch, "load", lambda _: given["backend"])
     reason = gpus.why_not(f"cuda:{given.get('index', 1)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import threading
@@ -63,6 +64,26 @@ def test_bytes_that_are_gone_are_an_error(inputs: Inputs, monkeypatch: pytest.Mo
         with pytest.raises(ResumableError, match=rf"{file}: bytes 8192 to 12000 cannot be read.*--resume"):
             inputs.populate([(file, 8192, 12_000)])
     inputs.populate([(file, 0, 4096)])
+
+
+def test_bytes_are_copied_past_the_map(inputs: Inputs) -> None:
+    file = list(inputs.files)[1]
+    memory = bytearray(9000)
+    inputs.copy((file, 4099, 13_099), memoryview(memory))
+    assert memory == file.read_bytes()[4099:13_099]
+    inputs.copy((file, 7, 7), memoryview(b""))
+
+
+def test_what_cannot_be_copied_is_an_error(inputs: Inputs, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, memory = cut(inputs), memoryview(bytearray(3808))
+    with pytest.raises(MergeError, match=rf"{file}: has changed"):
+        inputs.copy((file, 8192, 12_000), memory)
+    monkeypatch.setattr(inputs, "check_unchanged", lambda: None)  # as where a disk fails
+    with pytest.raises(ResumableError, match=rf"{file}: bytes 8192 to 12000 cannot be read; .*--resume"):
+        inputs.copy((file, 8192, 12_000), memory)
+    monkeypatch.setattr(os, "preadv", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "Input/output error")))
+    with pytest.raises(ResumableError, match=r"cannot be read \(Input/output error\)"):
+        inputs.copy((file, 0, 3808), memory)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems bring in no pages")
