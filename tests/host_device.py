@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import queue
 import threading
 import time
@@ -11,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from fastmerge import dispatch
 
 POISON = 0xA5
 
@@ -72,24 +75,65 @@ class HostCompute(HostStream):
         return event
 
 
-class HostDevice:
-    """`room`: bytes that can be had at a time; more is out of memory, as is every call of `empty` in `fails`."""
+class HostLoader:
+    """The native loader, whose copies a stream does later."""
 
-    def __init__(self, lag: float = 0.001, room: int = 1 << 40, fails: set[int] | None = None) -> None:
+    def __init__(self, native: Any, staging: Tensor, threads: int, stream: HostStream) -> None:
+        self._loader = native.Loader(staging.data_ptr(), staging.numel(), threads, -1, 0)
+        self._stream = stream
+        self._copies: dict[int, list[tuple[int, Tensor]]] = {}
+
+    def begin(self, spans: list[tuple[int, int, int, int]]) -> int:
+        copies = [(to, torch.full((nbytes,), POISON, dtype=torch.uint8)) for _, _, nbytes, to in spans]
+        taken = [(file, at, n, own.data_ptr()) for (file, at, n, _), (_, own) in zip(spans, copies, strict=True)]
+        number = int(self._loader.begin(taken))
+        self._copies[number] = copies
+        return number
+
+    def wait(self, number: int) -> tuple[int, int]:
+        failed, error = self._loader.wait(number)
+        for to, own in self._copies.pop(number):
+            if own.numel():
+                memory = (ctypes.c_uint8 * own.numel()).from_address(to)
+                self._stream.copy(torch.frombuffer(memory, dtype=torch.uint8), own)
+        return failed, error
+
+    def close(self) -> None:
+        self._loader.close()
+        self._stream.record().synchronize()
+
+
+class HostDevice:
+    """`room`: bytes that can be had at a time; more is out of memory, as is every call of `empty` in `fails`.
+
+    `loads`: whether there is a loader, where the native backend is.
+    """
+
+    def __init__(
+        self, lag: float = 0.001, room: int = 1 << 40, fails: set[int] | None = None, loads: bool = True
+    ) -> None:
         self.place = torch.device("cpu")
         self.incoming, self.computing, self.outgoing = HostStream(lag), HostCompute(), HostStream(lag)
-        self.room, self.fails = room, fails or set()
+        self.room, self.fails, self.loads = room, fails or set(), loads
         self.calls = self.forgotten = 0
+        self._given: list[Tensor] = []  # kept, since a copy may come after whoever does not wait for it
         self.pinned: set[int] = set()
 
     def empty(self, nbytes: int) -> Tensor:
         self.calls += 1
         if nbytes > self.room or self.calls in self.fails:
             raise torch.OutOfMemoryError(f"simulated: {nbytes} bytes")
-        return torch.full((nbytes,), POISON, dtype=torch.uint8)
+        self._given.append(torch.full((nbytes,), POISON, dtype=torch.uint8))
+        return self._given[-1]
 
     def staging(self, nbytes: int) -> Tensor:
         return torch.full((nbytes,), POISON, dtype=torch.uint8)
+
+    def loader(self, staging: Tensor, threads: int) -> Any:
+        native = dispatch.load("native")
+        if isinstance(native, str) or not self.loads:
+            return None
+        return HostLoader(native, staging, threads, self.incoming)
 
     def pin(self, memory: Tensor) -> None:
         self.pinned.add(memory.data_ptr())

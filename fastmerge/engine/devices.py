@@ -12,6 +12,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from .. import dispatch
+
 
 class Event(Protocol):
     """All that was put into a stream before it."""
@@ -36,6 +38,19 @@ class Stream(Protocol):
         """What this thread computes on the device goes into this stream."""
 
 
+class Loader(Protocol):
+    """Threads that bring spans of files into a stream (kernels/native/loader.hpp)."""
+
+    def begin(self, spans: Sequence[tuple[int, int, int, int]]) -> int:
+        """Bring in spans: descriptor, offset, bytes, address on the device. Returns a number for all of them."""
+
+    def wait(self, number: int) -> tuple[int, int]:
+        """Until all are in the stream. Returns which could not be read, or −1, and its errno, 0 at a file's end."""
+
+    def close(self) -> None:
+        """Drop what has not begun, and wait for what has."""
+
+
 class Device(Protocol):
     """Memory of its own, and streams for what comes in, is computed, and goes out."""
 
@@ -55,6 +70,9 @@ class Device(Protocol):
 
     def staging(self, nbytes: int) -> Tensor:
         """Memory of the host that the device copies from by itself, uint8."""
+
+    def loader(self, staging: Tensor, threads: int) -> Loader | None:
+        """One for the incoming stream, with staging memory that stays until it is closed; None where there is none."""
 
     def pin(self, memory: Tensor) -> None:
         """Let the device copy to this memory of the host by itself, if it can."""
@@ -83,6 +101,15 @@ class Cuda:
     def staging(self, nbytes: int) -> Tensor:
         return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
 
+    def loader(self, staging: Tensor, threads: int) -> Loader | None:
+        native = dispatch.load("native")
+        if isinstance(native, str):
+            return None
+        made: Loader = native.Loader(
+            staging.data_ptr(), staging.numel(), threads, self.place.index or 0, self.incoming.number
+        )
+        return made
+
     def pin(self, memory: Tensor) -> None:
         runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
         if int(runtime.cudaHostRegister(memory.data_ptr(), memory.numel(), 1)) == 0:  # for every GPU's context
@@ -110,6 +137,11 @@ class CudaStream:
 
     def __init__(self, place: torch.device) -> None:
         self._stream = torch.cuda.Stream(place)  # type: ignore[no-untyped-call]
+
+    @property
+    def number(self) -> int:
+        """As CUDA knows it."""
+        return int(self._stream.cuda_stream)
 
     def copy(self, to: Tensor, source: Tensor) -> None:
         with torch.cuda.stream(self._stream):

@@ -1,4 +1,8 @@
-"""What works read, brought into a device's memory ahead of its use: files → staging memory → device."""
+"""What works read, brought into a device's memory ahead of its use: files → staging memory → device.
+
+The native backend's loader brings what lies in files; what has to be computed on the host, and all where that backend
+was not built, is brought by threads of Python.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +16,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from ..formats.mapping import Inputs
+from ..formats.mapping import Inputs, Span
 from ..formats.safetensors import DTYPES
-from .devices import Device, Event
+from .devices import Device, Event, Loader
 from .stream import Piece, Source, Work
 
 ROOMS = 3  # loads on the device: one is computed with while the next come in
@@ -34,7 +38,7 @@ class Room:
 
 @dataclass(slots=True)
 class Load:
-    """The sources of pieces, each piece's 1-D, on the device as soon as all have `arrived`.
+    """The sources of pieces, each piece's 1-D, on the device once `Feed.arrived` says so.
 
     A `whole` piece has all of a work that has to be prepared, and all its chunks.
     """
@@ -42,12 +46,9 @@ class Load:
     pieces: list[Piece]
     room: Room
     sources: list[list[Tensor]] = field(default_factory=list)
-    copies: list[Future[Event]] = field(default_factory=list)
-
-    @property
-    def arrived(self) -> list[Event]:
-        """Once all copies are under way. Raises what a reader has met."""
-        return [copy.result() for copy in self.copies]
+    copies: list[Future[Event]] = field(default_factory=list)  # by threads of Python
+    spans: list[Span] = field(default_factory=list)  # by the loader, under its number
+    number: int | None = None
 
 
 def loads_of(works: Sequence[Work], chunk: int) -> Iterator[list[Piece]]:
@@ -82,14 +83,14 @@ class Feed:
         self._device, self._next_works, self._chunk, self._inputs = device, next_works, chunk, inputs
         self._rooms: queue.SimpleQueue[Room | None] = queue.SimpleQueue()
         self._loads: queue.SimpleQueue[Load | BaseException | None] = queue.SimpleQueue()
-        self._segments: queue.SimpleQueue[tuple[Tensor, Event | None]] = queue.SimpleQueue()
         for _ in range(ROOMS):
             self._rooms.put(Room())
-        for _ in range(SEGMENTS):
-            self._segments.put((device.staging(staging // SEGMENTS), None))
-        self._segment_bytes = staging // SEGMENTS
         self._stopped = False
-        self._readers = ThreadPoolExecutor(READERS, "fastmerge-reader")
+        self._staging = device.staging(staging)
+        self._loader: Loader | None = device.loader(self._staging, READERS)
+        self._segments: queue.SimpleQueue[tuple[Tensor, Event | None]] = queue.SimpleQueue()
+        self._segment_bytes = staging // SEGMENTS
+        self._readers: ThreadPoolExecutor | None = None
         self._thread = threading.Thread(target=self._run, name="fastmerge-feed", daemon=True)
 
     def __enter__(self) -> Feed:
@@ -100,7 +101,10 @@ class Feed:
         self._stopped = True
         self._rooms.put(None)
         self._thread.join()
-        self._readers.shutdown(cancel_futures=True)
+        if self._readers is not None:
+            self._readers.shutdown(cancel_futures=True)
+        if self._loader is not None:
+            self._loader.close()
         self._device.computing.record().synchronize()
         with suppress(queue.Empty):  # nothing may use memory that is let go
             while True:
@@ -116,6 +120,16 @@ class Feed:
                 finally:
                     del load  # or its traceback would hold what it is held by, and all memory of this feed
             yield load
+
+    def arrived(self, load: Load) -> list[Event]:
+        """The events after which all of a load is there. Raises what a reader has met."""
+        events = [copy.result() for copy in load.copies]
+        if self._loader is not None and load.number is not None:
+            failed, error = self._loader.wait(load.number)
+            if failed >= 0:
+                self._inputs.fail(load.spans[failed], os.strerror(error) if error else None)
+            events.append(self._device.incoming.record())
+        return events
 
     def done(self, load: Load, used: Event) -> None:
         """A load is not needed any more once an event is."""
@@ -145,20 +159,37 @@ class Feed:
         if room.memory is None or room.memory.numel() < nbytes:
             room.memory = None  # first let go of what is there
             room.memory = self._device.empty(nbytes)
-        at = 0
+        at, spans = 0, []
         for piece in load.pieces:
             sources = []
             for source in piece.work.sources:
                 to = room.memory[at : at + source.nbytes(piece.start, piece.stop)]
                 sources.append(to.view(source.dtype))
-                step = self._segment_bytes // DTYPES[source.info.dtype] // 8 * 8  # elements
-                for a in range(piece.start, piece.stop, step):
-                    b = min(a + step, piece.stop)
-                    part = slice(source.nbytes(piece.start, a), source.nbytes(piece.start, b))
-                    load.copies.append(self._readers.submit(self._copy, source, a, b, to[part]))
+                if self._loader is not None and source.is_stored:
+                    (span,) = source.spans(piece.start, piece.stop)
+                    file, start, stop = span
+                    load.spans.append(span)
+                    spans.append((self._inputs.descriptor(file), start, stop - start, to.data_ptr()))
+                else:
+                    load.copies += self._copies(source, piece, to)
                 at += _aligned(to.numel())
             load.sources.append(sources)
+        if self._loader is not None and spans:
+            load.number = self._loader.begin(spans)
         return load
+
+    def _copies(self, source: Source, piece: Piece, to: Tensor) -> Iterator[Future[Event]]:
+        """A source's part in a piece, brought by threads of Python."""
+        if self._readers is None:
+            self._readers = ThreadPoolExecutor(READERS, "fastmerge-reader")
+            staging = self._staging if self._loader is None else self._device.staging(self._staging.numel())
+            for i in range(SEGMENTS):
+                self._segments.put((staging[i * self._segment_bytes :][: self._segment_bytes], None))
+        step = self._segment_bytes // DTYPES[source.info.dtype] // 8 * 8  # elements
+        for a in range(piece.start, piece.stop, step):
+            b = min(a + step, piece.stop)
+            part = slice(source.nbytes(piece.start, a), source.nbytes(piece.start, b))
+            yield self._readers.submit(self._copy, source, a, b, to[part])
 
     def _copy(self, source: Source, a: int, b: int, to: Tensor) -> Event:
         segment, used = self._segments.get()

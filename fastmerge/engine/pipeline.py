@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -19,14 +19,14 @@ from torch import Tensor
 from ..batching import batch
 from ..errors import MergeError
 from ..formats.mapping import Inputs
-from ..recipe.memory import BLOCK, MAX_CHUNK, SLOTS
+from ..recipe.memory import BLOCK, MAX_CHUNK
 from .devices import Device, Event
 from .feed import ROOMS, Feed, Load, load_bytes, loads_of
 from .stream import Piece, Target, Work, slot_bytes
 from .writer import Slot, Writer
 
 LOAD = 192 << 20  # bytes that come in at a time, at most: what Python does for a load is little beside their way
-STAGING = 256 << 20  # bytes of the host, at most; a fourth of the memory budget
+STAGING = 128 << 20  # bytes of the host, at most, an eighth of the memory budget: what is read, and as much computed
 LEAST_STAGING = 1 << 20
 TOGETHER = 256  # small tensors at a time, at most
 SHARE = 0.5  # of a GPU's free memory that loads and results may take; the rest is for what ops keep
@@ -36,6 +36,9 @@ Finished = Callable[[Work, list[Tensor]], None]
 
 class Pipeline:
     """Carries out the works of a pass on devices, within `memory` bytes of the host."""
+
+    WRITERS = 4  # threads, since a system writes to a file by one core at a time
+    SLOTS = WRITERS + 2  # chunks of output: those that are written, and on their way from a device
 
     def __init__(self, devices: Sequence[Device], memory: int) -> None:
         self.devices, self.memory = devices, memory
@@ -48,11 +51,11 @@ class Pipeline:
         if chunk == MAX_CHUNK:
             chunk = max(chunk, LOAD // max(map(element_bytes, works), default=LOAD) // BLOCK * BLOCK)
         free = SHARE * min(device.free() for device in self.devices)
-        left = self.memory - self.staging * len(self.devices)
+        left = self.memory - 2 * self.staging * len(self.devices)
         while chunk > BLOCK:
             groups = groups_of(works, chunk)
             on_device = max((device_bytes(group, chunk) for group in groups), default=0)
-            if group_bytes(groups, chunk) * SLOTS <= left and on_device <= free:
+            if group_bytes(groups, chunk) * self.SLOTS <= left and on_device <= free:
                 break
             chunk = halved(chunk)
         return chunk
@@ -64,7 +67,7 @@ class Pipeline:
     @property
     def staging(self) -> int:
         """Bytes of staging memory of one device."""
-        return max(LEAST_STAGING, min(STAGING, self.memory // 4 // len(self.devices)))
+        return max(LEAST_STAGING, min(STAGING, self.memory // 8 // len(self.devices)))
 
     def run(
         self,
@@ -76,7 +79,7 @@ class Pipeline:
         progress: Callable[[int], None] | None = None,
     ) -> None:
         """Carry out works. `finished` is told each and its sums, in any order, `progress` the bytes read."""
-        left = Groups(groups_of(works, chunk))
+        left = Groups(abreast(groups_of(works, chunk)))
 
         def told(work: Work, sums: list[Tensor]) -> None:
             finished(work, sums)
@@ -130,6 +133,19 @@ def groups_of(works: Sequence[Work], chunk: int) -> list[list[Work]]:
         groups[-1].append(work)
         room -= work.numel
     return groups
+
+
+def abreast(groups: Sequence[list[Work]]) -> list[list[Work]]:
+    """The groups in an order in which the files that they go to fill abreast, so that they are written side by side."""
+    written: Counter[str] = Counter()
+    ends: list[tuple[str, int]] = []
+    for group in groups:
+        targets = (target for work in group for target in (*work.targets, *work.whole_targets))
+        file = next((place.file for target in targets for place in target.places), "")
+        written[file] += sum(work.bytes_written for work in group)
+        ends.append((file, written[file]))
+    order = sorted(zip(ends, range(len(groups)), strict=True), key=lambda end: end[0][1] / (written[end[0][0]] or 1))
+    return [groups[i] for _, i in order]
 
 
 class _Run:
@@ -188,7 +204,7 @@ class _Run:
         computing = self.device.computing
         with Feed(self.device, self._take, self.chunk, self.staging, self.inputs) as feed, computing.current():
             for load in feed:
-                for arrived in load.arrived:
+                for arrived in feed.arrived(load):
                     computing.wait(arrived)
                 self._load(load, drain)
                 for piece in load.pieces:
@@ -340,7 +356,7 @@ def group_bytes(groups: Sequence[Sequence[Work]], chunk: int) -> int:
 def device_bytes(group: Sequence[Work], chunk: int) -> int:
     """Memory of the device for the loads of a group and its results on their way out."""
     results = sum(target.chunk_bytes(min(chunk, work.numel)) for work in group for target in work.targets)
-    return ROOMS * load_bytes(next(loads_of(group, chunk))) + (SLOTS + 1) * results
+    return ROOMS * load_bytes(next(loads_of(group, chunk))) + (Pipeline.SLOTS + 1) * results
 
 
 def element_bytes(work: Work) -> int:

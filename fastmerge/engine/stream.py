@@ -44,10 +44,15 @@ class Source:
         start = self.info.start + self.row * self.info.shape[1]
         return [(self.info.file, start + a // 8, start + -(-b // 8))]
 
+    @property
+    def is_stored(self) -> bool:
+        """Whether its elements lie in a file as they are, and need not be computed."""
+        return self.row is not None or not is_computed(self.info)
+
     def copy(self, inputs: Inputs, a: int, b: int, memory: Tensor) -> None:
         """Elements a to b into memory of the host, uint8."""
         spans = self.spans(a, b)
-        if self.row is not None or not is_computed(self.info):
+        if self.is_stored:
             (span,) = spans
             return inputs.copy(span, memory.numpy().data)
         inputs.populate(spans)

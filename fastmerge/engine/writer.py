@@ -1,6 +1,6 @@
-"""Output files, written at known offsets by a thread of its own while the next chunk is computed.
+"""Output files, written at known offsets by threads of their own while the next chunk is computed.
 
-Every few seconds the thread waits until what it has written is on the disk, then tells the journal which tensors are
+Every few seconds a thread waits until what was written is on the disk, then tells the journal which tensors are
 finished.
 
 Whole pages go past the page cache (O_DIRECT) where the file system allows it: new files written through the cache vary
@@ -9,11 +9,14 @@ tenfold in speed on virtual machines. A slot's memory lies relative to page boun
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import queue
+import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -28,6 +31,11 @@ from .journal import Journal, fsync_all
 PAGE = 4096
 DIRECT_MIN = 16 * PAGE  # bytes; below, the page cache serves better
 SYNC_SECONDS = 2.0
+
+TMPFS = 0x01021994  # what statfs(2) calls a file system of memory
+PRIVATE: dict[str, int] = (
+    {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+)  # memory that may have huge pages
 
 fdatasync = getattr(os, "fdatasync", os.fsync)
 
@@ -46,7 +54,10 @@ class Slot:
     """Page-aligned memory for the outputs of one chunk."""
 
     def __init__(self, nbytes: int) -> None:
-        self.memory = mmap.mmap(-1, nbytes)
+        self.memory = mmap.mmap(-1, nbytes, **PRIVATE)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            with suppress(OSError):  # without them it is only slower
+                self.memory.madvise(mmap.MADV_HUGEPAGE)
         self.bytes = torch.frombuffer(self.memory, dtype=torch.uint8)
         self._used = 0
         self.segments: list[Segment] = []
@@ -69,32 +80,42 @@ class Writer:
     A context: leaving it waits for the last byte to be on the disk. Raises OSError where that fails.
     """
 
-    def __init__(self, folder: Path, files: Iterable[FilePlan], slots: int, slot_bytes: int, journal: Journal) -> None:
+    def __init__(
+        self, folder: Path, files: Iterable[FilePlan], slots: int, slot_bytes: int, journal: Journal, threads: int = 1
+    ) -> None:
         self._journal = journal
-        self._lines: list[bytes] = []
         self._cached: dict[str, int] = {}
         self._direct: dict[str, int] = {}
-        self._unsynced: set[str] = set()
         self._free: queue.SimpleQueue[Slot] = queue.SimpleQueue()
-        self._full: queue.SimpleQueue[Slot | bytes | None] = queue.SimpleQueue()
+        self._full: queue.SimpleQueue[tuple[int, Slot | None] | None] = queue.SimpleQueue()
         self._error: Exception | None = None
-        self._thread = threading.Thread(target=self._run, name="fastmerge-writer", daemon=True)
+        self._threads = [
+            threading.Thread(target=self._run, name=f"fastmerge-writer-{i}", daemon=True) for i in range(threads)
+        ]
+        self._lock = threading.Lock()  # of what follows
+        self._put = 0  # slots, ever
+        self._writing: set[int] = set()  # the numbers of those that are not written yet
+        self._lines: deque[tuple[int, bytes]] = deque()  # with how many slots were put before
+        self._unsynced: set[str] = set()
+        self._syncing = threading.Lock()
+        self._synced = time.monotonic()
         self.slots = [Slot(slot_bytes) for _ in range(slots)]
         for slot in self.slots:
             self._free.put(slot)
         try:
+            in_memory = _is_memory(folder)
             for file in files:
-                self._open(folder / file.name, file)
+                self._open(folder / file.name, file, in_memory)
             fsync_all([folder, *(path for path in folder.rglob("*") if path.is_dir())])
         except BaseException:
             self._close()
             raise
 
-    def _open(self, path: Path, file: FilePlan) -> None:
+    def _open(self, path: Path, file: FilePlan, in_memory: bool) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._cached[file.name] = fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         _pwrite(fd, memoryview(file.header), 0)
-        if hasattr(os, "posix_fallocate"):
+        if hasattr(os, "posix_fallocate") and not in_memory:
             os.posix_fallocate(fd, 0, file.size)
         else:
             os.ftruncate(fd, file.size)
@@ -103,12 +124,19 @@ class Writer:
             self._direct[file.name] = os.open(path, os.O_WRONLY | os.O_DIRECT)
 
     def __enter__(self) -> Writer:
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
-        self._full.put(None)
-        self._thread.join()
+        for _thread in self._threads:
+            self._full.put(None)
+        for thread in self._threads:
+            thread.join()
+        try:
+            self._sync()
+        except OSError as error:
+            self._error = self._error or error
         self._close()
         if failure is None:
             self._raise()
@@ -122,11 +150,16 @@ class Writer:
 
     def put(self, slot: Slot) -> None:
         """Write the slot's segments, then let it be used again."""
-        self._full.put(slot)
+        with self._lock:
+            number, self._put = self._put, self._put + 1
+            self._writing.add(number)
+        self._full.put((number, slot))
 
     def finish(self, line: bytes) -> None:
         """A line for the journal, once what was put before is on the disk."""
-        self._full.put(line)
+        with self._lock:
+            self._lines.append((self._put, line))
+        self._full.put((0, None))  # a thread looks whether it is time
 
     def _raise(self) -> None:
         if self._error is not None:
@@ -138,41 +171,36 @@ class Writer:
         self._cached, self._direct = {}, {}
 
     def _run(self) -> None:
-        synced = time.monotonic()
         while (item := self._full.get()) is not None:
+            number, slot = item
             try:
-                if self._error is None:
-                    self._take(item)
-                if self._lines and time.monotonic() - synced >= SYNC_SECONDS:
+                if self._error is None and slot is not None:
+                    for segment in slot.segments:
+                        self._write(memoryview(slot.memory)[segment.start :][: segment.nbytes], segment)
+                    with self._lock:
+                        self._unsynced.update(segment.file for segment in slot.segments)
+                        self._writing.remove(number)
+                if time.monotonic() - self._synced >= SYNC_SECONDS and self._lines:
                     self._sync()
-                    synced = time.monotonic()
             except Exception as error:  # raised where the next slot is asked for
                 self._error = error
-            if isinstance(item, Slot):
-                self._free.put(item)
-        try:
-            self._sync()
-        except OSError as error:
-            self._error = self._error or error
-
-    def _take(self, item: Slot | bytes) -> None:
-        if isinstance(item, bytes):
-            self._lines.append(item)
-            return
-        for segment in item.segments:
-            self._write(memoryview(item.memory)[segment.start :][: segment.nbytes], segment)
-            self._unsynced.add(segment.file)
+            if slot is not None:
+                self._free.put(slot)
 
     def _sync(self) -> None:
         """Wait for the disk, then journal the tensors that are finished."""
-        lines, self._lines = (
-            self._lines,
-            [],
-        )  # never to be journaled where waiting fails, though it might not fail twice
-        while self._unsynced:
-            fdatasync(self._cached[self._unsynced.pop()])
-        if lines:
-            self._journal.append(lines)
+        with self._syncing:
+            with self._lock:
+                written = min(self._writing, default=self._put)  # all before are
+                lines = []
+                while self._lines and self._lines[0][0] <= written:  # never again, where waiting fails
+                    lines.append(self._lines.popleft()[1])
+                files, self._unsynced = self._unsynced, set()
+            for file in files:
+                fdatasync(self._cached[file])
+            if lines:
+                self._journal.append(lines)
+            self._synced = time.monotonic()
 
     def _write(self, data: memoryview, segment: Segment) -> None:
         """Whole pages directly, what is left at both ends through the cache."""
@@ -184,6 +212,15 @@ class Writer:
         _pwrite(cached, data[:head], segment.offset)
         _pwrite(direct, data[head : head + middle], segment.offset + head)
         return _pwrite(cached, data[head + middle :], segment.offset + head + middle)
+
+
+def _is_memory(folder: Path) -> bool:
+    """Whether its files are memory, which is taken for as much again before they are written as while they are."""
+    if sys.platform != "linux":
+        return False
+    found = ctypes.create_string_buffer(256)  # longer than struct statfs, which begins with the file system's type
+    failed = ctypes.CDLL(None).statfs(os.fsencode(folder), found)
+    return not failed and int.from_bytes(found.raw[: ctypes.sizeof(ctypes.c_long)], sys.byteorder) == TMPFS
 
 
 def _pwrite(fd: int, data: memoryview, offset: int) -> None:

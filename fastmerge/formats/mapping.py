@@ -92,16 +92,21 @@ class Inputs:
         """Copy bytes of a file, which need not be mapped for it. Raises MergeError where there is nothing to read."""
         file, start, stop = span
         try:
-            with self._opening:
-                if file not in self._streams:
-                    self._streams[file] = file.open("rb", buffering=0)
+            descriptor = self.descriptor(file)
             while start < stop:
-                read = os.preadv(self._streams[file].fileno(), [memory], start)
+                read = os.preadv(descriptor, [memory], start)
                 if not read:
-                    self._fail(span)
+                    self.fail(span)
                 memory, start = memory[read:], start + read
         except OSError as error:
-            self._fail(span, error.strerror)
+            self.fail(span, error.strerror)
+
+    def descriptor(self, file: Path) -> int:
+        """Of an open file, as long as these inputs live."""
+        with self._opening:
+            if file not in self._streams:
+                self._streams[file] = file.open("rb", buffering=0)
+        return self._streams[file].fileno()
 
     @property
     def files(self) -> dict[Path, int]:
@@ -134,10 +139,11 @@ class Inputs:
             if stop > first and not (advice == POPULATE_READ and pages.all()):
                 failed = self._madvise(self._addresses[file] + first, stop - first, advice)
                 if failed and advice == POPULATE_READ and ctypes.get_errno() == errno.EFAULT:
-                    self._fail((file, start, stop))
+                    self.fail((file, start, stop))
                 pages[:] = advice == POPULATE_READ
 
-    def _fail(self, span: Span, why: str | None = None) -> NoReturn:
+    def fail(self, span: Span, why: str | None = None) -> NoReturn:
+        """Raise a MergeError that says that bytes cannot be read."""
         self.check_unchanged()
         file, start, stop = span
         reason = f" ({why})" if why else ""

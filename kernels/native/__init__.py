@@ -26,6 +26,7 @@ Drop = tuple[int, int]
 Kept = tuple[Sequence[Window] | None, Sequence[Drop] | None, Tensor | None]  # trim, drop, keep
 
 isa = _native.isa
+Loader = _native.Loader
 set_threads = _native.set_threads
 threads = _native.threads
 

@@ -248,6 +248,7 @@ void unpack_bits(int64_t n, uintptr_t packed, uintptr_t out) {
 
 void bind_selection(nb::module_ &m);
 void bind_filter(nb::module_ &m);
+void bind_loader(nb::module_ &m);
 
 }  // namespace fm
 
@@ -267,6 +268,7 @@ NB_MODULE(_native, m) {
     m.def("unpack_bits", &fm::unpack_bits);
     fm::bind_selection(m);
     fm::bind_filter(m);
+    fm::bind_loader(m);
     m.def("isa", [] { return std::string(fm::ISA_NAMES[fm::isa]); });
     m.def("set_threads", &fm::set_threads);
     m.def("threads", &fm::threads);

@@ -82,11 +82,11 @@ def test_same_bytes_as_on_the_cpu(
     merge.execute(planned(checkpoints, method, tmp_path / "cpu" / "out"))
     expected = content(tmp_path / "cpu" / "out")
     monkeypatch.setattr(pipeline, "LEAST_STAGING", 6 * 30_000)
-    for blocks, count in ((1, 1), (3, 1), (2, 2)):
+    for blocks, count, loads in ((1, 1, True), (3, 1, False), (2, 2, True)):
         out = tmp_path / f"{blocks}-{count}" / "out"
         made = planned(checkpoints, method, out, blocks, memory="64MB")
         monkeypatch.setattr(pipeline, "STAGING", 6 * 30_000 * count)
-        piped(monkeypatch, made, [HostDevice() for _ in range(count)])
+        piped(monkeypatch, made, [HostDevice(loads=loads) for _ in range(count)])
         assert content(out) == expected
 
 

@@ -42,6 +42,8 @@ SHARED = {
     "selection_module",
     "filter_rows",
     "filter_module",
+    "loader",
+    "loader_module",
     "spectrum",
     "transform",
 }  # sources that are no op of their own

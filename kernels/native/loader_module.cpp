@@ -1,0 +1,26 @@
+// Binds the loader of files.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include "loader.hpp"
+
+namespace nb = nanobind;
+
+namespace fm {
+
+void bind_loader(nb::module_ &m) {
+    using Spans = std::vector<std::tuple<int, int64_t, int64_t, uintptr_t>>;
+    const nb::call_guard<nb::gil_scoped_release> unlocked;
+    nb::class_<Loader>(m, "Loader")
+        .def(nb::init<uintptr_t, int64_t, int, int, uintptr_t>())
+        .def("begin", [](Loader &loader, const Spans &given) {
+            std::vector<Span> spans;
+            for (const auto &[file, offset, nbytes, to] : given) spans.push_back({file, offset, nbytes, to});
+            return loader.begin(std::move(spans));
+        })
+        .def("wait", &Loader::wait, unlocked)
+        .def("close", &Loader::close, unlocked);
+}
+
+}  // namespace fm

@@ -1,0 +1,174 @@
+"""Bytes of files brought in by the native backend's threads: into the host's memory, and to a driver that lags."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fastmerge import dispatch
+
+native: Any = dispatch.load("native")
+pytestmark = pytest.mark.skipif(isinstance(native, str), reason="the native backend is not built")
+COMPILER = shutil.which("g++") or shutil.which("c++")
+# libcuda.so.1 whose copies are done when something waits for them, and not before: the memory that they come from must
+# still be as it was.
+LAGGING = r"""
+#include <cstring>
+#include <deque>
+#include <functional>
+#include <map>
+#include <mutex>
+static std::mutex mutex;
+static std::deque<std::function<void()>> stream;
+static size_t begun, done;
+static std::map<void *, size_t> events;
+static thread_local void *current;
+static void until(size_t place) {
+    for (; done < place; ++done) stream.front()(), stream.pop_front();
+}
+extern "C" {
+int cuDeviceGet(int *device, int ordinal) { *device = ordinal + 40; return 0; }
+int cuDevicePrimaryCtxRetain(void **context, int device) {
+    *context = (void *)(size_t)(device * 100);
+    return device == 43 ? 0 : 101;
+}
+int cuDevicePrimaryCtxRelease_v2(int) { return 0; }
+int cuCtxSetCurrent(void *context) { current = context; return 0; }
+int cuMemcpyHtoDAsync_v2(size_t to, const void *from, size_t n, void *given) {
+    std::lock_guard lock(mutex);
+    if (current != (void *)4300 || given != (void *)7) return 201;
+    stream.push_back([=] { memcpy((void *)to, from, n); }), ++begun;
+    return 0;
+}
+int cuEventCreate(void **event, unsigned flags) { *event = new char; return flags == 3 ? 0 : 1; }
+int cuEventDestroy_v2(void *event) { delete (char *)event; return 0; }
+int cuEventRecord(void *event, void *) { std::lock_guard lock(mutex); events[event] = begun; return 0; }
+int cuEventSynchronize(void *event) { std::lock_guard lock(mutex); until(events[event]); return 0; }
+int cuStreamSynchronize(void *) { std::lock_guard lock(mutex); until(begun); return 0; }
+int cuGetErrorString(int status, const char **text) {
+    *text = status == 101 ? "invalid device ordinal" : nullptr;
+    return 0;
+}
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, bytes]]:
+    path, content = tmp_path_factory.mktemp("loader") / "file", os.urandom(1_000_003)
+    path.write_bytes(content)
+    with path.open("rb", buffering=0) as stream:
+        yield stream.fileno(), content
+
+
+def loaded(file: tuple[int, bytes], device: int, stream: int = 0, staging: int = 9 * 1024) -> None:
+    """Many spans of several loads, waited for in another order than they came, have their bytes."""
+    descriptor, content = file
+    memory = torch.zeros(staging, dtype=torch.uint8)
+    loads = [[(0, 1_000_003), (5, 1), (17, 0)], [(999_999, 4)], [], [(i * 997, 2500) for i in range(300)]]
+    targets = [[torch.zeros(n, dtype=torch.uint8) for _, n in spans] for spans in loads]
+    with closing(native.Loader(memory.data_ptr(), memory.numel(), 3, device, stream)) as loader:
+        numbers = [
+            loader.begin([(descriptor, at, n, to.data_ptr()) for (at, n), to in zip(spans, own, strict=True)])
+            for spans, own in zip(loads, targets, strict=True)
+        ]
+        for number in (numbers[1], numbers[3], numbers[0], numbers[2]):
+            assert loader.wait(number) == (-1, 0)
+    for spans, own in zip(loads, targets, strict=True):
+        for (at, n), to in zip(spans, own, strict=True):
+            assert to.numpy().tobytes() == content[at : at + n]
+
+
+@pytest.mark.parametrize("staging", [9 * 64, 9 * 1024, 9 << 20])
+def test_bytes_arrive(file: tuple[int, bytes], staging: int) -> None:
+    loaded(file, -1, staging=staging)
+
+
+def test_what_cannot_be_read_is_told(file: tuple[int, bytes]) -> None:
+    """With the span, and errno or 0 at the file's end; the others of the load and later loads are read."""
+    descriptor, content = file
+    memory, to = torch.zeros(9 * 64, dtype=torch.uint8), torch.zeros(200, dtype=torch.uint8)
+    with closing(native.Loader(memory.data_ptr(), memory.numel(), 3, -1, 0)) as loader:
+        beyond = loader.begin(
+            [(descriptor, 0, 100, to.data_ptr()), (descriptor, len(content) - 50, 100, to.data_ptr())]
+        )
+        closed = loader.begin([(10_000, 0, 100, to.data_ptr())])
+        whole = loader.begin([(descriptor, 100, 100, to[100:].data_ptr())])
+        assert loader.wait(beyond) == (1, 0)
+        assert loader.wait(closed) == (0, 9)  # EBADF
+        assert loader.wait(whole) == (-1, 0)
+        with pytest.raises(ValueError, match="no such load"):
+            loader.wait(whole)
+    assert to.numpy().tobytes() == content[:200]
+
+
+def test_closing_drops_what_is_left(file: tuple[int, bytes]) -> None:
+    """Who waits is told, and no thread is left."""
+    descriptor, _ = file
+    before = threading.active_count(), len(os.listdir("/proc/self/task")) if sys.platform == "linux" else 0
+    memory, to = torch.zeros(3 * 64, dtype=torch.uint8), torch.zeros(1_000_000, dtype=torch.uint8)
+    loader = native.Loader(memory.data_ptr(), memory.numel(), 1, -1, 0)
+    number = loader.begin([(descriptor, 0, to.numel(), to.data_ptr())] * 20)
+    loader.close()
+    with pytest.raises(RuntimeError, match="stopped"):
+        loader.wait(number)
+    loader.close()
+    assert before == (threading.active_count(), len(os.listdir("/proc/self/task")) if sys.platform == "linux" else 0)
+
+
+def test_too_little_staging_is_refused() -> None:
+    memory = torch.zeros(1024, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="too little staging"):
+        native.Loader(memory.data_ptr(), memory.numel(), 16, -1, 0)
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if COMPILER is None:
+        pytest.skip("no g++ here")
+    folder = tmp_path_factory.mktemp("driver")
+    (folder / "cuda.cpp").write_text(LAGGING)
+    command = [
+        COMPILER,
+        "-std=c++17",
+        "-O1",
+        "-shared",
+        "-fPIC",
+        "-o",
+        str(folder / "libcuda.so.1"),
+        str(folder / "cuda.cpp"),
+    ]
+    subprocess.run(command, check=True)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("device", "stream", "problem"),
+    [(3, 7, ""), (0, 7, "taking the GPU's context: invalid device ordinal"), (3, 8, "copying to the GPU: error 201")],
+)
+def test_copies_of_a_gpu(file: tuple[int, bytes], driver: Path, device: int, stream: int, problem: str) -> None:
+    """In a process of its own: staging memory is read into again only after the copy out of it is done."""
+    own = {"LD_LIBRARY_PATH": str(driver), "PYTHONPATH": str(Path(__file__).parent), "CUDA_VISIBLE_DEVICES": ""}
+    content = f"open('/proc/self/fd/{file[0]}', 'rb').read()"
+    code = f"import test_loader as t; t.loaded(({file[0]}, {content}), {device}, {stream})"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=driver,
+        env=os.environ | own,
+        pass_fds=[file[0]],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == (1 if problem else 0), done.stderr
+    assert done.stderr.strip().endswith(problem)
