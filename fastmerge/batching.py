@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache, partial
 from typing import Any
 
-Told = Callable[[int], None]
-Many = Callable[[Sequence[tuple[Any, ...]]], Sequence[int] | None]
+Result = Callable[[], int]  # what a call returns, once it has been computed
+Told = Callable[[Result], None]
+Many = Callable[[Sequence[tuple[Any, ...]]], Callable[[], Sequence[int]] | None]
 
 
 class Batch:
@@ -22,13 +24,19 @@ class Batch:
         self._calls.setdefault(many, []).append((arguments, told))
 
     def make(self) -> None:
-        """Make the calls, and tell the results of those that have some."""
+        """Make the calls, and tell the results of those that have some; nobody waits for them here."""
         calls, self._calls = self._calls, {}
         self.made += 1
         for many, of_many in calls.items():
             results = many([arguments for arguments, _ in of_many])
-            for (_, told), result in zip(of_many, results or (), strict=results is not None):
-                told(result)
+            if results is not None:
+                computed = cache(results)
+                for i, (_, told) in enumerate(of_many):
+                    told(partial(_one, computed, i))
+
+
+def _one(results: Callable[[], Sequence[int]], i: int) -> int:
+    return results()[i]
 
 
 class Line:
@@ -77,7 +85,8 @@ def batch() -> Iterator[None]:
 def waiting(told: Told) -> Iterator[None]:
     """In a batch, ops called within may wait, where their backend can do many tensors at once.
 
-    Only ops may look at results, and at none of another `waiting`. What a kernel returns is 0 until `told` is given it.
+    Only ops may look at results, and at none of another `waiting`. What a kernel returns is 0 for now; `told` is given
+    what asks for it later.
     """
     own = _batch.get()
     if own is None:

@@ -113,7 +113,8 @@ class HostDevice:
         self, lag: float = 0.001, room: int = 1 << 40, fails: set[int] | None = None, loads: bool = True
     ) -> None:
         self.place = torch.device("cpu")
-        self.incoming, self.computing, self.outgoing = HostStream(lag), HostCompute(), HostStream(lag)
+        self.incoming, self.outgoing = HostStream(lag), HostStream(lag)
+        self.computing, self.checking = HostCompute(), HostCompute()
         self.room, self.fails, self.loads = room, fails or set(), loads
         self.calls = self.forgotten = 0
         self._given: list[Tensor] = []  # kept, since a copy may come after whoever does not wait for it

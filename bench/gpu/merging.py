@@ -6,6 +6,9 @@ Floors: every input byte read by all cores; every output byte written to a new f
 copied to the GPU while every output byte comes back, between page-locked memory and the card. What a merge is compared
 with is the slower of the first and the last. Merge and floors alternate in one process, whose first merge is not
 counted: it makes the CUDA context and compiles. Memory is what torch's allocator takes of the card.
+
+Files lie in a tmpfs of huge pages where this process may mount one, and one merge's in /dev/shm as well, where a system
+takes four times as long to make a page's worth of a new file.
 """
 
 from __future__ import annotations
@@ -16,11 +19,12 @@ import mmap
 import os
 import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +122,21 @@ def write_floor(file: Path, nbytes: int) -> None:
     file.unlink()
 
 
+@contextmanager
+def files_in_memory() -> Iterator[tuple[str, Path]]:
+    """What is there, and a folder in it."""
+    with tempfile.TemporaryDirectory() as folder:
+        mount = ["mount", "-t", "tmpfs", "-o", "huge=always,size=95%", "fastmerge", folder]
+        if subprocess.run(mount, capture_output=True, check=False).returncode == 0:
+            try:
+                yield "tmpfs, huge pages", Path(folder)
+            finally:
+                subprocess.run(["umount", folder], check=True)
+            return
+    with tempfile.TemporaryDirectory(dir=IN_MEMORY) as folder:
+        yield "tmpfs", Path(folder)
+
+
 def files_of(folders: Sequence[Path]) -> list[Path]:
     return [file for folder in folders for file in sorted(folder.glob("*.safetensors"))]
 
@@ -181,22 +200,30 @@ def clear(scratch: Path) -> None:
 
 def rows(layers: dict[str, int]) -> Iterator[dict[str, Any]]:
     link = Link()
-    name, count = "7b", 2
-    with tempfile.TemporaryDirectory(dir=IN_MEMORY) as folder:
-        folders = write(Path(folder), 6, count, SIZES[name])
+
+    def made(scratch: Path, kind: str, models: int, name: str, count: int) -> tuple[list[Path], dict[str, Any]]:
+        took = seconds(lambda: write(scratch, models, count, SIZES[name]))
+        print(f"{name}, {count} layers, {models} models: written in {took:.1f} s", flush=True)
+        return [scratch / "base", *(scratch / f"model{k}" for k in range(models))], {
+            "size": name,
+            "layers": count,
+            "files": kind,
+        }
+
+    with files_in_memory() as (kind, scratch):
+        folders, of_size = made(scratch, kind, 6, "7b", 2)
         for k in (2, 6):
-            yield {"size": name, "layers": count} | job(OF_ANY_K, {}, folders[: k + 1], Path(folder), link)
+            yield of_size | job(OF_ANY_K, {}, folders[: k + 1], scratch, link)
     for name, count in layers.items():
-        with tempfile.TemporaryDirectory(dir=IN_MEMORY) as folder:
-            scratch = Path(folder)
-            took = time.perf_counter()
-            folders = write(scratch, 3, count, SIZES[name])
-            print(f"{name}, {count} layers: written in {time.perf_counter() - took:.1f} s", flush=True)
-            of_size = {"size": name, "layers": count}
+        with files_in_memory() as (kind, scratch):
+            folders, of_size = made(scratch, kind, 3, name, count)
             for method in OF_SIZE[name]:
                 yield of_size | job(method, JOBS[method], folders, scratch, link)
             for method in BY_MERGEKIT if name == "13b" and shutil.which("mergekit-yaml") else ():
                 yield of_size | against_mergekit(method, folders, scratch)
+    with tempfile.TemporaryDirectory(dir=IN_MEMORY) as folder:
+        folders, of_size = made(Path(folder), "tmpfs", 3, "7b", 8)
+        yield of_size | job("task_arithmetic", JOBS["task_arithmetic"], folders, Path(folder), link)
 
 
 def show(row: dict[str, Any]) -> None:
@@ -207,7 +234,8 @@ def show(row: dict[str, Any]) -> None:
         )
         return
     print(
-        f"{row['size']:>4s} {row['layers']:2d} layers {row['method']:16s} K={row['k']}  {row['gigabytes']:6.1f} GB  "
+        f"{row['size']:>4s} {row['layers']:2d} layers, {row['files']:17s} {row['method']:16s} K={row['k']}  "
+        f"{row['gigabytes']:6.1f} GB  "
         f"{row['seconds']:6.2f} s  {row['gigabytes'] / row['seconds']:5.1f} GB/s  floors: "
         f"read {row['read_seconds']:.2f}, link {row['link_seconds']:.2f}, write {row['write_seconds']:.2f} s  "
         f"{row['of_floor']:5.2f} of floor  {row['gpu_mib']:5d} MiB",

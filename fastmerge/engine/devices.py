@@ -52,7 +52,7 @@ class Loader(Protocol):
 
 
 class Device(Protocol):
-    """Memory of its own, and streams for what comes in, is computed, and goes out."""
+    """Memory of its own, and streams for what comes in, is computed, goes out, and for looking at what was found."""
 
     place: torch.device
 
@@ -64,6 +64,9 @@ class Device(Protocol):
 
     @property
     def outgoing(self) -> Stream: ...
+
+    @property
+    def checking(self) -> Stream: ...
 
     def empty(self, nbytes: int) -> Tensor:
         """Memory of the device, uint8. Raises torch.OutOfMemoryError."""
@@ -92,7 +95,7 @@ class Cuda:
 
     def __init__(self, name: str) -> None:
         self.place = torch.device(name)
-        self.incoming, self.computing, self.outgoing = (CudaStream(self.place) for _ in range(3))
+        self.incoming, self.computing, self.outgoing, self.checking = (CudaStream(self.place) for _ in range(4))
         self._pinned: set[int] = set()
 
     def empty(self, nbytes: int) -> Tensor:

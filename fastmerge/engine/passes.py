@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..batching import waiting
+from ..batching import Result, waiting
 from ..methods._declaration import Block, Pass, Statistics, Subject, Written
 from ..ops import Cut, Expert, LowRank
 from .statistics import Kept
@@ -30,15 +30,18 @@ class Share:
     earlier: Sequence[Statistics]
     sums: Tensor
     nonfinite: int = 0
+    later: list[Result] = field(default_factory=list)  # numbers of more bad results
     ranks: list[list[int]] = field(default_factory=list)
     cuts: list[dict[int, Cut]] = field(default_factory=list)
     prepared: Any = None
     experts: list[Expert | LowRank] = field(default_factory=list)
     replaced: tuple[Tensor, list[Tensor]] | None = None
 
-    def count(self, nonfinite: int) -> None:
-        """Count bad results."""
-        self.nonfinite += nonfinite
+    def settle(self) -> None:
+        """Wait for what was found, and have it on the host."""
+        self.sums = self.sums.cpu()
+        self.nonfinite += sum(result() for result in self.later)
+        self.later = []
 
 
 @dataclass(slots=True)
@@ -74,7 +77,8 @@ class TensorPass:
         self.whole = None
         for share in self.shares:
             share.sums = torch.zeros_like(share.sums, device=device)
-            share.nonfinite, share.prepared, share.replaced, share.experts = 0, None, None, []
+            share.nonfinite, share.later = 0, []
+            share.prepared, share.replaced, share.experts = None, None, []
 
     @property
     def needs_whole(self) -> bool:
@@ -124,7 +128,7 @@ class TensorPass:
         if not self.subject.numel:
             return
         for share, memory in zip(self.shares, targets, strict=True):
-            with waiting(share.count) if share.one.together else nullcontext():
+            with waiting(share.later.append) if share.one.together else nullcontext():
                 self._run(share, start, base, models, memory)
 
     def _run(
@@ -139,10 +143,12 @@ class TensorPass:
         if share.replaced is not None and block.merged is not None:
             assert base is not None
             block.nonfinite += ops.combine(None, [base, block.merged], out=memory["merged"]).nonfinite
-        share.count(block.nonfinite)
+        share.nonfinite += block.nonfinite
 
     def acceptable(self, allowed: Sequence[bool]) -> bool:
         """Whether no output has met NaN or infinity, but those it is `allowed` to."""
+        for share in self.shares:
+            share.settle()
         found = [bool(share.nonfinite) or not bool(share.sums.isfinite().all()) for share in self.shares]
         return all(not bad or allow for bad, allow in zip(found, allowed, strict=True))
 

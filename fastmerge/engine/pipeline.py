@@ -10,7 +10,7 @@ import queue
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import NamedTuple
 
 import torch
@@ -25,7 +25,7 @@ from .feed import ROOMS, Feed, Load, load_bytes, loads_of
 from .stream import Piece, Target, Work, slot_bytes
 from .writer import Slot, Writer
 
-LOAD = 192 << 20  # bytes that come in at a time, at most: what Python does for a load is little beside their way
+LOAD = 384 << 20  # bytes that come in at a time, at most: what Python does for a load is little beside their way
 STAGING = 128 << 20  # bytes of the host, at most, an eighth of the memory budget: what is read, and as much computed
 LEAST_STAGING = 1 << 20
 TOGETHER = 256  # small tensors at a time, at most
@@ -86,22 +86,25 @@ class Pipeline:
             if progress:
                 progress(work.bytes_read)
 
+        with ThreadPoolExecutor(len(self.devices) + 1, "fastmerge-gpu") as pool:
+            pinning = pool.submit(self._pin, writer)  # which takes longer than the first loads
+            runs = [
+                pool.submit(_Run(device, left, chunk, self.staging, inputs, writer, told).run)
+                for device in self.devices
+            ]
+            try:
+                for run in runs:
+                    run.result()
+            finally:
+                left.stop()
+                wait([pinning, *runs])
+                for slot in writer.slots:
+                    self.devices[0].unpin(slot.bytes)
+        pinning.result()
+
+    def _pin(self, writer: Writer) -> None:
         for slot in writer.slots:
             self.devices[0].pin(slot.bytes)
-        try:
-            with ThreadPoolExecutor(len(self.devices), "fastmerge-gpu") as pool:
-                runs = [
-                    pool.submit(_Run(device, left, chunk, self.staging, inputs, writer, told).run)
-                    for device in self.devices
-                ]
-                try:
-                    for run in runs:
-                        run.result()
-                finally:
-                    left.stop()
-        finally:
-            for slot in writer.slots:
-                self.devices[0].unpin(slot.bytes)
 
 
 class Groups:
@@ -169,7 +172,7 @@ class _Run:
 
     def run(self) -> None:
         try:
-            with _Drain(self.writer) as drain:
+            with _Drain(self.device, self.writer) as drain:
                 while True:
                     try:
                         return self._compute(drain)
@@ -204,15 +207,16 @@ class _Run:
         computing = self.device.computing
         with Feed(self.device, self._take, self.chunk, self.staging, self.inputs) as feed, computing.current():
             for load in feed:
+                drain.check()
                 for arrived in feed.arrived(load):
                     computing.wait(arrived)
                 self._load(load, drain)
+                computed = computing.record()
                 for piece in load.pieces:
                     if piece.stop == piece.work.numel:
-                        sums = piece.work.done()
                         self.begun.popleft()
-                        drain.put(_Finished(self.finished, piece.work, sums))
-                feed.done(load, computing.record())
+                        drain.put(_Finished(self.finished, piece.work, computed))
+                feed.done(load, computed)
 
     def _load(self, load: Load, drain: _Drain) -> None:
         """Compute all of a load: what has to be prepared, then the chunks, which of several works are one each."""
@@ -304,16 +308,21 @@ class _Filled(NamedTuple):
 
 
 class _Finished(NamedTuple):
+    """A work, of which all is computed after an event."""
+
     finished: Finished
     work: Work
-    sums: list[Tensor]
+    event: Event
 
 
 class _Drain:
-    """A thread that hands slots to the writer once they are filled. A context: leaving it waits for the last."""
+    """A thread that hands slots to the writer once they are filled, and looks at what was found of finished works.
 
-    def __init__(self, writer: Writer) -> None:
-        self._writer = writer
+    A context: leaving it waits for the last.
+    """
+
+    def __init__(self, device: Device, writer: Writer) -> None:
+        self._device, self._writer = device, writer
         self._items: queue.SimpleQueue[_Filled | _Finished | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="fastmerge-drain", daemon=True)
         self._error: BaseException | None = None
@@ -325,27 +334,38 @@ class _Drain:
     def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
         self._items.put(None)
         self._thread.join()
-        if failure is None and self._error is not None:
-            raise self._error
+        if failure is None:
+            self.check()
 
     def put(self, item: _Filled | _Finished) -> None:
         self._items.put(item)
 
+    def check(self) -> None:
+        """Raise what the thread has met."""
+        if self._error is not None:
+            raise self._error
+
     def _run(self) -> None:
         while (item := self._items.get()) is not None:
             try:
-                if isinstance(item, _Finished):
-                    if self._error is None:
-                        item.finished(item.work, item.sums)
-                    continue
-                if item.event is not None:
-                    item.event.synchronize()
-            except BaseException as error:  # raised when the pass ends; slots go on to be handed back
+                if isinstance(item, _Filled):
+                    if item.event is not None:
+                        item.event.synchronize()
+                elif self._error is None:
+                    self._finish(item)
+            except BaseException as error:  # slots go on to be handed back
                 self._error = error
                 if isinstance(item, _Filled):
                     item.slot.clear()
             if isinstance(item, _Filled):
                 self._writer.put(item.slot)
+
+    def _finish(self, item: _Finished) -> None:
+        checking = self._device.checking
+        checking.wait(item.event)
+        with checking.current():
+            sums = item.work.done()
+        item.finished(item.work, sums)
 
 
 def group_bytes(groups: Sequence[Sequence[Work]], chunk: int) -> int:

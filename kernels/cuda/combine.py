@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import triton
@@ -192,16 +192,24 @@ def combine(
     offset: int,
     out: Tensor,
 ) -> int:
-    return combine_many([(base, models, weights, divisor, scale, consensus, as_delta, kept, offset, out)])[0]
+    return combine_many([(base, models, weights, divisor, scale, consensus, as_delta, kept, offset, out)])()[0]
 
 
-def combine_many(jobs: Sequence[tuple[Any, ...]]) -> list[int]:
-    """combine of each job's arguments, and what each returns; those of equal dtypes, K and options take one launch."""
-    found = [0] * len(jobs)
-    for group, launch in launch_combine(jobs, counted=True):
-        for i, count in zip(group, launch.counts.tolist(), strict=True):
-            found[i] = count
-    return found
+def combine_many(jobs: Sequence[tuple[Any, ...]]) -> Callable[[], list[int]]:
+    """combine of each job's arguments; those of equal dtypes, K and options take one launch.
+
+    Returns a function that waits for what each returns.
+    """
+    launches = launch_combine(jobs, counted=True)
+
+    def returned() -> list[int]:
+        found = [0] * len(jobs)
+        for group, launch in launches:
+            for i, count in zip(group, launch.counts.tolist(), strict=True):
+                found[i] = count
+        return found
+
+    return returned
 
 
 def launch_combine(jobs: Sequence[tuple[Any, ...]], counted: bool) -> list[tuple[list[int], Launch]]:

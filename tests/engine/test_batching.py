@@ -13,11 +13,12 @@ from folders import content, near, state, write
 from host_device import HostDevice
 
 from fastmerge import dispatch
-from fastmerge.batching import at_once, batch, line, waiting
+from fastmerge.batching import Result, at_once, batch, line, waiting
 from fastmerge.engine import merge, pipeline
 from fastmerge.engine.identity import backend
-from fastmerge.engine.stream import Work
+from fastmerge.engine.stream import Target, Work
 from fastmerge.errors import MergeError
+from fastmerge.formats.layout import Place
 from fastmerge.ops import BLOCK
 from fastmerge.recipe.plan import MergePlan, plan
 
@@ -43,13 +44,13 @@ def many(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, int]]]:
     """The CPU's backend does many tensors at once, and tells which op and how many."""
     module, calls = dispatch.load(backend("cpu")), list[tuple[str, int]]()
 
-    def of(op: str) -> Callable[[Sequence[tuple[Any, ...]]], list[int] | None]:
+    def of(op: str) -> Callable[[Sequence[tuple[Any, ...]]], Callable[[], list[int]] | None]:
         alone = getattr(module, op)
 
-        def made(jobs: Sequence[tuple[Any, ...]]) -> list[int] | None:
+        def made(jobs: Sequence[tuple[Any, ...]]) -> Callable[[], list[int]] | None:
             calls.append((op, len(jobs)))
             results = [alone(*job) for job in jobs]
-            return None if op == "elect" else results
+            return None if op == "elect" else lambda: results
 
         return made
 
@@ -137,19 +138,46 @@ def test_groups(sizes: tuple[int, ...], expected: list[int]) -> None:
     assert [len(group) for group in groups] == expected
 
 
+def test_files_fill_abreast() -> None:
+    """After any of the groups each file has about the same part of what it will have, and each file's stay in order."""
+    sizes = {"a": [4] * 10, "b": [8, 8], "": [5, 5, 5]}  # elements by file, of which one kind writes nothing
+
+    def group(file: str, n: int) -> list[Work]:
+        places = (Place(file, 0, 2 * n),)
+        return [Work(n, (), (Target(places, "BF16"),) if file else (), lambda *_: None)]
+
+    groups = [group(file, n) for file, own in sizes.items() for n in own]
+    ordered = pipeline.abreast(groups)
+    assert sorted(map(id, ordered)) == sorted(map(id, groups))
+    written = dict.fromkeys("ab", 0)
+    for one in ordered:
+        for target in one[0].targets:
+            written[target.places[0].file] += one[0].numel
+            parts = [n / sum(sizes[file]) for file, n in written.items()]
+            assert abs(parts[0] - parts[1]) <= 0.5
+    for file in sizes:
+        own = [one for one in groups if [t.places[0].file for t in one[0].targets] == ([file] if file else [])]
+        assert [one for one in ordered if any(one is other for other in own)] == own
+
+
 class Recorded:
     """A backend's function, alone and of many, that says what it was called with."""
 
     def __init__(self, name: str, log: list[str]) -> None:
-        self.name, self.log = name, log
+        self.name, self.log, self.waits = name, log, 0
 
     def alone(self, x: int) -> int:
         self.log.append(f"{self.name} {x}")
         return x
 
-    def many(self, jobs: Sequence[tuple[int]]) -> list[int]:
+    def many(self, jobs: Sequence[tuple[int]]) -> Callable[[], list[int]]:
         self.log.append(f"{self.name} {[x for (x,) in jobs]}")
-        return [x for (x,) in jobs]
+
+        def waited() -> list[int]:
+            self.waits += 1
+            return [x for (x,) in jobs]
+
+        return waited
 
 
 def call(of: Recorded, x: int, together: bool = True) -> int:
@@ -160,7 +188,7 @@ def call(of: Recorded, x: int, together: bool = True) -> int:
 
 
 def test_what_waits_for_what() -> None:
-    log, told = list[str](), list[int]()
+    log, told = list[str](), list[Result]()
     a, b = Recorded("a", log), Recorded("b", log)
     with batch():
         assert call(a, 1) == 1, "nothing waits but where it may"
@@ -175,7 +203,9 @@ def test_what_waits_for_what() -> None:
             with at_once():
                 assert call(a, 8) == 8, "for anything to look at"
     assert log == ["a 1", "a [2, 3]", "b [4]", "b [5]", "a 6", "a [7]", "a 8"]
-    assert told == [2, 3, 4, 5, 7]
+    assert a.waits == b.waits == 0, "what calls return may still be on its way"
+    assert [result() for result in told] == [2, 3, 4, 5, 7]
+    assert (a.waits, b.waits) == (2, 2), "once for all that were called together"
     with waiting(told.append):
         assert call(a, 9) == 9, "outside a batch"
 
