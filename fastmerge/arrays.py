@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from .errors import InputError
@@ -27,7 +27,7 @@ def takes_arrays(*written: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     def taking(function: Callable[P, R]) -> Callable[P, R]:
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            if not any(map(_foreign, (*args, *kwargs.values()))):
+            if not _any_array((*args, *kwargs.values())):
                 return function(*args, **kwargs)
             named = dict(zip(inspect.signature(function).parameters, args, strict=False)) | kwargs
             arrays = _Arrays()
@@ -41,10 +41,12 @@ def takes_arrays(*written: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     return taking
 
 
-def _foreign(value: object) -> bool:
-    """Whether there are arrays in an argument that are no tensors."""
-    if isinstance(value, (list, tuple)):
-        return any(map(_foreign, value))
+def _any_array(values: Iterable[Any]) -> bool:
+    """Whether there are arrays that are no tensors in values, lists and tuples among them."""
+    return any(_any_array(v) if isinstance(v, (list, tuple)) else _is_array(v) for v in values)
+
+
+def _is_array(value: Any) -> bool:
     return hasattr(value, "__dlpack__") and not hasattr(value, "untyped_storage")
 
 

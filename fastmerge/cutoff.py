@@ -55,12 +55,7 @@ class Cutoff:
 
     def limit(self, h: int, w: int) -> int:
         """In an h × w spectrum, "paper" keeps squared distances of at least the limit, "released" of at most it."""
-        if self.bins is not None:
-            return _limit_of_bins(h, w, _exact(self.bins))
-        beyond = h * h + w * w  # further than any bin
-        if self.convention == "released":
-            return min(math.floor((_exact(0.7 if self.ratio is None else self.ratio) * min(h, w)) ** 2), beyond)
-        return min(math.ceil((_exact(0.3 if self.cutoff is None else self.cutoff) * min(h, w) / 2) ** 2), beyond)
+        return _limit(self, h, w)
 
     def share(self, h: int, w: int) -> float:
         """Which part of an h × w spectrum's bins is kept."""
@@ -73,6 +68,15 @@ class Cutoff:
 
 
 @functools.lru_cache(maxsize=256)
+def _limit(of: Cutoff, h: int, w: int) -> int:
+    if of.bins is not None:
+        return _limit_of_bins(h, w, _exact(of.bins))
+    beyond = h * h + w * w  # further than any bin
+    if of.convention == "released":
+        return min(math.floor((_exact(0.7 if of.ratio is None else of.ratio) * min(h, w)) ** 2), beyond)
+    return min(math.ceil((_exact(0.3 if of.cutoff is None else of.cutoff) * min(h, w) / 2) ** 2), beyond)
+
+
 def _exact(value: float) -> Fraction:
     """The decimal that was written, not the binary fraction next to it."""
     return Fraction(str(float(value)))
@@ -94,7 +98,6 @@ def _kept(h: int, w: int, convention: Convention, limit: int) -> int:
     return total
 
 
-@functools.lru_cache(maxsize=256)
 def _limit_of_bins(h: int, w: int, fraction: Fraction) -> int:
     """The least limit below whose root lie at least that fraction of the h · w bins."""
     import numpy as np

@@ -69,10 +69,9 @@ def compiling(capability: int) -> Iterator[dict[str, Any]]:
     found: dict[str, Any] = {}
     run, devices, active = JITFunction.run, dispatch.DEVICES["cuda"], driver._active
 
-    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
+    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
         kernel = run(self, *args, grid=grid, warmup=True, **options)
         found[f"{kernel.name} {kernel.hash}"] = kernel
-        return kernel
 
     JITFunction.run, dispatch.DEVICES["cuda"] = compile_only, ("cuda", "cpu")
     dispatch.chosen.cache_clear()

@@ -21,22 +21,22 @@ def working_dtype(tensors: Sequence[Tensor]) -> torch.dtype:
 
 
 class _Flat:
-    """A 1-D contiguous stand-in for an output; where the output is not contiguous it is copied there at the end."""
+    """A contiguous stand-in for an output; where the output is not contiguous it is copied there at the end."""
 
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor.detach()
-        self.flat = self.tensor.contiguous().view(-1)
+    def __init__(self, tensor: Tensor, shape: tuple[int, ...] = (-1,)) -> None:
+        self.tensor, self.flat = tensor, _flat(tensor, shape)
 
     def __enter__(self) -> Tensor:
         return self.flat
 
     def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
         if failure is None and not self.tensor.is_contiguous():
-            self.tensor.copy_(self.flat.view(self.tensor.shape))
+            self.tensor.detach().copy_(self.flat.view(self.tensor.shape))
 
 
-def _flat(tensor: Tensor) -> Tensor:
-    return tensor.detach().contiguous().view(-1)
+def _flat(tensor: Tensor, shape: tuple[int, ...] = (-1,)) -> Tensor:
+    """As backends take it: contiguous, in one dimension unless they want it otherwise."""
+    return (tensor.detach() if tensor.requires_grad else tensor).contiguous().view(shape)
 
 
 def _flat_all(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -84,14 +84,14 @@ def _accumulator(
 def _check(op: str, tensors: Mapping[str, Tensor]) -> None:
     """All tensors have the first one's shape and device, and a dtype that merges. Reports every problem."""
     (first, like), *_ = tensors.items()
-    problems = []
+    shape, device, problems = like.shape, like.device, []
     for name, tensor in tensors.items():
         if not tensor.is_floating_point() or tensor.element_size() < 2:
             problems.append(f"{op}: {name} is {tensor.dtype}, expected bfloat16, float16, float32 or float64")
-        if tensor.shape != like.shape:
-            problems.append(f"{op}: {name} has shape {list(tensor.shape)}, {first} has {list(like.shape)}")
-        if tensor.device != like.device:
-            problems.append(f"{op}: {name} is on {tensor.device}, {first} on {like.device}")
+        if tensor.shape != shape:
+            problems.append(f"{op}: {name} has shape {list(tensor.shape)}, {first} has {list(shape)}")
+        if tensor.device != device:
+            problems.append(f"{op}: {name} is on {tensor.device}, {first} on {device}")
     if problems:
         raise InputError(problems)
 

@@ -42,8 +42,8 @@ def highpass(
     h, w = _matrix("highpass", "x", x)
     if x.numel():
         kernel = dispatch.choose("highpass", x.device.type, backend)
-        with _Flat(out) as flat:
-            kernel(_flat(x).view(-1, h, w), convention, limits.limit(h, w), flat.view(-1, h, w))
+        with _Flat(out, (-1, h, w)) as flat:
+            kernel(_flat(x, (-1, h, w)), convention, limits.limit(h, w), flat)
     return out
 
 
@@ -79,11 +79,10 @@ def highpass_merge(
     nonfinite = 0
     if base.numel():
         kernel = dispatch.choose("highpass_merge", base.device.type, backend)
-        matrices = [_flat(t).view(-1, h, w) for t in (base, *models)]
+        first, *others = (_flat(t, (-1, h, w)) for t in (base, *models))
         limit = limits.limit(h, w)
-        with _Flat(out) as flat:
-            to = flat.view(-1, h, w)
-            nonfinite = kernel(matrices[0], matrices[1:], weights, convention, limit, float(scale), as_delta, to)
+        with _Flat(out, (-1, h, w)) as flat:
+            nonfinite = kernel(first, others, weights, convention, limit, float(scale), as_delta, flat)
     return Combined(out, nonfinite)
 
 
@@ -111,7 +110,7 @@ class Filtered:
         h, w = _matrix("Filtered", "base", base)
         self.like = base
         kernel = dispatch.choose("Filtered", base.device.type, backend)
-        first, *others = (_flat(t).view(-1, h, w) for t in (base, *models))
+        first, *others = (_flat(t, (-1, h, w)) for t in (base, *models))
         limit = limits.limit(h, w)
         self._filtered = kernel(first, others, list(map(float, weights)), limits.convention, limit, each)
         self._each = each
@@ -143,5 +142,5 @@ class Filtered:
         _check("Filtered", {"base": base, **_numbered(models)})
         h, w = _matrix("Filtered", "base", base)
         kernel: Any = dispatch.choose("Filtered", base.device.type, backend)
-        first, *others = (_flat(t).view(-1, h, w) for t in (base, *models))
+        first, *others = (_flat(t, (-1, h, w)) for t in (base, *models))
         return list(kernel.magnitudes(first, others, limits.convention, limits.limit(h, w)))

@@ -33,15 +33,15 @@ def elect(
     """
     import torch
 
-    _check("elect", {"base": base, **_numbered(models)})
+    tensors = {"base": base, **_numbered(models)}
     shape = (len(models), packed_bytes(base.numel()))
     unified, masks = out or (_empty(base, dtype), base.new_empty(shape, dtype=torch.uint8))
-    _check("elect", {"base": base, "unified": unified})
+    _check("elect", {**tensors, "unified": unified})
     _check_buffer("masks", masks, shape, torch.uint8, base.device)
     sums = _accumulator(sums, (2, len(models)), base)
     kernel = dispatch.choose("elect", base.device.type, backend)
-    with _Flat(unified) as flat_unified, _Flat(masks) as flat_masks:
-        kernel(_flat(base), _flat_all(models), flat_unified, flat_masks.view(shape), sums)
+    with _Flat(unified) as flat_unified, _Flat(masks, shape) as flat_masks:
+        kernel(_flat(base), _flat_all(models), flat_unified, flat_masks, sums)
     return Elected(unified, masks, sums[0], sums[1])
 
 
@@ -127,8 +127,8 @@ def mask_against(
     _check_buffer("out", masks, shape, torch.uint8, base.device)
     sums = _accumulator(sums, (2, len(models)), base)
     kernel = dispatch.choose("mask_against", base.device.type, backend)
-    with _Flat(masks) as flat:
-        kernel(_flat(base), _flat_all(models), _flat(merged), tall and list(map(float, tall)), flat.view(shape), sums)
+    with _Flat(masks, shape) as flat:
+        kernel(_flat(base), _flat_all(models), _flat(merged), tall and list(map(float, tall)), flat, sums)
     return Masked(masks, sums[0], sums[1])
 
 

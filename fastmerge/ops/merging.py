@@ -98,10 +98,10 @@ def combine(
     if factors is not None and len(factors) != len(models):
         raise InputError(f"combine: {len(models)} models need as many factors, there are {len(factors)}")
     rescaled = weights if factors is None else [w * float(f) for w, f in zip(weights, factors, strict=True)]
-    _check("combine", {**({} if base is None else {"base": base}), **_numbered(models)})
+    tensors = {**({} if base is None else {"base": base}), **_numbered(models)}
     first = models[0] if base is None else base
     out = _empty(first, dtype) if out is None else out
-    _check("combine", {"models[0]": first, "out": out})
+    _check("combine", {**tensors, "out": out})
     kernel = dispatch.choose("combine", first.device.type, backend)
     flat_base = None if base is None else _flat(base)
     selection = _selection("combine", kept or Kept(), offset, first, len(models))
@@ -132,10 +132,10 @@ def blend(
     """
     import torch
 
-    _check("blend", {**({} if base is None else {"base": base}), **_numbered(models)})
+    tensors = {**({} if base is None else {"base": base}), **_numbered(models)}
     first = models[0] if base is None else base
     out = _empty(first, dtype) if out is None else out
-    _check("blend", {"models[0]": first, "out": out})
+    _check("blend", {**tensors, "out": out})
     if inner < 1 or offset < 0 or weights.ndim != 2 or weights.shape[1] < 1:
         raise InputError(
             f"blend: weights [K, G], inner and offset must be of a tensor's groups; they are {list(weights.shape)}, "
@@ -220,10 +220,10 @@ def delta_sum(
     weights = [1.0] * len(models) if weights is None else [float(w) for w in weights]
     if len(weights) != len(models):
         raise InputError(f"delta_sum: {len(models)} models need as many weights, there are {len(weights)}")
-    _check("delta_sum", {"base": base, **_numbered(models)})
+    tensors = {"base": base, **_numbered(models)}
     wide = working_dtype([base, *models])
     out = _empty(base, wide) if out is None else out
-    _check("delta_sum", {"base": base, "out": out})
+    _check("delta_sum", {**tensors, "out": out})
     if out.dtype != wide:
         raise InputError(f"delta_sum: out must be {wide}, the working type of these inputs, not {out.dtype}")
     kernel = dispatch.choose("delta_sum", base.device.type, backend)

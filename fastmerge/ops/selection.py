@@ -129,7 +129,7 @@ def rank_drop(
     masks = base.new_empty(shape, dtype=torch.uint8) if out is None else out
     _check_buffer("out", masks, shape, torch.uint8, base.device)
     kernel = dispatch.choose("rank_drop", base.device.type, backend)
-    with _Flat(masks) as flat:
+    with _Flat(masks, shape) as flat:
         kernel(
             _flat(base),
             _flat_all(models),
@@ -138,7 +138,7 @@ def rank_drop(
             [limits.contiguous() for limits in thresholds],
             start,
             stop,
-            flat.view(shape),
+            flat,
         )
     return masks
 

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import TYPES, Launch, Row, aligned, working
+from .launch import Launch, Row, aligned, working
 from .numeric import HEAD, load, narrow, pointer, widen
 
 
@@ -77,7 +77,7 @@ def blend(base: Tensor | None, models: Sequence[Tensor], weights: Tensor, inner:
     row = Row(out.numel(), (base, out, weights, offset), (models,))
     launch = Launch("blend", [row], tensors, models)
     launch(
-        blend_tile, len(models), inner, weights.shape[1], BASE=None if base is None else TYPES[base.dtype],
-        OUT=TYPES[out.dtype], ALIGNED=aligned(tensors), WORKING=working((base, *models)),
+        blend_tile, len(models), inner, weights.shape[1], BASE=base if base is None else base.dtype,
+        OUT=out.dtype, ALIGNED=aligned(tensors), WORKING=working((base, *models)),
     )  # fmt: skip
     return int(launch.counts)

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .kept import Kept, fields, kept_elements, masks, parts
-from .launch import TYPES, Launch, Row, aligned, alike, working
+from .launch import Launch, Row, alike, working
 from .numeric import HEAD, load, narrow, number, place, pointer, widen
 
 
@@ -214,27 +214,25 @@ def combine_many(jobs: Sequence[tuple[Any, ...]]) -> Callable[[], list[int]]:
 
 def launch_combine(jobs: Sequence[tuple[Any, ...]], counted: bool) -> list[tuple[list[int], Launch]]:
     """The launches, and which jobs each has done; they count non-finite elements if asked to."""
-
-    def options(
-        base: Tensor | None, models: Any, weights: Any, divisor: Any, scale: Any, consensus: str, as_delta: bool,
-        kept: Kept, *_: Any,
-    ) -> tuple[Any, ...]:  # fmt: skip
-        division = "none" if divisor == 1 else "number" if isinstance(divisor, float) else "shares"
-        return consensus, division, as_delta, *parts(kept).values()
-
     launches = []
-    for group in alike(jobs, lambda base, models, *rest: (base, *models, rest[-1]), options):
-        base, models, *_, out = jobs[group[0]]
-        consensus, division, as_delta, *_ = options(*jobs[group[0]])
-        tensors = [t for t in (base, *models, out) if t is not None]
-        launch = Launch("combine", [_row(*jobs[i]) for i in group], tensors, models)
+    for group in alike(jobs, lambda base, models, *rest: (base, *models, rest[-1]), _options):
+        base, models, *_, out = jobs[group.jobs[0]]
+        launch = Launch("combine", [_row(*jobs[i]) for i in group.jobs], group.tensors, models)
         launch(
-            combine_tile, len(models), BASE=None if base is None else TYPES[base.dtype], OUT=TYPES[out.dtype],
-            CONSENSUS=consensus, DIVISOR=division, AS_DELTA=as_delta, COUNTED=counted, **parts(jobs[group[0]][7]),
-            ALIGNED=aligned(tensors), WORKING=working((base, *models)),
+            combine_tile, len(models), BASE=base if base is None else base.dtype, OUT=out.dtype,
+            COUNTED=counted, ALIGNED=group.aligned, WORKING=working((base, *models)), **dict(group.options),
         )  # fmt: skip
-        launches.append((group, launch))
+        launches.append((group.jobs, launch))
     return launches
+
+
+def _options(
+    base: Tensor | None, models: Sequence[Tensor], weights: Sequence[float], divisor: float | Sequence[float],
+    scale: float, consensus: str, as_delta: bool, kept: Kept, offset: int, out: Tensor,
+) -> tuple[tuple[str, str | bool], ...]:  # fmt: skip
+    """What the kernel is compiled for, beside dtypes."""
+    division = "none" if divisor == 1 else "number" if isinstance(divisor, float) else "shares"
+    return ("CONSENSUS", consensus), ("DIVISOR", division), ("AS_DELTA", as_delta), *parts(kept).items()
 
 
 def _row(

@@ -83,7 +83,7 @@ def _transform(kind: str, n: int, batch: int, source: Tensor, target: Tensor, di
     layout = *reversed(source.stride()), *reversed(target.stride())
     for first in range(0, batch, together):
         plan = plans(source.device)(kind, n, layout, min(together, batch - first))
-        plan.run(source[first:], target[first:], direction)
+        plan.run(source, target, first, direction)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -127,8 +127,8 @@ class Plan:
         )
         self.workspace = size.value
 
-    def run(self, source: Tensor, target: Tensor, direction: int) -> None:
-        """Transform on the current stream, from where the tensors begin. direction: of complex ones to complex ones."""
+    def run(self, source: Tensor, target: Tensor, first: int, direction: int) -> None:
+        """Transform rows `first` on, on the current stream. direction: of complex ones to complex ones."""
         cufft = library()
         which = (direction,) if self.kind in COMPLEX else ()
         with self.lock:
@@ -137,7 +137,8 @@ class Plan:
             _check(cufft.cufftSetStream(self.handle, stream), "taking torch's stream")
             _check(cufft.cufftSetWorkArea(self.handle, workspace.data_ptr()), "taking a workspace")
             run = getattr(cufft, f"cufftExec{self.kind}")
-            _check(run(self.handle, source.data_ptr(), target.data_ptr(), *which), self.what)
+            begin, end = (t.data_ptr() + first * t.stride(0) * t.element_size() for t in (source, target))
+            _check(run(self.handle, begin, end, *which), self.what)
 
 
 def _sizes(kind: str, n: int) -> tuple[int, int]:

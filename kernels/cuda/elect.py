@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import TYPES, Launch, Row, aligned, alike, working
+from .launch import Launch, Row, alike, working
 from .numeric import load, place, pointer, store, store_bits, task_vector
 from .sums import by_lanes, put_sum, whole_tiles, zeros
 
@@ -134,12 +134,11 @@ def elect(base: Tensor, models: Sequence[Tensor], unified: Tensor, masks: Tensor
 def elect_many(jobs: Sequence[tuple[Any, ...]]) -> None:
     """elect of each job's arguments; those of equal dtypes and K take one launch."""
     for group in alike(jobs, lambda base, models, unified, *_: (base, *models, unified)):
-        base, models, unified, *_ = jobs[group[0]]
-        rows = [Row(b.numel(), (b, u, masks), (m,), sums) for b, m, u, masks, sums in (jobs[i] for i in group)]
-        tensors = base, *models, unified
-        launch = Launch("elect", rows, tensors, models, columns=2 * len(models))
+        base, *models, unified = group.tensors
+        rows = [Row(b.numel(), (b, u, masks), (m,), sums) for b, m, u, masks, sums in (jobs[i] for i in group.jobs)]
+        launch = Launch("elect", rows, group.tensors, models, columns=2 * len(models))
         launch(
-            elect_tile, launch.partial, len(models), BASE=TYPES[base.dtype], OUT=TYPES[unified.dtype],
-            ALIGNED=aligned(tensors), WORKING=working((base, *models)),
+            elect_tile, launch.partial, len(models), BASE=base.dtype, OUT=unified.dtype, ALIGNED=group.aligned,
+            WORKING=working((base, *models)),
         )  # fmt: skip
         launch.add()

@@ -7,7 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import OPTIONS, on_device
+from .enqueue import enqueue
+from .launch import on_device
 from .numeric import BLOCK
 
 TILE = 1024  # elements of an expert that a program works on at a time
@@ -54,11 +55,11 @@ def check(n: int, experts: list[tuple[Tensor, Tensor]], like: Tensor) -> Tensor:
     """int32 [1]: 1 if all (counts, offsets) are of elements of a tensor of n, else 0. The host does not wait for it."""
     valid = torch.ones(1, dtype=torch.int32, device=like.device)
     for counts, offsets in experts:
-        if counts.numel() != triton.cdiv(n, BLOCK.value) or (not n and offsets.numel()):
+        if counts.numel() != -(-n // BLOCK.value) or (not n and offsets.numel()):
             valid.zero_()
         elif n:
             with on_device(like):
-                check_expert[(1,)](counts, offsets, valid, n, counts.numel(), offsets.numel(), TILE=TILE, **OPTIONS)
+                enqueue(check_expert, (1, 1, 1), counts, offsets, valid, n, counts.numel(), offsets.numel(), TILE=TILE)
     return valid
 
 

@@ -6,8 +6,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .enqueue import enqueue
 from .experts import TILE, bits_of, check, elements, ends_of
-from .launch import OPTIONS, on_device
+from .launch import on_device
 
 
 @triton.jit
@@ -24,7 +25,6 @@ def gather(theta: Tensor, counts: Tensor, offsets: Tensor, out: Tensor) -> bool:
     valid = check(theta.numel(), [(counts, offsets)], theta)
     if theta.numel() and offsets.numel():
         with on_device(theta):
-            gather_block[(counts.numel(),)](
-                bits_of(theta), counts, ends_of(counts), offsets, bits_of(out), valid, TILE=TILE, **OPTIONS
-            )
+            arguments = bits_of(theta), counts, ends_of(counts), offsets, bits_of(out), valid
+            enqueue(gather_block, (counts.numel(), 1, 1), *arguments, TILE=TILE)
     return bool(valid)

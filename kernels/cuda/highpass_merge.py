@@ -18,7 +18,7 @@ from __future__ import annotations
 import functools
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import triton
@@ -29,7 +29,8 @@ from ..reference.numeric import working_dtype
 from ..reference.spectrum import Bins, plan
 from . import cufft
 from .delta_sum import delta_sum
-from .launch import OPTIONS, on_device
+from .enqueue import enqueue
+from .launch import on_device
 from .numeric import load, narrow, store, widen
 from .settings import settings
 
@@ -210,7 +211,7 @@ def highpass_merge(
     out: Tensor,
 ) -> int:
     """As the reference. Without a base τ_k is θ_k itself, and out the delta."""
-    return Filtered(base, models, weights, convention, limit).write(0, scale, as_delta, out.view(-1))
+    return Filtered(base, models, weights, convention, limit).write(0, scale, as_delta, out)
 
 
 class Filtered:
@@ -225,9 +226,7 @@ class Filtered:
         limit: int,
         each: bool = False,
     ) -> None:
-        self.inputs = base, models, convention, limit
-        self.models = [model.view(-1) for model in models]
-        self.base = None if base is None else base.view(-1)
+        self.base, self.models, self.filter = base, models, (convention, limit)
         _, self.h, self.w = models[0].shape
         self.bins = Bins(self.h, self.w, convention, limit)
         self.plan = planned(self.bins)
@@ -256,26 +255,21 @@ class Filtered:
 
     def write(self, start: int, scale: float, as_delta: bool, out: Tensor) -> int:
         """As the reference's."""
-        stop, matrix, block = start + out.numel(), self.h * self.w, self.rows * self.w
-        base = None if as_delta else self.base
-        bad = torch.zeros(1, dtype=torch.int64, device=out.device)
+        base, bad = None if as_delta else self.base, None
         with on_device(out):
-            for first in range(start - start % matrix, stop, matrix):
-                for begin in range(first, first + matrix, block):
-                    a, b = max(start, begin), min(stop, begin + block, first + matrix)
-                    if a < b:
-                        v, filtered = (
-                            None if t is None else t.view(-1)[a - begin : b - begin] for t in self._parts(first, begin)
-                        )
-                        own = None if base is None else base[a:b]
-                        finish(own, v, filtered, scale, out[a - start : b - start], bad)
-        return int(bad)
+            for matrix, block, a, b in self._blocks(start, start + out.numel()):
+                parts = self._parts(matrix, block)
+                if bad is None:  # not before the first sum is under way
+                    bad = torch.zeros(1, dtype=torch.int64, device=out.device)
+                v, filtered = (None if t is None else _part(t, a - block, b - block) for t in parts)
+                own = None if base is None else _part(base, a, b)
+                finish(own, v, filtered, scale, _part(out, a - start, b - start), bad)
+        return 0 if bad is None else int(bad)
 
     def each_magnitude(self) -> list[float]:
         """As the reference's."""
-        base, models, convention, limit = self.inputs
-        assert base is not None
-        return self.magnitudes(base, models, convention, limit)
+        assert self.base is not None
+        return self.magnitudes(self.base, self.models, *self.filter)
 
     @staticmethod
     def magnitudes(base: Tensor, models: Sequence[Tensor], convention: str, limit: int) -> list[float]:
@@ -286,6 +280,15 @@ class Filtered:
             Filtered(base, [model], [1.0], convention, limit).write(0, 1.0, True, filtered)
             found.append(filtered.abs().sum(dtype=torch.float64))
         return [float(sum) for sum in found]
+
+    def _blocks(self, start: int, stop: int) -> Iterator[tuple[int, int, int, int]]:
+        """The blocks that have elements start … stop: first elements of its matrix and of it, and which ones it has."""
+        matrix, block = self.h * self.w, self.rows * self.w
+        for first in range(start - start % matrix, stop, matrix):
+            for begin in range(first, first + matrix, block):
+                a, b = max(start, begin), min(stop, begin + block, first + matrix)
+                if a < b:
+                    yield first, begin, a, b
 
     def _parts(self, matrix: int, block: int) -> tuple[Tensor | None, Tensor | None]:
         """What G(v) of a block's rows is the sum of: v, and what came back. Both by their first elements."""
@@ -300,11 +303,11 @@ class Filtered:
     def _sum(self, matrix: int, block: int) -> Tensor:
         """v of a block: [rows, w]."""
         rows = min(self.rows, self.h - (block - matrix) // self.w)
-        v = self.v[:rows]
+        v = _rows(self.v, rows)
         if self.summed != block:
-            part = slice(block, block + rows * self.w)
-            base = None if self.base is None else self.base[part]
-            delta_sum(base, [model[part] for model in self.models], self.weights, v.view(-1))
+            stop = block + rows * self.w
+            base = None if self.base is None else _part(self.base, block, stop)
+            delta_sum(base, [_part(model, block, stop) for model in self.models], self.weights, v)
             self.summed = block
         return v
 
@@ -314,7 +317,7 @@ class Filtered:
             return
         for row in range(0, self.h, self.rows):
             v = self._sum(matrix, matrix + row * self.w)
-            spectrum = self.spectrum[: len(v)]
+            spectrum = _rows(self.spectrum, len(v))
             if self.w % 2:
                 cufft.forward(v, spectrum)
             else:
@@ -329,18 +332,28 @@ class Filtered:
     def _return(self, matrix: int, block: int) -> None:
         """Transform a block's rows back."""
         row = (block - matrix) // self.w
-        spectrum = self.spectrum[: self.h - row]
+        spectrum = _rows(self.spectrum, min(self.rows, self.h - row))
         transpose(spectrum, self.panel, row, self.bins, back=True)
         if self.w % 2:
-            cufft.inverse(spectrum, self.filtered[: len(spectrum)])
+            cufft.inverse(spectrum, _rows(self.filtered, len(spectrum)))
         else:
             cufft.rows(spectrum, spectrum, cufft.INVERSE)
         self.returned = block
 
 
+def _part(tensor: Tensor, start: int, stop: int) -> Tensor:
+    """Elements start … stop of a tensor: itself if these are all, which takes no time."""
+    return tensor if stop - start == tensor.numel() else tensor.view(-1)[start:stop]
+
+
+def _rows(tensor: Tensor, count: int) -> Tensor:
+    """The first rows of a tensor: itself if it has no more."""
+    return tensor if count == len(tensor) else tensor[:count]
+
+
 def new_panel(bins: Bins, like: Tensor) -> Tensor:
     """Memory for the planned columns of a matrix of real numbers like those."""
-    pitch = triton.cdiv(bins.h, LINE.value) * LINE.value
+    pitch = -(-bins.h // LINE.value) * LINE.value
     return like.new_empty(planned(bins).columns, pitch, dtype=like.dtype.to_complex())
 
 
@@ -350,13 +363,13 @@ def transpose(spectrum: Tensor, panel: Tensor, row: int, bins: Bins, back: bool 
     numbers, columns = spectrum.view(spectrum.dtype.to_real()), panel.view(panel.dtype.to_real())
     _, _, halves = _tables(bins, numbers.dtype, numbers.device)
     sizes = rows, length, own.first, own.columns, row, panel.shape[1]
-    grid = (triton.cdiv(rows, SIDE) * triton.cdiv(length if back else own.columns, SIDE),)
-    options = {"HALVED": halved, "SIDE": SIDE, "num_warps": WARPS, **OPTIONS}
+    grid = -(-rows // SIDE) * -(-(length if back else own.columns) // SIDE), 1, 1
+    options = {"HALVED": halved, "SIDE": SIDE, "num_warps": WARPS}
     if back:
         whole = length * spectrum.element_size() % 16 == 0
-        unpack[grid](columns, halves, numbers, *sizes, WHOLE=whole, **options)
+        enqueue(unpack, grid, columns, halves, numbers, *sizes, WHOLE=whole, **options)
     else:
-        pack[grid](numbers, halves, columns, *sizes, **options)
+        enqueue(pack, grid, numbers, halves, columns, *sizes, **options)
 
 
 def keep(panel: Tensor, bins: Bins) -> None:
@@ -364,7 +377,9 @@ def keep(panel: Tensor, bins: Bins) -> None:
     own, numbers = planned(bins), panel.view(panel.dtype.to_real())
     reaches, unit, _ = _tables(bins, numbers.dtype, numbers.device)
     chosen = settings(numbers.element_size())
-    keep_tile[(triton.cdiv(2 * bins.h, chosen.tile) * own.columns,)](
+    enqueue(
+        keep_tile,
+        (-(-2 * bins.h // chosen.tile) * own.columns, 1, 1),
         numbers,
         reaches,
         unit,
@@ -373,9 +388,8 @@ def keep(panel: Tensor, bins: Bins) -> None:
         bins.middle,
         SUBTRACT=own.subtract,
         TILE=chosen.tile,
-        WORKING=_working(numbers),
+        WORKING=numbers.dtype,
         num_warps=chosen.warps,
-        **OPTIONS,
     )
 
 
@@ -403,7 +417,9 @@ def finish(
     given = v if v is not None else filtered
     assert given is not None
     chosen = settings(max(given.element_size(), out.element_size()))
-    finish_tile[(triton.cdiv(out.numel(), chosen.tile),)](
+    enqueue(
+        finish_tile,
+        (-(-out.numel() // chosen.tile), 1, 1),
         given if base is None else base,
         given if v is None else v,
         given if filtered is None else filtered,
@@ -415,11 +431,6 @@ def finish(
         SCALED=scale != 1,
         BASE=base is not None,
         TILE=chosen.tile,
-        WORKING=_working(given),
+        WORKING=given.dtype,
         num_warps=chosen.warps,
-        **OPTIONS,
     )
-
-
-def _working(x: Tensor) -> tl.dtype:
-    return tl.float64 if x.dtype == torch.float64 else tl.float32

@@ -61,8 +61,10 @@ def kept_elements(
 
 
 def fields(kept: Kept, models: int) -> list[Sequence[float | int]]:
-    """The fields that kept_elements reads, six numbers a model."""
+    """The fields that kept_elements reads: six numbers a model, or none where it looks at masks alone."""
     trim, drop, _ = kept
+    if trim is None and drop is None:
+        return []
     top, top_index, bottom, bottom_index = zip(*(trim or [(0.0, 0, 0.0, 0)] * models), strict=True)
     keys, thresholds = zip(*(drop or [(0, 0)] * models), strict=True)
     return [[*map(float, top)], top_index, [*map(float, bottom)], bottom_index, keys, thresholds]
@@ -70,7 +72,8 @@ def fields(kept: Kept, models: int) -> list[Sequence[float | int]]:
 
 def parts(kept: Kept) -> dict[str, bool]:
     """Which parts a selection has, as kernels are told."""
-    return dict(zip(("TRIM", "DROP", "KEEP"), (part is not None for part in kept), strict=True))
+    trim, drop, keep = kept
+    return {"TRIM": trim is not None, "DROP": drop is not None, "KEEP": keep is not None}
 
 
 def masks(kept: Kept) -> Tensor | None:

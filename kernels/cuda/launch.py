@@ -12,35 +12,27 @@ import struct
 from array import array
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
+from ..reference.numeric import working_dtype
 from . import numeric
+from .enqueue import enqueue
 from .settings import settings
 from .sums import add_blocks, sum_spans
 
 BLOCK = int(numeric.BLOCK.value)  # elements whose float64 sum is formed on its own
 HEAD = int(numeric.HEAD.value)
-# Multiplication and addition round separately on every backend; later releases of Triton fuse them unless told not to.
-OPTIONS = {"enable_fp_fusion": False}
+_FLOAT, _INT = struct.Struct("d"), struct.Struct("q")
 COLUMNS = 32  # of sums that one program adds up
 PAGEABLE = 1 << 16  # bytes
-TYPES = {
-    torch.bfloat16: tl.bfloat16,
-    torch.float16: tl.float16,
-    torch.float32: tl.float32,
-    torch.float64: tl.float64,
-}
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """What a launch knows of one tensor. head: at most HEAD − 3 addresses and numbers; fields: K numbers each."""
 
     elements: int
@@ -49,35 +41,48 @@ class Row:
     sums: Tensor | None = None
 
     def numbers(self, first_block: int) -> list[int]:
-        head = [self.elements, first_block, self.sums, *self.head]
-        return [*map(_number, head), *[0] * (HEAD - len(head)), *(_number(x) for row in self.fields for x in row)]
+        head = self.elements, first_block, self.sums, *self.head
+        nothing = [0] * (HEAD - len(head))
+        return [_number(x) for part in (head, nothing, *self.fields) for x in part]
 
 
 def _number(x: Tensor | float | int | None) -> int:
-    if isinstance(x, torch.Tensor):
-        return x.data_ptr()
     if isinstance(x, float):
-        return int.from_bytes(struct.pack("<d", x), "little", signed=True)
-    return (x or 0) if (x or 0) < 2**63 else (x or 0) - 2**64
+        return _INT.unpack(_FLOAT.pack(x))[0]  # type: ignore[no-any-return]
+    if isinstance(x, int):
+        return x if x < 1 << 63 else x - (1 << 64)
+    return 0 if x is None else x.data_ptr()
+
+
+class Alike(NamedTuple):
+    """Jobs that one launch can do: they have tensors of the same dtypes, aligned alike, and the same options."""
+
+    jobs: list[int]
+    tensors: list[Tensor]  # of the first
+    aligned: bool
+    options: Any
 
 
 def alike(
     jobs: Sequence[tuple[Any, ...]],
     tensors: Callable[..., Sequence[Tensor | None]],
     options: Callable[..., Hashable] = lambda *_: None,
-) -> list[list[int]]:
-    """Which of the jobs one launch can do: they have tensors of the same dtypes, aligned alike, and the same options.
+) -> Iterable[Alike]:
+    """The jobs by what they have in common. Those of no elements are left out.
 
-    Jobs are an op's arguments, of which `options` tells what must be equal; those of no elements are left out.
+    Jobs are an op's arguments, of which `options` tells what must be equal.
     """
-    groups: dict[Hashable, list[int]] = {}
+    groups: dict[Hashable, Alike] = {}
     for i, job in enumerate(jobs):
         of_job = tensors(*job)
         present = [t for t in of_job if t is not None]
         if present[0].numel():
-            kinds = tuple(t if t is None else t.dtype for t in of_job)
-            groups.setdefault((kinds, aligned(present), present[0].device, options(*job)), []).append(i)
-    return list(groups.values())
+            kinds = tuple([t if t is None else t.dtype for t in of_job])
+            key = kinds, aligned(present), present[0].device, options(*job)
+            if key not in groups:
+                groups[key] = Alike([], present, key[1], key[3])
+            groups[key].jobs.append(i)
+    return groups.values()
 
 
 def aligned(tensors: Iterable[Tensor]) -> bool:
@@ -98,66 +103,72 @@ class Launch:
     ) -> None:
         """tensors: the inputs and outputs of a row, models among them, whose dtypes count. columns: how many sums every
         program writes to `partial`, of several tiles."""
-        self.device, self.count = tensors[0].device, len(rows)
-        self.settings = settings(max(t.element_size() for t in tensors), op)
-        tile, warps, tiles = self.settings.tile, self.settings.warps, 1
+        self.device, self.count, self.columns = tensors[0].device, len(rows), columns
+        sizes = [t.element_size() for t in tensors]
+        chosen = settings(max(sizes), op)
+        tile, warps, tiles = chosen.tile, chosen.warps, 1
         self.constants: dict[str, Any] = {"SINGLE": self.count == 1, "TILE": tile, "num_warps": warps}
         if models:
             # Models of several dtypes are always unrolled: what is loaded in a loop has one type.
-            kinds = tuple(TYPES[m.dtype] for m in models)
-            unrolled = len(models) <= self.settings.unrolled or len({m.dtype for m in models}) > 1
+            kinds = tuple([m.dtype for m in models])
+            unrolled = len(models) <= chosen.unrolled or len(set(kinds)) > 1
             self.constants |= {"K": len(models) if unrolled else 0, "MODELS": kinds if unrolled else kinds[:1]}
         if columns:
-            tiles, narrowest = self.settings.tiles, min(t.element_size() for t in tensors)
-            self.constants |= {"TILES": tiles, "LANES": min(16 // narrowest, tile // (32 * warps))}
+            tiles = chosen.tiles
+            self.constants |= {"TILES": tiles, "LANES": min(16 // min(sizes), tile // (32 * warps))}
         self.spans = BLOCK // (tile * tiles)  # programs a block
-        blocks = [triton.cdiv(row.elements, BLOCK) for row in rows]
+        blocks = [-(-row.elements // BLOCK) for row in rows]
         firsts = [0, *accumulate(blocks)]
         self.blocks = firsts[-1]
-        self.programs = triton.cdiv(rows[0].elements, tile * tiles) if self.count == 1 else self.blocks * self.spans
+        self.programs = -(-rows[0].elements // (tile * tiles)) if self.count == 1 else self.blocks * self.spans
         numbers = [row.numbers(first) for row, first in zip(rows, firsts, strict=False)]
         self.width = len(numbers[0]) + len(numbers[0]) % 2  # so that what follows the rows is aligned as they are
-        flat = [x for row in numbers for x in (*row, *[0] * (self.width - len(row)))]
+        gap = [0] * (self.width - len(numbers[0]))
+        table = array("q", [x for row in numbers for x in (*row, *gap)])
         if self.count > 1:
-            flat += [i for i, count in enumerate(blocks) for _ in range(count)]
-        self.table = upload(torch.frombuffer(array("q", flat), dtype=torch.int64), self.device)
-        # Every program writes its sums, those too that are beyond the end of their tensor.
-        self.partial = torch.empty(self.programs, columns, dtype=torch.float64, device=self.device)
+            table.extend([i for i, count in enumerate(blocks) for _ in range(count)])
+        self.table = upload(torch.frombuffer(table, dtype=torch.int64), self.device)
 
-    def __call__(self, kernel: Any, *arguments: Any, **constants: Any) -> None:
+    @functools.cached_property
+    def partial(self) -> Tensor:
+        """float64 [programs, columns]: every program writes its sums, those too that are beyond their tensor's end."""
+        return torch.empty(self.programs, self.columns, dtype=torch.float64, device=self.device)
+
+    def __call__(self, kernel: Any, *arguments: Tensor | int, **constants: Any) -> None:
         """One launch of kernel(table, owners, width, *arguments, …)."""
         owners = self.table[self.count * self.width :] if self.count > 1 else self.table
         with on_device(self.table):
-            kernel[(self.programs,)](
-                self.table, owners, self.width, *arguments, **self.constants, **constants, **OPTIONS
-            )
+            enqueue(
+                kernel, (self.programs, 1, 1), self.table, owners, self.width, *arguments,
+                **self.constants, **constants,
+            )  # fmt: skip
 
     @property
     def counts(self) -> Tensor:
         """int64 [rows]: what a kernel has counted in place of the address of sums, if rows have none."""
-        return self.table[: self.count * self.width].view(self.count, self.width)[:, 2]
+        return self.table.as_strided((self.count,), (self.width,), 2)
 
     def add(self, peaks: int | None = None) -> None:
         """Add partial sums to each row's sums, block by block in order; from column `peaks` on they are maxima."""
-        count = self.partial.shape[1]
-        columns = min(COLUMNS, triton.next_power_of_2(count))
-        groups = triton.cdiv(count, columns)
+        count = self.columns
+        columns = min(COLUMNS, 1 << (count - 1).bit_length())
+        groups = -(-count // columns)
         blocks = self.partial.new_empty(groups, self.blocks, columns)
         peaks = count if peaks is None else peaks
         with on_device(self.table):
-            sum_spans[self.blocks, groups](
-                self.partial, blocks, self.programs, count, peaks, SPANS=self.spans, COLUMNS=columns, num_warps=1,
-                **OPTIONS,
+            enqueue(
+                sum_spans, (self.blocks, groups, 1), self.partial, blocks, self.programs, count, peaks,
+                SPANS=self.spans, COLUMNS=columns, num_warps=1,
             )  # fmt: skip
-            add_blocks[self.count, groups](
-                self.table, self.width, blocks, self.blocks, count, peaks, PEAKS=peaks < count, COLUMNS=columns,
-                num_warps=1, **OPTIONS,
+            enqueue(
+                add_blocks, (self.count, groups, 1), self.table, self.width, blocks, self.blocks, count, peaks,
+                PEAKS=peaks < count, COLUMNS=columns, num_warps=1,
             )  # fmt: skip
 
 
-def working(tensors: Iterable[Tensor | None]) -> Any:
-    """The type that arithmetic is done in."""
-    return tl.float64 if any(t is not None and t.dtype == torch.float64 for t in tensors) else tl.float32
+def working(tensors: Iterable[Tensor | None]) -> torch.dtype:
+    """What arithmetic is done in."""
+    return working_dtype([t for t in tensors if t is not None])
 
 
 def upload(numbers: Tensor, device: torch.device) -> Tensor:
@@ -181,12 +192,13 @@ def rejection(capability: tuple[int, int], version: str) -> str | None:
 
 def on_device(tensor: Tensor) -> AbstractContextManager[Any]:
     """The tensor's GPU, made current after checking it; nothing in the interpreter. Raises RuntimeError."""
-    if tensor.device.type != "cuda":
+    if not tensor.is_cuda:
         return nullcontext()
-    reason = _reason(tensor.device.index)
+    device = tensor.get_device()
+    reason = _reason(device)
     if reason:
         raise RuntimeError(reason)
-    return torch.cuda.device(tensor.device)
+    return torch.cuda.device(device)  # a number: to make one of torch's devices takes longer than all the rest
 
 
 @functools.cache

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import TYPES, Launch, Row, aligned, alike, working
+from .launch import Launch, Row, alike, working
 from .numeric import load, load_bits, number, place, pointer, store
 
 
@@ -52,17 +52,17 @@ def modulation(jobs: Sequence[tuple[Any, ...]]) -> Callable[[], None]:
     """modulate_many made ready: what is returned launches, and neither allocates nor waits."""
     launches = []
     for group in alike(jobs, lambda base, unified, mask, scale, out: (base, unified, out)):
-        base, unified, _, _, out = jobs[group[0]]
-        rows = [Row(jobs[i][0].numel(), jobs[i]) for i in group]
+        base, unified, out = group.tensors
+        own = [jobs[i] for i in group.jobs]
         constants = {
-            "BASE": TYPES[base.dtype],
-            "UNIFIED": TYPES[unified.dtype],
-            "OUT": TYPES[out.dtype],
-            "ALIGNED": aligned((base, unified, out)),
+            "BASE": base.dtype,
+            "UNIFIED": unified.dtype,
+            "OUT": out.dtype,
+            "ALIGNED": group.aligned,
             "WORKING": working((base, unified)),
         }
         # The jobs, since the launch has no more than their addresses.
-        launches.append((Launch("modulate", rows, (base, unified, out)), constants, [jobs[i] for i in group]))
+        launches.append((Launch("modulate", [Row(job[0].numel(), job) for job in own], group.tensors), constants, own))
 
     def run() -> None:
         for launch, constants, _ in launches:

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import TYPES, Launch, Row, aligned, alike, working
+from .launch import Launch, Row, alike, working
 from .numeric import load, place, pointer, task_vector
 from .sums import by_lanes, put_sum, whole_tiles, zeros
 
@@ -93,11 +93,11 @@ def moments(base: Tensor, models: Sequence[Tensor], sums: Tensor, nonfinite: Ten
 def moments_many(jobs: Sequence[tuple[Any, ...]]) -> None:
     """moments of each job's arguments; those of equal dtypes and K take one launch."""
     for group in alike(jobs, lambda base, models, *_: (base, *models)):
-        base, models, *_ = jobs[group[0]]
-        rows = [Row(b.numel(), (b, bad), (m,), sums) for b, m, sums, bad in (jobs[i] for i in group)]
-        launch = Launch("moments", rows, (base, *models), models, columns=4 * len(models))
+        base, *models = group.tensors
+        rows = [Row(b.numel(), (b, bad), (m,), sums) for b, m, sums, bad in (jobs[i] for i in group.jobs)]
+        launch = Launch("moments", rows, group.tensors, models, columns=4 * len(models))
         launch(
-            moments_tile, launch.partial, len(models), BASE=TYPES[base.dtype], ALIGNED=aligned((base, *models)),
-            WORKING=working((base, *models)),
+            moments_tile, launch.partial, len(models), BASE=base.dtype, ALIGNED=group.aligned,
+            WORKING=working(group.tensors),
         )  # fmt: skip
         launch.add(peaks=3 * len(models))

@@ -10,8 +10,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ..reference.numeric import task_vectors
+from .enqueue import enqueue
 from .kept import philox
-from .launch import OPTIONS, on_device, upload
+from .launch import on_device, upload
 from .numeric import store_bits
 from .settings import settings
 
@@ -56,9 +57,9 @@ def rank_drop(
     with on_device(base):
         for k, model in enumerate(models):
             ranks = _ranks(base[rows], model[rows], columns, wide)[start - rows.start : stop - rows.start]
-            rank_drop_tile[(triton.cdiv(len(ranks), chosen.tile),)](
-                ranks, thresholds[k], device_keys[k:], masks[k], start, len(ranks), TILE=chosen.tile,
-                num_warps=chosen.warps, **OPTIONS,
+            enqueue(
+                rank_drop_tile, (-(-len(ranks) // chosen.tile), 1, 1), ranks, thresholds[k],
+                device_keys[k:], masks[k], start, len(ranks), TILE=chosen.tile, num_warps=chosen.warps,
             )  # fmt: skip
 
 

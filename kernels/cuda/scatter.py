@@ -8,8 +8,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .enqueue import enqueue
 from .experts import TILE, bits_of, check, elements, ends_of
-from .launch import OPTIONS, on_device
+from .launch import on_device
 
 
 @triton.jit
@@ -53,6 +54,6 @@ def _ready(theta: Tensor, experts: Sequence[tuple[Tensor, Tensor, Tensor]]) -> t
     def run() -> None:
         for blocks, arguments in launches:
             with on_device(theta):
-                scatter_block[(blocks,)](*arguments, TILE=TILE, **OPTIONS)
+                enqueue(scatter_block, (blocks, 1, 1), *arguments, TILE=TILE)
 
     return run, valid

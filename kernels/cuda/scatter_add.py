@@ -7,8 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .enqueue import enqueue
 from .experts import TILE, check, elements, ends_of
-from .launch import OPTIONS, on_device, upload, working
+from .launch import on_device, upload, working
 from .numeric import narrow, widen
 
 
@@ -30,8 +31,8 @@ def scatter_add(theta: Tensor, counts: Tensor, offsets: Tensor, values: Tensor, 
     if theta.numel() and offsets.numel():
         factor = upload(torch.tensor([scale], dtype=torch.float64), theta.device)
         with on_device(theta):
-            scatter_add_block[(counts.numel(),)](
-                theta, counts, ends_of(counts), offsets, values, factor, valid,
-                TILE=TILE, WORKING=working((theta, values)), **OPTIONS,
+            enqueue(
+                scatter_add_block, (counts.numel(), 1, 1), theta, counts, ends_of(counts), offsets, values, factor,
+                valid, TILE=TILE, WORKING=working((theta, values)),
             )  # fmt: skip
     return bool(valid)

@@ -30,6 +30,7 @@ SHARED = {
     "parallel",
     "philox",
     "launch",
+    "enqueue",
     "nvrtc",
     "cufft",
     "settings",

@@ -1,0 +1,53 @@
+"""How a Triton kernel is launched: what Triton takes tens of microseconds to find again is remembered here."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+# Multiplication and addition round separately on every backend; later releases of Triton fuse them unless told not to.
+OPTIONS = {"enable_fp_fusion": False}
+TYPES = {
+    torch.bfloat16: tl.bfloat16,
+    torch.float16: tl.float16,
+    torch.float32: tl.float32,
+    torch.float64: tl.float64,
+}
+
+# What Triton has compiled, and its constants in order, by all that it compiles for.
+_compiled: dict[Hashable, tuple[Any, list[Any]]] = {}
+
+
+def enqueue(kernel: Any, grid: tuple[int, int, int], first: Tensor, /, *others: Tensor | int, **constants: Any) -> None:
+    """kernel[grid](first, *others, **constants), on the current GPU.
+
+    Constants follow the others in the kernel's signature; Triton's options are among them, and torch's dtypes for its.
+    """
+    arguments = first, *others
+    key = kernel.fn, first.device, *[_kind(x) for x in arguments], *constants, *constants.values()
+    if found := _compiled.get(key):
+        compiled, values = found
+        compiled[grid](*arguments, *values)
+        return
+    named = {name: _typed(value) for name, value in constants.items()}
+    compiled = kernel[grid](*arguments, **named, **OPTIONS)
+    if compiled is not None:  # the interpreter compiles nothing
+        _compiled[key] = compiled, [named[name] for name in kernel.arg_names[len(arguments) :]]
+
+
+def _kind(x: Tensor | int) -> Hashable:
+    """What Triton compiles a kernel for, of an argument."""
+    if isinstance(x, Tensor):
+        return x.dtype, x.data_ptr() % 16 == 0
+    return x == 1, x % 16 == 0, -(1 << 31) <= x < 1 << 31
+
+
+def _typed(constant: Any) -> Any:
+    """With Triton's dtypes in place of torch's."""
+    if isinstance(constant, tuple):
+        return tuple(map(_typed, constant))
+    return TYPES[constant] if isinstance(constant, torch.dtype) else constant

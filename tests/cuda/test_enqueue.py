@@ -1,0 +1,86 @@
+"""Launches go by what has been compiled, which they find again by all that Triton compiles for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton is not installed")
+import triton.language as tl
+from fastmerge.kernels.cuda.enqueue import OPTIONS, enqueue
+
+GRID = 3, 1, 1
+ROOM = torch.zeros(64)
+NAMES = ["x", "n", "TILE", "WORKING"]  # of the kernel's parameters
+
+
+class Kernel:
+    """What Triton makes of a function: it compiles at each launch of its own; the interpreter does not."""
+
+    def __init__(self, interpreted: bool = False) -> None:
+        self.fn, self.arg_names, self.interpreted = lambda: None, NAMES, interpreted
+        self.compiled: list[dict[str, Any]] = []
+        self.launched: list[tuple[Any, ...]] = []
+
+    def __getitem__(self, grid: Any) -> Any:
+        def launch(*arguments: Any, **constants: Any) -> Any:
+            self.compiled.append(constants)
+            self.launched.append((grid, *arguments))
+            return None if self.interpreted else {GRID: lambda *all_of_them: self.launched.append((GRID, *all_of_them))}
+
+        return launch
+
+
+def launch(kernel: Kernel, x: torch.Tensor = ROOM, n: int = 5, tile: int = 64, dtype: Any = torch.float32) -> None:
+    enqueue(kernel, GRID, x, n, TILE=tile, WORKING=dtype, num_warps=4)
+
+
+def test_what_is_compiled_is_launched_with_new_arguments() -> None:
+    kernel, other = Kernel(), ROOM.clone()
+    launch(kernel)
+    launch(kernel, other, 7)
+    assert kernel.compiled == [{"TILE": 64, "WORKING": tl.float32, "num_warps": 4, **OPTIONS}]
+    (_, first, n), (_, second, m, *constants) = kernel.launched
+    assert first is ROOM
+    assert second is other
+    assert (n, m) == (5, 7)
+    assert constants == [64, tl.float32], "in the order of the signature, without options"
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"x": ROOM[1:]},
+        {"x": ROOM.double()},
+        {"n": 1},
+        {"n": 16},
+        {"n": (1 << 31) + 1},
+        {"n": -(1 << 31) - 1},
+        {"tile": 32},
+        {"dtype": torch.float64},
+    ],
+    ids=["alignment", "dtype", "one", "sixteen", "large", "small", "tile", "working"],
+)
+def test_what_triton_compiles_for_is_compiled_anew(changed: dict[str, Any]) -> None:
+    kernel = Kernel()
+    for _ in range(2):
+        launch(kernel)
+        launch(kernel, **changed)
+    assert len(kernel.compiled) == 2
+    assert len(kernel.launched) == 4
+
+
+def test_another_kernel_is_another() -> None:
+    kernels = Kernel(), Kernel()
+    for kernel in kernels:
+        launch(kernel)
+    assert [len(kernel.compiled) for kernel in kernels] == [1, 1]
+
+
+def test_nothing_is_remembered_where_nothing_is_compiled() -> None:
+    kernel = Kernel(interpreted=True)
+    launch(kernel)
+    launch(kernel)
+    assert len(kernel.compiled) == 2
