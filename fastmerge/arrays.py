@@ -43,11 +43,11 @@ def takes_arrays(*written: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
 def _any_array(values: Iterable[Any]) -> bool:
     """Whether there are arrays that are no tensors in values, lists and tuples among them."""
-    return any(_any_array(v) if isinstance(v, (list, tuple)) else _is_array(v) for v in values)
-
-
-def _is_array(value: Any) -> bool:
-    return hasattr(value, "__dlpack__") and not hasattr(value, "untyped_storage")
+    for value in values:  # no generator, which would take twice as long
+        nested = isinstance(value, (list, tuple))
+        if _any_array(value) if nested else hasattr(value, "__dlpack__") and not hasattr(value, "untyped_storage"):
+            return True
+    return False
 
 
 class _Arrays:

@@ -17,7 +17,7 @@ def working_dtype(tensors: Sequence[Tensor]) -> torch.dtype:
     """What arithmetic is done in: float64 as soon as one input is float64, else float32."""
     import torch
 
-    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+    return torch.float64 if torch.float64 in {t.dtype for t in tensors} else torch.float32
 
 
 class _Flat:
@@ -36,7 +36,8 @@ class _Flat:
 
 def _flat(tensor: Tensor, shape: tuple[int, ...] = (-1,)) -> Tensor:
     """As backends take it: contiguous, in one dimension unless they want it otherwise."""
-    return (tensor.detach() if tensor.requires_grad else tensor).contiguous().view(shape)
+    own = tensor.detach() if tensor.requires_grad else tensor
+    return own.contiguous().view(*shape)  # a tuple would first be tried as a dtype, in microseconds
 
 
 def _flat_all(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -12,7 +12,7 @@ BLOCK = 65_536  # elements whose float64 sum is formed on its own, then added in
 
 def working_dtype(tensors: Sequence[Tensor]) -> torch.dtype:
     """float64 as soon as one input is float64, else float32."""
-    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+    return torch.float64 if torch.float64 in {t.dtype for t in tensors} else torch.float32
 
 
 def task_vectors(base: Tensor | None, models: Sequence[Tensor]) -> list[Tensor]:
