@@ -1,14 +1,17 @@
 """Measure launch settings on this GPU, and write those that are faster to kernels/cuda/settings.json.
 
     python bench/gpu/run.py tune
+    python bench/gpu/tune.py OP …
 
-For each entry of the table: elements at a time, warps and, where sums are formed, tiles a program, with three models;
+With the paths that bench/gpu/run.py sets. For each entry of the table: elements at a time, warps and, where sums are formed, tiles a program, with three models;
 then how many models to unroll. What is not faster by 3 % than what there is stays as it is.
 """
 
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -70,9 +73,9 @@ def best(entry: dict[str, Any]) -> tuple[Settings, str]:
     return chosen, reason
 
 
-def main(table_file: Path = Path(__file__).parents[2] / "kernels" / "cuda" / FILE.name) -> None:
+def main(only: Sequence[str], table_file: Path = Path(__file__).parents[2] / "kernels" / "cuda" / FILE.name) -> None:
     entries = json.loads(table_file.read_text())
-    for entry in entries:
+    for entry in (entry for entry in entries if not only or entry["op"] in only):
         chosen, entry["reason"] = best(entry)
         entry |= asdict(chosen)
     lines = [f" {json.dumps(entry, ensure_ascii=False)}".replace(', "reason"', ',\n  "reason"') for entry in entries]
@@ -80,4 +83,4 @@ def main(table_file: Path = Path(__file__).parents[2] / "kernels" / "cuda" / FIL
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -1,4 +1,4 @@
-"""Output files, written at known offsets by threads of their own while the next chunk is computed.
+"""Output files, written at known offsets by threads of their own, a file by one at a time, while others compute.
 
 Every few seconds a thread waits until what was written is on the disk, then tells the journal which tensors are
 finished.
@@ -21,6 +21,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -74,6 +75,15 @@ class Slot:
         return start, self.bytes[start : start + nbytes].view(dtype)
 
 
+class _Part(NamedTuple):
+    """What of a slot, the `number`th that was put, goes to a file."""
+
+    number: int
+    slot: Slot
+    file: str
+    segments: list[Segment]
+
+
 class Writer:
     """Creates the files of a folder, or opens those of a merge that was stopped, and fills them.
 
@@ -87,15 +97,17 @@ class Writer:
         self._cached: dict[str, int] = {}
         self._direct: dict[str, int] = {}
         self._free: queue.SimpleQueue[Slot] = queue.SimpleQueue()
-        self._full: queue.SimpleQueue[tuple[int, Slot | None] | None] = queue.SimpleQueue()
         self._error: Exception | None = None
         self._threads = [
             threading.Thread(target=self._run, name=f"fastmerge-writer-{i}", daemon=True) for i in range(threads)
         ]
-        self._lock = threading.Lock()  # of what follows
+        self._changed = threading.Condition()  # of what follows
+        self._parts: list[_Part] = []  # to be written, the oldest first
+        self._busy: set[str] = set()  # files that a thread is writing to
+        self._left: dict[int, int] = {}  # how many parts of a slot are not written, by the slot's number
         self._put = 0  # slots, ever
-        self._writing: set[int] = set()  # the numbers of those that are not written yet
         self._lines: deque[tuple[int, bytes]] = deque()  # with how many slots were put before
+        self._ended = False
         self._unsynced: set[str] = set()
         self._syncing = threading.Lock()
         self._synced = time.monotonic()
@@ -129,8 +141,9 @@ class Writer:
         return self
 
     def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
-        for _thread in self._threads:
-            self._full.put(None)
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
         for thread in self._threads:
             thread.join()
         try:
@@ -150,16 +163,23 @@ class Writer:
 
     def put(self, slot: Slot) -> None:
         """Write the slot's segments, then let it be used again."""
-        with self._lock:
-            number, self._put = self._put, self._put + 1
-            self._writing.add(number)
-        self._full.put((number, slot))
+        files: dict[str, list[Segment]] = {}
+        for segment in slot.segments:
+            files.setdefault(segment.file, []).append(segment)
+        if not files:
+            return self._free.put(slot)
+        with self._changed:
+            self._left[self._put] = len(files)
+            self._parts += [_Part(self._put, slot, file, segments) for file, segments in files.items()]
+            self._put += 1
+            self._changed.notify_all()
+        return None
 
     def finish(self, line: bytes) -> None:
         """A line for the journal, once what was put before is on the disk."""
-        with self._lock:
+        with self._changed:
             self._lines.append((self._put, line))
-        self._full.put((0, None))  # a thread looks whether it is time
+            self._changed.notify()
 
     def _raise(self) -> None:
         if self._error is not None:
@@ -171,36 +191,64 @@ class Writer:
         self._cached, self._direct = {}, {}
 
     def _run(self) -> None:
-        while (item := self._full.get()) is not None:
-            number, slot = item
+        while (part := self._take()) is not None:
             try:
-                if self._error is None and slot is not None:
-                    for segment in slot.segments:
-                        self._write(memoryview(slot.memory)[segment.start :][: segment.nbytes], segment)
-                    with self._lock:
-                        self._unsynced.update(segment.file for segment in slot.segments)
-                        self._writing.remove(number)
-                if time.monotonic() - self._synced >= SYNC_SECONDS and self._lines:
-                    self._sync()
+                if self._error is None:
+                    for segment in part.segments:
+                        self._write(memoryview(part.slot.memory)[segment.start :][: segment.nbytes], segment)
             except Exception as error:  # raised where the next slot is asked for
                 self._error = error
-            if slot is not None:
-                self._free.put(slot)
+            self._done(part)
+
+    def _take(self) -> _Part | None:
+        """The oldest part of a file that no other thread is writing to, once there is one; None in the end."""
+        while True:
+            with self._changed:
+                while not self._is_due():
+                    for i, part in enumerate(self._parts):
+                        if part.file not in self._busy:
+                            self._busy.add(part.file)
+                            return self._parts.pop(i)
+                    if self._ended and not self._parts:
+                        return None
+                    self._changed.wait()
+            try:
+                self._sync()
+            except Exception as error:
+                self._error = error
+
+    def _done(self, part: _Part) -> None:
+        with self._changed:
+            self._busy.remove(part.file)
+            self._unsynced.add(part.file)
+            self._left[part.number] -= 1
+            if not self._left[part.number]:
+                self._free.put(part.slot)
+                if self._error is None:  # else what follows is never to be journaled
+                    del self._left[part.number]
+            self._changed.notify_all()
+
+    def _written(self) -> int:
+        """How many slots were put before the first that is not written."""
+        return min(self._left, default=self._put)
+
+    def _is_due(self) -> bool:
+        there = self._lines and self._lines[0][0] <= self._written()
+        return bool(there) and time.monotonic() - self._synced >= SYNC_SECONDS
 
     def _sync(self) -> None:
         """Wait for the disk, then journal the tensors that are finished."""
         with self._syncing:
-            with self._lock:
-                written = min(self._writing, default=self._put)  # all before are
+            with self._changed:
+                self._synced = time.monotonic()
                 lines = []
-                while self._lines and self._lines[0][0] <= written:  # never again, where waiting fails
+                while self._lines and self._lines[0][0] <= self._written():  # never again, where waiting fails
                     lines.append(self._lines.popleft()[1])
                 files, self._unsynced = self._unsynced, set()
             for file in files:
                 fdatasync(self._cached[file])
             if lines:
                 self._journal.append(lines)
-            self._synced = time.monotonic()
 
     def _write(self, data: memoryview, segment: Segment) -> None:
         """Whole pages directly, what is left at both ends through the cache."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -66,11 +66,15 @@ class KeptSums(NamedTuple):
 
 
 class Combined(NamedTuple):
-    """merged has the models' shape; nonfinite counts its NaN and infinite elements, and where a selection or a vote may
-    hide them, those of any task vector."""
+    """merged has the models' shape; `nonfinite` counts its NaN and infinite elements, and where a selection or a vote
+    may hide them, those of any task vector. Where a GPU is still at it, asking for the number waits."""
 
     merged: Tensor
-    nonfinite: int
+    counted: int | Callable[[], int]
+
+    @property
+    def nonfinite(self) -> int:
+        return self.counted() if callable(self.counted) else self.counted
 
 
 class Moments(NamedTuple):

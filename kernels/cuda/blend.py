@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import triton
 import triton.language as tl
@@ -70,7 +70,9 @@ def blend_tile(
         _tile(table, models, inner, groups, start, n, False, K, MODELS, BASE, OUT, ALIGNED, TILE, WORKING)
 
 
-def blend(base: Tensor | None, models: Sequence[Tensor], weights: Tensor, inner: int, offset: int, out: Tensor) -> int:
+def blend(
+    base: Tensor | None, models: Sequence[Tensor], weights: Tensor, inner: int, offset: int, out: Tensor
+) -> int | Callable[[], int]:
     if not out.numel():
         return 0
     tensors = [t for t in (base, *models, out) if t is not None]
@@ -80,4 +82,4 @@ def blend(base: Tensor | None, models: Sequence[Tensor], weights: Tensor, inner:
         blend_tile, len(models), inner, weights.shape[1], BASE=base if base is None else base.dtype,
         OUT=out.dtype, ALIGNED=aligned(tensors), WORKING=working((base, *models)),
     )  # fmt: skip
-    return int(launch.counts)
+    return lambda: int(launch.counts)

@@ -191,8 +191,9 @@ def combine(
     kept: Kept,
     offset: int,
     out: Tensor,
-) -> int:
-    return combine_many([(base, models, weights, divisor, scale, consensus, as_delta, kept, offset, out)])()[0]
+) -> Callable[[], int]:
+    returned = combine_many([(base, models, weights, divisor, scale, consensus, as_delta, kept, offset, out)])
+    return lambda: returned()[0]
 
 
 def combine_many(jobs: Sequence[tuple[Any, ...]]) -> Callable[[], list[int]]:

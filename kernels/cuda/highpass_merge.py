@@ -18,7 +18,7 @@ from __future__ import annotations
 import functools
 import math
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import triton
@@ -209,9 +209,10 @@ def highpass_merge(
     scale: float,
     as_delta: bool,
     out: Tensor,
-) -> int:
+) -> Callable[[], int]:
     """As the reference. Without a base τ_k is θ_k itself, and out the delta."""
-    return Filtered(base, models, weights, convention, limit).write(0, scale, as_delta, out)
+    bad = Filtered(base, models, weights, convention, limit).merge(0, scale, as_delta, out)
+    return lambda: int(bad)
 
 
 class Filtered:
@@ -255,6 +256,10 @@ class Filtered:
 
     def write(self, start: int, scale: float, as_delta: bool, out: Tensor) -> int:
         """As the reference's."""
+        return int(self.merge(start, scale, as_delta, out))
+
+    def merge(self, start: int, scale: float, as_delta: bool, out: Tensor) -> Tensor | int:
+        """`write` without waiting for what it returns."""
         base, bad = None if as_delta else self.base, None
         with on_device(out):
             for matrix, block, a, b in self._blocks(start, start + out.numel()):
@@ -264,7 +269,7 @@ class Filtered:
                 v, filtered = (None if t is None else _part(t, a - block, b - block) for t in parts)
                 own = None if base is None else _part(base, a, b)
                 finish(own, v, filtered, scale, _part(out, a - start, b - start), bad)
-        return 0 if bad is None else int(bad)
+        return 0 if bad is None else bad
 
     def each_magnitude(self) -> list[float]:
         """As the reference's."""
@@ -277,7 +282,7 @@ class Filtered:
         filtered = torch.empty(base.numel(), dtype=working_dtype([base, *models]), device=base.device)
         found = []
         for model in models:
-            Filtered(base, [model], [1.0], convention, limit).write(0, 1.0, True, filtered)
+            Filtered(base, [model], [1.0], convention, limit).merge(0, 1.0, True, filtered)
             found.append(filtered.abs().sum(dtype=torch.float64))
         return [float(sum) for sum in found]
 

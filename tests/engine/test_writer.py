@@ -1,0 +1,107 @@
+"""Output files that several threads write."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fastmerge.engine import writer
+from fastmerge.engine.writer import PAGE, Segment, Writer
+from fastmerge.formats.layout import FilePlan
+
+PIECE, PIECES = 20 * PAGE + 123, 8  # bytes of a segment, and how many a file has
+HEADER = b"8 bytes."
+NAMES = ("a", "b", "c")
+
+
+class Lines:
+    """A journal that notes what has been written when a line comes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.seen = folder, dict[bytes, dict[str, bytes]]()
+
+    def append(self, lines: list[bytes]) -> None:
+        self.seen |= {line: {name: (self.folder / name).read_bytes() for name in NAMES} for line in lines}
+
+
+def fill(out: Writer) -> tuple[dict[str, bytearray], dict[bytes, dict[str, bytes]]]:
+    """Pieces of all files, two files' in every slot, the last ones first, with a line for the journal after each slot:
+    what is in the files in the end, and what must be there when a line is written."""
+    content = {name: bytearray(HEADER) + bytearray(PIECE * PIECES) for name in NAMES}
+    places = [(name, len(HEADER) + PIECE * i) for i in reversed(range(PIECES)) for name in NAMES]
+    lines: dict[bytes, dict[str, bytes]] = {}
+    for number in range(len(places) // 2):
+        slot = out.slot()
+        for name, offset in places[2 * number : 2 * number + 2]:
+            data = os.urandom(PIECE)
+            start, memory = slot.take(PIECE, offset, torch.uint8)
+            memory.numpy()[:] = bytearray(data)
+            slot.segments.append(Segment(start, PIECE, name, offset))
+            content[name][offset : offset + PIECE] = data
+        out.put(slot)
+        lines[b"%d" % number] = {name: bytes(data) for name, data in content.items()}
+        out.finish(b"%d" % number)
+    return content, lines
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_files_are_written_side_by_side(threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each by one thread at a time; a line comes when all is there that was put before it."""
+    writing, most, both = Counter[int](), [0], [0]
+    guard, real = threading.Lock(), writer._pwrite
+
+    def watched(fd: int, data: Any, offset: int) -> None:
+        file = os.fstat(fd).st_ino
+        with guard:
+            writing[file] += 1
+            most[0], both[0] = max(most[0], writing[file]), max(both[0], sum(n > 0 for n in writing.values()))
+        time.sleep(0.0005)
+        real(fd, data, offset)
+        with guard:
+            writing[file] -= 1
+
+    journal: Any = Lines(tmp_path)
+    files = [FilePlan(name, len(HEADER) + PIECE * PIECES, HEADER) for name in NAMES]
+    with Writer(tmp_path, files, 4, 3 * PIECE, journal, threads) as out:
+        monkeypatch.setattr(writer, "_pwrite", watched)
+        content, lines = fill(out)
+    assert {name: (tmp_path / name).read_bytes() for name in NAMES} == content
+    assert most[0] == 1
+    assert both[0] == min(threads, len(NAMES))
+    assert list(journal.seen) == list(lines)
+    for line, there in lines.items():
+        for name in NAMES:
+            for at in range(len(HEADER), len(there[name]), PIECE):
+                piece = there[name][at : at + PIECE]
+                assert not any(piece) or journal.seen[line][name][at : at + PIECE] == piece
+
+
+def test_an_error_of_one_thread_is_told_and_nothing_after_it_is_journaled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal: Any = Lines(tmp_path)
+    files = [FilePlan(name, len(HEADER) + PIECE * PIECES, HEADER) for name in NAMES]
+    real, left = writer._pwrite, [20]
+
+    def failing(fd: int, data: Any, offset: int) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(28, "No space left on device")
+        real(fd, data, offset)
+
+    def run() -> None:
+        with Writer(tmp_path, files, 4, 3 * PIECE, journal, 3) as out:
+            monkeypatch.setattr(writer, "_pwrite", failing)
+            fill(out)
+
+    with pytest.raises(OSError, match="No space left"):
+        run()
+    assert len(journal.seen) < PIECES * len(NAMES) // 2
+    assert list(journal.seen) == [b"%d" % i for i in range(len(journal.seen))]
