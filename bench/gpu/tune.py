@@ -3,8 +3,9 @@
     python bench/gpu/run.py tune
     python bench/gpu/tune.py OP …
 
-With the paths that bench/gpu/run.py sets. For each entry of the table: elements at a time, warps and, where sums are formed, tiles a program, with three models;
-then how many models to unroll. What is not faster by 3 % than what there is stays as it is.
+With the paths that bench/gpu/run.py sets. For each entry of the table, or those of some ops: elements at a time, warps
+and, where sums are formed, tiles a program, with three models; then how many models to unroll. What is not faster by
+3 % than what there is stays as it is.
 """
 
 from __future__ import annotations
@@ -73,7 +74,9 @@ def best(entry: dict[str, Any]) -> tuple[Settings, str]:
     return chosen, reason
 
 
-def main(only: Sequence[str], table_file: Path = Path(__file__).parents[2] / "kernels" / "cuda" / FILE.name) -> None:
+def main(
+    table_file: Path = Path(__file__).parents[2] / "kernels" / "cuda" / FILE.name, only: Sequence[str] = ()
+) -> None:
     entries = json.loads(table_file.read_text())
     for entry in (entry for entry in entries if not only or entry["op"] in only):
         chosen, entry["reason"] = best(entry)
@@ -83,4 +86,4 @@ def main(only: Sequence[str], table_file: Path = Path(__file__).parents[2] / "ke
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(only=sys.argv[1:])
