@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from calls import calls, traffic
-from fastmerge.kernels.cuda.launch import BLOCK
+from fastmerge.kernels.cuda.launch import BLOCK, form
 from fastmerge.kernels.cuda.settings import FILE, Settings, table
 from roofline import tensors
 from timing import milliseconds
@@ -51,6 +51,7 @@ def best(entry: dict[str, Any]) -> tuple[Settings, str]:
 
     def time_of(settings: Settings, k: int) -> float:
         table()[key] = settings
+        form.cache_clear()
         n = ELEMENTS // (1 if k <= 3 else 2)
         base, models = tensors(n, dtype, k)
         took = milliseconds(calls(base, models, "cuda")[op])

@@ -36,8 +36,9 @@ class _Flat:
 
 def _flat(tensor: Tensor, shape: tuple[int, ...] = (-1,)) -> Tensor:
     """As backends take it: contiguous, in one dimension unless they want it otherwise."""
-    own = tensor.detach() if tensor.requires_grad else tensor
-    return own.contiguous().view(*shape)  # a tuple would first be tried as a dtype, in microseconds
+    own = (tensor.detach() if tensor.requires_grad else tensor).contiguous()
+    # A view takes microseconds; longer where it is given a tuple, which is tried as a dtype first.
+    return own if own.ndim == len(shape) == 1 else own.view(*shape)
 
 
 def _flat_all(tensors: Sequence[Tensor]) -> list[Tensor]:

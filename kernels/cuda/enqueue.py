@@ -41,9 +41,9 @@ def enqueue(kernel: Any, grid: tuple[int, int, int], first: Tensor, /, *others: 
 
 def _kind(x: Tensor | int) -> Hashable:
     """What Triton compiles a kernel for, of an argument."""
-    if isinstance(x, Tensor):
-        return x.dtype, x.data_ptr() % 16 == 0
-    return x == 1, x % 16 == 0, -(1 << 31) <= x < 1 << 31
+    if isinstance(x, int):
+        return x == 1, x % 16 == 0, -(1 << 31) <= x < 1 << 31
+    return x.dtype, x.data_ptr() % 16 == 0
 
 
 def _typed(constant: Any) -> Any:

@@ -30,6 +30,7 @@ HEAD = int(numeric.HEAD.value)
 _FLOAT, _INT = struct.Struct("d"), struct.Struct("q")
 COLUMNS = 32  # of sums that one program adds up
 PAGEABLE = 1 << 16  # bytes
+FORMS = 1024  # of launches that are remembered
 
 
 class Row(NamedTuple):
@@ -104,23 +105,13 @@ class Launch:
         """tensors: the inputs and outputs of a row, models among them, whose dtypes count. columns: how many sums every
         program writes to `partial`, of several tiles."""
         self.device, self.count, self.columns = tensors[0].device, len(rows), columns
-        sizes = [t.element_size() for t in tensors]
-        chosen = settings(max(sizes), op)
-        tile, warps, tiles = chosen.tile, chosen.warps, 1
-        self.constants: dict[str, Any] = {"SINGLE": self.count == 1, "TILE": tile, "num_warps": warps}
-        if models:
-            # Models of several dtypes are always unrolled: what is loaded in a loop has one type.
-            kinds = tuple([m.dtype for m in models])
-            unrolled = len(models) <= chosen.unrolled or len(set(kinds)) > 1
-            self.constants |= {"K": len(models) if unrolled else 0, "MODELS": kinds if unrolled else kinds[:1]}
-        if columns:
-            tiles = chosen.tiles
-            self.constants |= {"TILES": tiles, "LANES": min(16 // min(sizes), tile // (32 * warps))}
-        self.spans = BLOCK // (tile * tiles)  # programs a block
+        kinds, own = tuple([t.dtype for t in tensors]), tuple([t.dtype for t in models])
+        span, self.constants = form(op, kinds, own, self.count == 1, columns > 0)
+        self.spans = BLOCK // span  # programs a block
         blocks = [-(-row.elements // BLOCK) for row in rows]
         firsts = [0, *accumulate(blocks)]
         self.blocks = firsts[-1]
-        self.programs = -(-rows[0].elements // (tile * tiles)) if self.count == 1 else self.blocks * self.spans
+        self.programs = -(-rows[0].elements // span) if self.count == 1 else self.blocks * self.spans
         numbers = [row.numbers(first) for row, first in zip(rows, firsts, strict=False)]
         self.width = len(numbers[0]) + len(numbers[0]) % 2  # so that what follows the rows is aligned as they are
         gap = [0] * (self.width - len(numbers[0]))
@@ -164,6 +155,25 @@ class Launch:
                 add_blocks, (self.count, groups, 1), self.table, self.width, blocks, self.blocks, count, peaks,
                 PEAKS=peaks < count, COLUMNS=columns, num_warps=1,
             )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=FORMS)
+def form(
+    op: str, tensors: tuple[torch.dtype, ...], models: tuple[torch.dtype, ...], single: bool, summed: bool
+) -> tuple[int, dict[str, Any]]:
+    """How many elements a program has, and what its kernel is compiled for; by the settings when it is first asked."""
+    sizes = [dtype.itemsize for dtype in tensors]
+    chosen = settings(max(sizes), op)
+    tile, warps, tiles = chosen.tile, chosen.warps, 1
+    constants: dict[str, Any] = {"SINGLE": single, "TILE": tile, "num_warps": warps}
+    if models:
+        # Models of several dtypes are always unrolled: what is loaded in a loop has one type.
+        unrolled = len(models) <= chosen.unrolled or len(set(models)) > 1
+        constants |= {"K": len(models) if unrolled else 0, "MODELS": models if unrolled else models[:1]}
+    if summed:
+        tiles = chosen.tiles
+        constants |= {"TILES": tiles, "LANES": min(16 // min(sizes), tile // (32 * warps))}
+    return tile * tiles, constants
 
 
 def working(tensors: Iterable[Tensor | None]) -> torch.dtype:
