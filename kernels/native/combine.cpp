@@ -144,8 +144,13 @@ template <class T, int KN, bool SUMS>
 }
 
 // The function for so many models, or null.
-template <class T, bool SUMS> static auto kept_strip_of(int models) {
-    return models == 2 ? kept_strip<T, 2, SUMS> : models == 3 ? kept_strip<T, 3, SUMS> : models == 4 ? kept_strip<T, 4, SUMS> : nullptr;
+template <class T, bool SUMS> static auto kept_strip_of([[maybe_unused]] int models) -> decltype(&kept_strip<T, 2, SUMS>) {
+    if constexpr (in_registers<typename Working<T>::V>) {
+        if (models == 2) return kept_strip<T, 2, SUMS>;
+        if (models == 3) return kept_strip<T, 3, SUMS>;
+        if (models == 4) return kept_strip<T, 4, SUMS>;
+    }
+    return nullptr;
 }
 
 int64_t combine(const Args &a, int64_t begin, int64_t n, double *, int64_t *) {
@@ -168,7 +173,7 @@ int64_t combine(const Args &a, int64_t begin, int64_t n, double *, int64_t *) {
                 nonfinite += strip(in, a, nullptr, m, padded, sink);
             } else {
                 kept.at(begin + at, m);
-                const int fused = in_registers<typename Working<T>::V> && !kept.mixed() ? a.models_count : 0;
+                const int fused = kept.mixed() ? 0 : a.models_count;
                 const auto strip = sums ? kept_strip_of<T, true>(fused) : kept_strip_of<T, false>(fused);
                 if (strip) nonfinite += strip(in, a, kept, m, padded, sink);
                 else terms.form(in, a, kept, padded), nonfinite += strip_of_terms<T>(in, a, terms, m, padded, sink);
