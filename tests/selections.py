@@ -23,6 +23,19 @@ def cuts(found: list[list[ops.Cut]]) -> list[Tensor]:
     return [torch.tensor([c.magnitude for c in flat], dtype=torch.float64), torch.tensor([c.index for c in flat])]
 
 
+def moderate(x: Tensor) -> Tensor:
+    """Zero in the place of numbers that are no weight of a usual size."""
+    return torch.where((x.abs() > 2**-6) & (x.abs() < 3), x, 0)
+
+
+def near(base: Tensor, models: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """Task vectors within some octaves, as those of fine-tuning are, or zero; but one element, which is large."""
+    base = moderate(base)
+    models = [(base.double() + moderate(m).double() / 64).to(m.dtype) for m in models]
+    models[-1][base.numel() // 2 :][:1] = 1000
+    return base, models
+
+
 def magnitude_histogram(base: Tensor, models: Sequence[Tensor], _: torch.dtype, backend: str) -> list[Tensor]:
     """By the highest bits; by lower ones of all magnitudes, and of those that share a frequent prefix; in float64."""
     whole = ops.magnitude_histogram(base, models, backend=backend)
@@ -30,6 +43,7 @@ def magnitude_histogram(base: Tensor, models: Sequence[Tensor], _: torch.dtype, 
     frequent = whole.argmax(1).tolist()
     return [
         whole,
+        ops.magnitude_histogram(*near(base, models), backend=backend),
         ops.magnitude_histogram(base, models, shift=3, bits=13, backend=backend),
         ops.magnitude_histogram(base, models, shift=bits - 21, bits=10, prefixes=frequent, backend=backend),
         ops.magnitude_histogram(

@@ -21,7 +21,7 @@ template <class T> struct Terms {
 
 template <class T>
 [[gnu::noinline]] void Terms<T>::form(const T *const *in, const Args &a, const Kept<T> &kept, int padded) {
-    V worst = V::set(0);
+    V spoilt = V::set(0);
     for (int k = 0; k < a.models_count; ++k) {
         const V w = V::set(a.consensus == UNWEIGHTED ? 1 : W(a.weights[k]));
         const auto filter = kept.of(k);
@@ -29,14 +29,13 @@ template <class T>
             V tau[2];
             load_delta(in, a, k, i, tau);
             each<2>(2, [&](auto h) {
-                const V size = tau[h].abs();
-                worst = worst.or_worse(size);
-                (w * tau[h]).only(filter.template half<h>(i, size)).store(x[k] + i + 16 * h);
+                spoilt = spoilt.spoilt_by(tau[h]);
+                (w * tau[h]).only(filter.template half<h>(i, tau[h].abs())).store(x[k] + i + 16 * h);
             });
         }
     }
     memset(marks, 0, sizeof marks);
-    if ((V::set(std::numeric_limits<W>::infinity()) > worst).bits() != 0xffff) [[unlikely]] mark(in, a, padded);
+    if (spoilt.is_nan().bits()) [[unlikely]] mark(in, a, padded);
 }
 
 template <class T> [[gnu::noinline]] void Terms<T>::mark(const T *const *in, const Args &a, int padded) {
@@ -69,14 +68,17 @@ template <class T, int KN, class Term, class V = typename Working<T>::V> static 
     return a.shares ? V::select((share.abs() > zero) | share.is_nan(), d / share, d) : d;
 }
 
+template <int KN, class V, class Term> static inline V sum(int models, Term term) {
+    V d = V::set(0);
+    each<KN>(models, [&](auto k) { d = k ? d + term(k) : term(k); });
+    return d;
+}
+
 template <class T, int KN, class Term, class V = typename Working<T>::V> static inline V consensus(const Args &a, Term term) {
     if (a.consensus > MAX) return elected<T, KN>(a, term);
+    if (a.consensus == SUM) return sum<KN, V>(a.models_count, term);
     V d = V::set(0);
-    each<KN>(a.models_count, [&](auto k) {
-        const V x = term(k);
-        if (a.consensus == MAX) d = larger(d, x);
-        else d = k ? d + x : x;
-    });
+    each<KN>(a.models_count, [&](auto k) { d = larger(d, term(k)); });
     return d;
 }
 
@@ -98,48 +100,63 @@ template <class T>
     return nonfinite;
 }
 
-// The same where no cut's index lies in the strip: the terms of KN models stay in registers.
-template <class T, int KN>
+// The same where no cut's index lies in the strip: the terms of KN models stay in registers. SUMS: nothing is asked for but the
+// sum of what masks leave.
+template <class T, int KN, bool SUMS>
 [[gnu::noinline]] static int64_t kept_strip(const T *const *in, const Args &a, const Kept<T> &kept, int n, int padded, Sink<T> &sink) {
     using V = typename Working<T>::V;
     using W = typename Working<T>::W;
     const Finish<T> finish(a);
     const bool based = a.base.data;
-    const V infinite = V::set(std::numeric_limits<W>::infinity());
     const auto filters = [&]<int... K>(std::integer_sequence<int, K...>) {
         return std::array<typename Kept<T>::Filter, KN>{kept.of(K)...};
     }(std::make_integer_sequence<int, KN>());
+    const T *models[KN];
     V weights[KN];
-    each<KN>(KN, [&](auto k) { weights[k] = V::set(a.consensus == UNWEIGHTED ? 1 : W(a.weights[k])); });
+    each<KN>(KN, [&](auto k) {
+        models[k] = in[based + k];
+        weights[k] = V::set(a.consensus == UNWEIGHTED ? 1 : W(a.weights[k]));
+    });
     int64_t nonfinite = 0;
     for (int i = 0; i < padded; i += PAIR) {
-        V d[2], worst[2];
-        for (int j = 0; j < KN + based; ++j) prefetch_ahead(in[j] + i);
+        V d[2], checked[2];
+        if (based) prefetch_ahead(in[0] + i);
+        each<KN>(KN, [&](auto k) { prefetch_ahead(models[k] + i); });
         each<2>(2, [&](auto h) {
-            V base[2] = {V::set(0), V::set(0)}, x[KN];
+            V base[2] = {V::set(0), V::set(0)}, x[KN], spoilt = V::set(0);
             if (based) load_pair(in[0] + i, base[0], base[1]);
-            worst[h] = V::set(0);
             each<KN>(KN, [&](auto k) {
                 V tau[2];
-                load_pair(in[based + k] + i, tau[0], tau[1]);
-                if (based) tau[h] = tau[h] - base[h];
-                const V size = tau[h].abs();
-                worst[h] = worst[h].or_worse(size);
-                x[k] = (weights[k] * tau[h]).only(filters[k].template half<h>(i, size));
+                load_pair(models[k] + i, tau[0], tau[1]);
+                tau[h] = tau[h] - base[h];
+                spoilt = spoilt.spoilt_by(tau[h]);
+                const auto on = SUMS ? filters[k].template unmasked<h>(i) : filters[k].template half<h>(i, tau[h].abs());
+                x[k] = (weights[k] * tau[h]).only(on);
             });
-            d[h] = finish.complete(consensus<T, KN>(a, [&](auto k) { return x[k]; }), base[h]);
+            const auto term = [&](auto k) { return x[k]; };
+            d[h] = finish.complete(SUMS ? sum<KN, V>(KN, term) : consensus<T, KN>(a, term), base[h]);
+            checked[h] = d[h] + spoilt;
         });
-        const auto finite0 = infinite > worst[0], finite1 = infinite > worst[1];
-        const uint32_t marked = (finite0 & finite1).bits() == 0xffff ? 0 : ~pair_bits<T>(finite0, finite1);
-        nonfinite += finish.nonfinite(d[0], d[1], marked, n - i);
+        nonfinite += finish.nonfinite(checked[0], checked[1], 0, n - i);
         sink.put(i, d[0], d[1]);
     }
     return nonfinite;
 }
 
+// The function for so many models, or null.
+template <class T, bool SUMS> static auto kept_strip_of([[maybe_unused]] int models) -> decltype(&kept_strip<T, 2, SUMS>) {
+    if constexpr (in_registers<typename Working<T>::V>) {
+        if (models == 2) return kept_strip<T, 2, SUMS>;
+        if (models == 3) return kept_strip<T, 3, SUMS>;
+        if (models == 4) return kept_strip<T, 4, SUMS>;
+    }
+    return nullptr;
+}
+
 int64_t combine(const Args &a, int64_t begin, int64_t n, double *, int64_t *) {
     const Inputs inputs(a);
-    const bool plain = !a.trim && !a.drop && !a.masks && a.consensus <= MAX, base = a.base.data, most = a.consensus == MAX;
+    const bool masked = a.drop || a.masks, sums = masked && !a.trim && a.consensus == SUM;
+    const bool plain = !a.trim && !masked && a.consensus <= MAX, base = a.base.data, most = a.consensus == MAX;
     return by_type(inputs, a.wide, [&]<class T>(T, bool direct) -> int64_t {
         Reader<T> reader(inputs, direct);
         Sink<T> sink(a);
@@ -156,10 +173,9 @@ int64_t combine(const Args &a, int64_t begin, int64_t n, double *, int64_t *) {
                 nonfinite += strip(in, a, nullptr, m, padded, sink);
             } else {
                 kept.at(begin + at, m);
-                const auto fused = in_registers<typename Working<T>::V> && !kept.mixed() ? a.models_count : 0;
-                if (fused == 2) nonfinite += kept_strip<T, 2>(in, a, kept, m, padded, sink);
-                else if (fused == 3) nonfinite += kept_strip<T, 3>(in, a, kept, m, padded, sink);
-                else if (fused == 4) nonfinite += kept_strip<T, 4>(in, a, kept, m, padded, sink);
+                const int fused = kept.mixed() ? 0 : a.models_count;
+                const auto strip = sums ? kept_strip_of<T, true>(fused) : kept_strip_of<T, false>(fused);
+                if (strip) nonfinite += strip(in, a, kept, m, padded, sink);
                 else terms.form(in, a, kept, padded), nonfinite += strip_of_terms<T>(in, a, terms, m, padded, sink);
             }
             sink.flush();

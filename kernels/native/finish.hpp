@@ -19,19 +19,20 @@ template <class W> static W rounds_to_infinity(int dtype) {
     }
 }
 
-// What comes after the consensus.
+// What comes after the consensus. Multiplying by 1 changes nothing and costs less than to ask; and what asks in every turn of
+// a loop, as compilers make it, compares integers, which vectors leave ports for.
 template <class T> struct Finish {
     using V = typename Working<T>::V;
     using W = typename Working<T>::W;
     const V divisor, scale, limit;
-    const bool divides, scales, adds_base;
+    const bool divides, adds_base;
 
     explicit Finish(const Args &a)
         : divisor(V::set(W(a.divisor))), scale(V::set(W(a.scale))), limit(V::set(rounds_to_infinity<W>(a.out.dtype))),
-          divides(a.divisor != 1), scales(a.scale != 1), adds_base(a.base.data && !a.as_delta) {}
+          divides(std::bit_cast<int64_t>(a.divisor) != std::bit_cast<int64_t>(1.0)), adds_base(a.base.data && !a.as_delta) {}
     V complete(V d, const V &base) const {
-        if (divides) d = d / divisor;
-        if (scales) d = scale * d;
+        if (divides) [[unlikely]] d = d / divisor;
+        d = scale * d;
         return adds_base ? base + d : d;
     }
     // Of the first n elements of a pair, how many are not finite in the output, or marked.

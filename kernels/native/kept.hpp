@@ -43,6 +43,7 @@ template <class T> class Bound {
 };
 
 template <class T> class Kept {
+    static_assert(STRIP % PHILOX_GROUP == 0);
     using V = typename Working<T>::V;
     using W = typename Working<T>::W;
     using Mask = typename V::Mask;
@@ -81,13 +82,18 @@ template <class T> class Kept {
         int64_t first;
         bool mixed, above, below;
         V top, bottom;
-        // What takes part in a half of the strip's pair at i, whose magnitudes are `size`. NaN is not trimmed.
-        template <int HALF> Mask half(int i, const V &size) const {
-            Mask on[2] = {Mask::from(0xffff), Mask::from(0xffff)};
-            if (bits) split_bits<T>(bits[i / PAIR], on[0], on[1]);
-            if (above) on[HALF] = on[HALF] & size.not_above(mixed ? top_bound.template at<HALF>(first + i) : top);
-            if (below) on[HALF] = on[HALF] & size.above_or_nan(mixed ? bottom_bound.template at<HALF>(first + i) : bottom);
+        // What masks leave of a half of the strip's pair at i.
+        template <int HALF> Mask unmasked(int i) const {
+            Mask on[2];
+            split_bits<T>(bits[i / PAIR], on[0], on[1]);
             return on[HALF];
+        }
+        // What takes part in it, whose magnitudes are `size`. NaN is not trimmed.
+        template <int HALF> Mask half(int i, const V &size) const {
+            Mask on = bits ? unmasked<HALF>(i) : Mask::from(0xffff);
+            if (above) on = on & size.not_above(mixed ? top_bound.template at<HALF>(first + i) : top);
+            if (below) on = on & size.above_or_nan(mixed ? bottom_bound.template at<HALF>(first + i) : bottom);
+            return on;
         }
     };
     Filter of(int k) const {
@@ -100,10 +106,7 @@ template <class T> class Kept {
     void draw(const Drop &drop, int n, uint32_t *bits) {
         const bool all = drop.threshold >> 32, none = drop.threshold == 0;
         if (all || none) return void(memset(bits, all ? 0 : 0xff, sizeof bits_[0]));
-        philox(first_, n, drop.key, words_);
-        const uint32_t least = uint32_t(drop.threshold);
-        for (int i = 0; i < n; i += PAIR)
-            bits[i / PAIR] = VF::Mask::at_least(words_ + i, least).bits() | VF::Mask::at_least(words_ + i + 16, least).bits() << 16;
+        philox_bits(first_, n, drop.key, uint32_t(drop.threshold), bits);
     }
 
     const Args &args_;
@@ -111,7 +114,6 @@ template <class T> class Kept {
     int64_t first_ = 0;
     Bound<T> tops_[MAX_MODELS], bottoms_[MAX_MODELS];
     uint32_t bits_[MAX_MODELS][STRIP / PAIR];
-    uint32_t words_[STRIP];
 };
 
 }  // namespace fm::FM_ISA

@@ -1,5 +1,8 @@
 // Counts of magnitudes by a digit of their keys.
 #include "keys.hpp"
+#if defined(FM_ISA_v4)
+#include "pairs.hpp"
+#endif
 
 namespace fm::FM_ISA {
 
@@ -20,6 +23,29 @@ template <class Key> static void count(Key *keys, int n, const Digit &digit, int
     for (; i < n; ++i) ++counts[bins[i]];
 }
 
+#if defined(FM_ISA_v4)
+// Counts whole strips of a block by pairs; returns how many elements these are.
+template <class T>
+[[gnu::noinline]] static int64_t count_by_pairs(const Inputs &inputs, const Digit &digit, int64_t begin, int64_t n, uint32_t *counts) {
+    const auto start = [&](int j) { return static_cast<const T *>(inputs.in[j].data) + begin; };
+    n -= n % STRIP;
+    Pairs pairs(digit);
+    for (int k = 0; n && k + 1 < inputs.count; ++k) {
+        const T *base = start(0), *model = start(1 + k);
+        uint32_t *to = counts + (int64_t(k) << digit.bits) * COUNTERS;
+        pairs.start(base, model);
+        for (int64_t at = 0; at < n; at += STRIP) {
+            if (pairs.count(base + at, model + at)) [[likely]] continue;
+            alignas(64) uint32_t keys[STRIP];
+            strip_keys(base + at, model + at, STRIP, keys);
+            count(keys, STRIP, digit, k, to);
+        }
+        pairs.finish(to);
+    }
+    return n;
+}
+#endif
+
 void magnitude_histogram(const Args &a, const Digit &digit, int64_t begin, int64_t n, uint32_t *counts) {
     const Inputs inputs(a);
     by_type(inputs, a.wide, [&]<class T>(T, bool direct) -> int64_t {
@@ -27,7 +53,12 @@ void magnitude_histogram(const Args &a, const Digit &digit, int64_t begin, int64
         const T *in[MAX_INPUTS];
         alignas(64) Key<T> keys[STRIP + ROOM];
         alignas(64) uint64_t wide[STRIP + ROOM];
-        for (int64_t at = 0; at < n; at += STRIP) {
+        int64_t counted = 0;
+#if defined(FM_ISA_v4)
+        if constexpr (sizeof(Key<T>) == 4)
+            if (direct && !digit.prefixes && !digit.wide) counted = count_by_pairs<T>(inputs, digit, begin, n, counts);
+#endif
+        for (int64_t at = counted; at < n; at += STRIP) {
             const int m = int(n - at < STRIP ? n - at : STRIP);
             reader.at(begin + at, m, in);
             for (int k = 0; k < a.models_count; ++k) {

@@ -21,20 +21,31 @@ static inline uint32_t philox(uint64_t i, uint64_t key) {
 }
 
 // One word of several counters, each in the low half of a 64-bit lane whatever stands in the upper one: this is what a
-// widening multiplication takes and gives. Lanes are in the order that `store` undoes without crossing registers' parts.
+// widening multiplication takes and gives. What comes out are two words in the halves of a lane; `words` puts those of one
+// counter together, `at_least` compares them.
 #if defined(FM_ISA_v4)
 struct Counters {
-    static constexpr int COUNT = 8, INTERLEAVED = 2;
+    static constexpr int COUNT = 8, INTERLEAVED = 4;
     __m512i v;
     static Counters set(uint32_t x) { return {_mm512_set1_epi32(int(x))}; }
-    static Counters from(uint32_t x) { return {_mm512_add_epi32(set(x).v, _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7))}; }
+    static Counters from(uint32_t x) { return {_mm512_add_epi32(set(x).v, _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7))}; }
+    Counters plus(uint64_t x) const { return {_mm512_add_epi64(v, _mm512_set1_epi64(int64_t(x)))}; }
     Counters times(Counters o) const { return {_mm512_mul_epu32(v, o.v)}; }
     Counters high() const { return {_mm512_srli_epi64(v, 32)}; }
     Counters operator^(Counters o) const { return {_mm512_xor_si512(v, o.v)}; }
-    static __m512i both(Counters a, Counters b) { return _mm512_mask_blend_epi32(0xaaaa, a.v, _mm512_slli_epi64(b.v, 32)); }
-    static void store(Counters a, Counters b, Counters c, Counters d, uint32_t *p) {
-        const __m512i x = both(a, b), y = both(c, d);
-        _mm512_storeu_si512(p, _mm512_unpacklo_epi64(x, y)), _mm512_storeu_si512(p + 16, _mm512_unpackhi_epi64(x, y));
+    Counters swapped() const { return {_mm512_ror_epi64(v, 32)}; }
+    Counters xor_low(Counters a, Counters b) const { return {_mm512_mask_ternarylogic_epi32(v, 0x5555, a.v, b.v, 0x96)}; }
+    static void words(Counters a, Counters b, uint32_t *p) {
+        const __m512i order = _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11), four = _mm512_set1_epi64(4);
+        _mm512_storeu_si512(p, _mm512_permutex2var_epi64(a.v, order, b.v));
+        _mm512_storeu_si512(p + 16, _mm512_permutex2var_epi64(a.v, _mm512_add_epi64(order, four), b.v));
+    }
+    static uint32_t at_least(Counters a, Counters b, uint32_t x) {
+        const __m512i least = set(x).v;
+        uint32_t bits = _pdep_u32(_mm512_cmp_epu32_mask(a.v, least, _MM_CMPINT_NLT), 0x33333333) |
+                        _pdep_u32(_mm512_cmp_epu32_mask(b.v, least, _MM_CMPINT_NLT), 0xcccccccc);
+        asm("" : "+r"(bits));  // compilers would gather the bits of several groups in a vector, which keeps ports busy
+        return bits;
     }
 };
 #elif defined(FM_ISA_v3)
@@ -43,14 +54,22 @@ struct Counters {
     __m256i v;
     static Counters set(uint32_t x) { return {_mm256_set1_epi32(int(x))}; }
     static Counters from(uint32_t x) { return {_mm256_add_epi32(set(x).v, _mm256_setr_epi64x(0, 2, 1, 3))}; }
+    Counters plus(uint64_t x) const { return {_mm256_add_epi64(v, _mm256_set1_epi64x(int64_t(x)))}; }
     Counters times(Counters o) const { return {_mm256_mul_epu32(v, o.v)}; }
     Counters high() const { return {_mm256_srli_epi64(v, 32)}; }
     Counters operator^(Counters o) const { return {_mm256_xor_si256(v, o.v)}; }
-    static __m256i both(Counters a, Counters b) { return _mm256_blend_epi32(a.v, _mm256_slli_epi64(b.v, 32), 0xaa); }
-    static void store(Counters a, Counters b, Counters c, Counters d, uint32_t *p) {
-        const __m256i x = both(a, b), y = both(c, d);
+    Counters swapped() const { return {_mm256_shuffle_epi32(v, 0xb1)}; }
+    Counters xor_low(Counters a, Counters b) const { return {_mm256_blend_epi32(v, (*this ^ (a ^ b)).v, 0x55)}; }
+    static void words(Counters a, Counters b, uint32_t *p) {
         __m256i *to = reinterpret_cast<__m256i *>(p);
-        _mm256_storeu_si256(to, _mm256_unpacklo_epi64(x, y)), _mm256_storeu_si256(to + 1, _mm256_unpackhi_epi64(x, y));
+        _mm256_storeu_si256(to, _mm256_unpacklo_epi64(a.v, b.v)), _mm256_storeu_si256(to + 1, _mm256_unpackhi_epi64(a.v, b.v));
+    }
+    static uint16_t at_least(Counters a, Counters b, uint32_t x) {
+        const auto bits = [&](__m256i words) {
+            const __m256i in = _mm256_cmpeq_epi32(_mm256_max_epu32(words, set(x).v), words);
+            return unsigned(_mm256_movemask_ps(_mm256_castsi256_ps(in)));
+        };
+        return uint16_t(bits(_mm256_unpacklo_epi64(a.v, b.v)) | bits(_mm256_unpackhi_epi64(a.v, b.v)) << 8);
     }
 };
 #else
@@ -63,22 +82,31 @@ struct Counters {
     return r
     static Counters set(uint32_t x) { FM_EACH(x); }
     static Counters from(uint32_t x) { FM_EACH(x + i); }
+    Counters plus(uint64_t x) const { FM_EACH(v[i] + x); }
     Counters times(const Counters &o) const { FM_EACH((v[i] & 0xffffffff) * (o.v[i] & 0xffffffff)); }
     Counters high() const { FM_EACH(v[i] >> 32); }
     Counters operator^(const Counters &o) const { FM_EACH(v[i] ^ o.v[i]); }
+    Counters swapped() const { FM_EACH(v[i] >> 32 | v[i] << 32); }
+    Counters xor_low(const Counters &a, const Counters &b) const { FM_EACH(v[i] ^ ((a.v[i] ^ b.v[i]) & 0xffffffff)); }
 #undef FM_EACH
-    static void store(const Counters &a, const Counters &b, const Counters &c, const Counters &d, uint32_t *p) {
+    static void words(const Counters &a, const Counters &b, uint32_t *p) {
         for (int i = 0; i < COUNT; ++i, p += 4)
-            p[0] = uint32_t(a.v[i]), p[1] = uint32_t(b.v[i]), p[2] = uint32_t(c.v[i]), p[3] = uint32_t(d.v[i]);
+            p[0] = uint32_t(a.v[i]), p[1] = uint32_t(a.v[i] >> 32), p[2] = uint32_t(b.v[i]), p[3] = uint32_t(b.v[i] >> 32);
+    }
+    static uint16_t at_least(const Counters &a, const Counters &b, uint32_t x) {
+        uint32_t p[4 * COUNT], bits = 0;
+        words(a, b, p);
+        for (int i = 0; i < 4 * COUNT; ++i) bits |= uint32_t(p[i] >= x) << i;
+        return uint16_t(bits);
     }
 };
 #endif
 
-constexpr int PHILOX_GROUP = 64;
+constexpr int PHILOX_GROUP = 128;
 
-// The words of elements begin … begin + n, all within one block of 65 536, `begin` a multiple of 4. Whole groups are
-// written: `words` has room for n rounded up to them.
-static inline void philox(uint64_t begin, int n, uint64_t key, uint32_t *words) {
+// take(i, a, b) with words 0 and 1, and words 2 and 3, of the counters of elements begin + i …: all those of elements
+// begin … begin + n, within one block of 65 536, `begin` a multiple of 4, and of what is missing to a whole PHILOX_GROUP.
+template <class Take> static inline void philox_each(uint64_t begin, int n, uint64_t key, Take take) {
     // A block's counters share their upper word, and have two of zero: after the first round one word is the same in all
     // of them, and so is its product in the second. What is known of a round goes into its key.
     uint32_t k0[ROUNDS], k1[ROUNDS];
@@ -89,21 +117,40 @@ static inline void philox(uint64_t begin, int n, uint64_t key, uint32_t *words) 
     for (int r = 0; r < ROUNDS; ++r) a[r] = Counters::set(k0[r]), b[r] = Counters::set(k1[r]);
     const Counters m0 = Counters::set(MULTIPLIERS[0]), m1 = Counters::set(MULTIPLIERS[1]);
     constexpr int G = Counters::INTERLEAVED, SIZE = 4 * Counters::COUNT;  // a round waits for its product: so do several
+    static_assert(PHILOX_GROUP % (G * SIZE) == 0);
+    Counters first = Counters::from(uint32_t(begin >> 2)).times(m0);  // product of the first round
     for (int i = 0; i < n; i += G * SIZE) {
         Counters c0[G], c1[G], c2[G], c3[G];
         for (int g = 0; g < G; ++g) {
-            c3[g] = Counters::from(uint32_t((begin + i + g * SIZE) >> 2)).times(m0), c2[g] = c3[g].high() ^ b[0];
-            c1[g] = c2[g].times(m1), c0[g] = c1[g].high() ^ a[1];
+            c3[g] = first, first = first.plus(uint64_t(Counters::COUNT) * MULTIPLIERS[0]);
+            c1[g] = (c3[g].high() ^ b[0]).times(m1), c0[g] = c1[g].high() ^ a[1];
             c2[g] = c3[g] ^ b[1], c3[g] = Counters::set(0);
         }
-        for (int r = 2; r < ROUNDS; ++r)
+#pragma GCC unroll 8
+        for (int r = 2; r < ROUNDS - 1; ++r)
+#pragma GCC unroll 4
             for (int g = 0; g < G; ++g) {
                 const Counters p = c0[g].times(m0), q = c2[g].times(m1);
                 c0[g] = q.high() ^ (c1[g] ^ a[r]), c1[g] = q;
                 c2[g] = p.high() ^ (c3[g] ^ b[r]), c3[g] = p;
             }
-        for (int g = 0; g < G; ++g) Counters::store(c0[g], c1[g], c2[g], c3[g], words + i + g * SIZE);
+        for (int g = 0; g < G; ++g) {
+            const Counters p = c0[g].times(m0), q = c2[g].times(m1);
+            take(i + g * SIZE, q.swapped().xor_low(c1[g], a[ROUNDS - 1]), p.swapped().xor_low(c3[g], b[ROUNDS - 1]));
+        }
     }
+}
+
+// The words of elements begin … begin + n; `words` has room for n rounded up to whole groups.
+static inline void philox(uint64_t begin, int n, uint64_t key, uint32_t *words) {
+    philox_each(begin, n, key, [&](int i, const Counters &a, const Counters &b) { Counters::words(a, b, words + i); });
+}
+// Whether they are at least so much, as bits.
+static inline void philox_bits(uint64_t begin, int n, uint64_t key, uint32_t least, uint32_t *bits) {
+    philox_each(begin, n, key, [&](int i, const Counters &a, const Counters &b) {
+        const auto in = Counters::at_least(a, b, least);
+        memcpy(reinterpret_cast<char *>(bits) + i / 8, &in, sizeof in);
+    });
 }
 
 }  // namespace fm::FM_ISA

@@ -124,7 +124,8 @@ template <class W> struct Vec {
         return r;
     }
     Vec or_larger(const Vec &o) const { FM_EACH(o.v[i] > v[i] ? o.v[i] : v[i]); }
-    Vec or_worse(const Vec &o) const { FM_EACH(o.v[i] <= v[i] || v[i] != v[i] ? v[i] : o.v[i]); }
+    // NaN where x is not finite, else the same number, of either sign if zero.
+    Vec spoilt_by(const Vec &x) const { FM_EACH(v[i] + x.v[i] * 0); }
     static Vec select(const Mask &m, const Vec &a, const Vec &b) { FM_EACH(m.m[i] ? a.v[i] : b.v[i]); }
     Vec only(const Mask &m) const { FM_EACH(m.m[i] ? v[i] : W(0)); }
     Vec negate_where(const Mask &m) const { FM_EACH(m.m[i] ? -v[i] : v[i]); }

@@ -50,10 +50,9 @@ struct VF {
     VF or_larger(const VF &o) const {  // o > *this ? o : *this, as the instruction is defined
         return {_mm256_max_ps(o.v, v), _mm256_max_ps(o.w, w)};
     }
-    static __m256 worse(__m256 a, __m256 b) {
-        return _mm256_castsi256_ps(_mm256_max_epi32(_mm256_castps_si256(a), _mm256_castps_si256(b)));
+    VF spoilt_by(const VF &x) const {
+        return {_mm256_fmadd_ps(x.v, _mm256_setzero_ps(), v), _mm256_fmadd_ps(x.w, _mm256_setzero_ps(), w)};
     }
-    VF or_worse(const VF &o) const { return {worse(v, o.v), worse(w, o.w)}; }  // of magnitudes; NaN is above infinity
     static VF select(const Mask &m, const VF &a, const VF &b) {
         return {_mm256_blendv_ps(b.v, a.v, m.m), _mm256_blendv_ps(b.w, a.w, m.n)};
     }

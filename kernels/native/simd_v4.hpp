@@ -29,9 +29,7 @@ struct VF {
     Mask not_above(VF o) const { return {_mm512_cmp_ps_mask(v, o.v, _CMP_NGT_UQ)}; }
     Mask above_or_nan(VF o) const { return {_mm512_cmp_ps_mask(v, o.v, _CMP_NLE_UQ)}; }
     VF or_larger(VF o) const { return {_mm512_max_ps(o.v, v)}; }  // o > *this ? o : *this, as the instruction is defined
-    VF or_worse(VF o) const {  // of magnitudes; NaN is above infinity
-        return {_mm512_castsi512_ps(_mm512_max_epi32(_mm512_castps_si512(v), _mm512_castps_si512(o.v)))};
-    }
+    VF spoilt_by(VF x) const { return {_mm512_fmadd_ps(x.v, _mm512_setzero_ps(), v)}; }
     static VF select(Mask m, VF a, VF b) { return {_mm512_mask_mov_ps(b.v, m.m, a.v)}; }
     VF only(Mask m) const { return {_mm512_maskz_mov_ps(m.m, v)}; }  // +0 elsewhere
     VF negate_where(Mask m) const { return {_mm512_mask_xor_ps(v, m.m, v, _mm512_set1_ps(-0.0f))}; }
@@ -88,8 +86,8 @@ static inline VF load_half(const float *p) { return VF::load(p); }
 static inline __m512i rounded_bf16(__m512 x) {  // the result stands in the upper halves
     __m512i u = _mm512_castps_si512(x);
     __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
-    __m512i r = _mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-    return _mm512_mask_mov_epi32(r, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), _mm512_set1_epi32(0x7fc00000));
+    __m512i half = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
+    return _mm512_mask_add_epi32(_mm512_set1_epi32(0x7fc00000), _mm512_cmp_ps_mask(x, x, _CMP_ORD_Q), u, half);
 }
 static inline void store_pair(bf16 *p, VF a, VF b, bool streaming) {
     __m512i even = _mm512_srli_epi32(rounded_bf16(a.v), 16);

@@ -89,7 +89,7 @@ template <class T> class Sink {
         to_ = static_cast<T *>(out_.data) + begin;
     }
     [[gnu::always_inline]] void put(int i, const V &a, const V &b) {
-        if (direct_ && !late_) return store_pair(to_ + i, a, b, streaming_);
+        if (direct_ && !late_) [[likely]] return store_pair(to_ + i, a, b, streaming_);
         if constexpr (dtype_of<T> == BF16) {
             W x[PAIR];
             a.store(x), b.store(x + 16);
