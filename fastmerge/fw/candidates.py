@@ -21,11 +21,11 @@ from ..formats.layout import plan_layout
 from ..formats.mapping import Inputs
 from ..formats.models import open_model
 from ..formats.safetensors import Header, TensorInfo
-from ..recipe.memory import MAX_CHUNK
+from ..recipe.memory import LANES, MAX_CHUNK
 from .matching import Slot, Stored, find, slots
 
 INITIAL = "initial"
-PIECE = 1 << 24  # elements of all candidates together that are swept through at a time
+PIECE = 1 << 26  # elements of all candidates together that are swept through at a time
 Member = str | Path | Mapping[str, Tensor]
 Pool = Sequence[Member] | Mapping[str, Member]
 Use = Callable[[int, list[Tensor], list[Tensor]], None]  # first element, candidates' chunks, targets' memory
@@ -161,10 +161,10 @@ class Candidates:
 
         return Work(numel, tuple(Source(t) for t in stored if isinstance(t, TensorInfo)), targets, run)
 
-    def sweep(self, works: Sequence[Work]) -> None:
-        """Carry out works that write no file."""
+    def sweep(self, works: Sequence[Work], lanes: int = 1) -> None:
+        """Carry out works that write no file, `lanes` of them at a time."""
         pieces = [piece for work in works for piece in work.pieces(self.chunk)]
-        stream(pieces, self.files, _Nowhere(), again=True)
+        stream(pieces, self.files, _Nowhere(), again=True, lanes=lanes)
         self.files.check_unchanged()
 
     def scores(self, gradient: Mapping[str, Tensor], wanted: Mapping[str, Sequence[int]]) -> Scores:
@@ -182,7 +182,8 @@ class Candidates:
                 g = gradient[name]
                 sums = torch.zeros(2 * len(group) + 1, dtype=torch.float64, device=g.device)
                 works.append((row, group, sums, self.work(name, group, _scoring(g, sums))))
-        self.sweep([work for *_, work in works])
+        on_cpu = all(sums.device.type == "cpu" for _, _, sums, _ in works)
+        self.sweep([work for *_, work in works], LANES if on_cpu else 1)
         for row, group, sums, _ in works:
             n, found = len(group), sums.cpu()
             dots[row, group], norms[row, group], own[row] = found[:n], found[n : 2 * n], found[2 * n]

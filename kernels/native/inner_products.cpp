@@ -1,64 +1,111 @@
 // ⟨g, θ_k⟩, ‖θ_k‖² and ‖g‖², products in float64. g stands in the place of base.
 //
-// g is widened once a strip for all models, each of which is read in its own dtype: on two cores this keeps up with memory.
+// A few models are read side by side, which memory serves faster than one after the other, and their sums stay in registers. Elements
+// are widened to float64 from memory: from registers that takes shuffles, of which a core does few at a time.
 #include "strips.hpp"
 
 namespace fm::FM_ISA {
 
-constexpr int LONG = 1024;  // elements of a strip: g in float64 and a model stay in the first-level cache
+constexpr int GROUP = 3;  // models whose sums fit into registers
 
-// One half of every pair after the other, so that the sums of a model stay in registers.
-template <class T> static void products_strip(const T *x, const double *g, int n, double *dots, double *norms) {
-    for (int half = 0; half < PAIR; half += 16) {
-        Sums<typename Working<T>::V> dot, norm;
-        dot.load(dots + half), norm.load(norms + half);
-        for (int i = half; i < n; i += PAIR) {
-            if (half == 0) prefetch_ahead(x + i);
-            const auto own = load_half(x + i);
-            dot.add_product(g + i, own), norm.add_product(own, own);
+// Where in a pair the eights stand whose sum of products is added first, second, …: the same elements for every instruction set.
+template <class T> constexpr int eights[] = {0, 8, 16, 24};
+template <> constexpr int eights<bf16>[] = {0, REGISTER / 2, REGISTER == 16 ? 16 : 8, 24};
+
+// Compilers would rather take what was just stored from the registers that it is still in.
+template <class A> static inline void in_memory(A &a) { asm("" : "+m"(a)); }
+
+template <class T, int KN>
+[[gnu::noinline]] static void add_models(const T *const *in, const double *g, int n, double (*dots)[8], double (*norms)[8]) {
+    using V = typename Working<T>::V;
+    using W = Wide<T>;
+    constexpr bool direct = std::is_same_v<T, W>;
+    Eight<V> dot[KN], norm[KN];
+#pragma GCC unroll 3
+    for (int k = 0; k < KN; ++k) dot[k] = Eight<V>::of(dots[k]), norm[k] = Eight<V>::of(norms[k]);
+    for (int i = 0; i < n; i += PAIR) {
+        alignas(64) W widened[KN][PAIR];
+#pragma GCC unroll 3
+        for (int k = 0; k < KN; ++k) {
+            prefetch_ahead(in[k] + i);
+            if constexpr (direct) continue;
+            V x, y;
+            load_pair(in[k] + i, x, y);
+            x.store(widened[k]), y.store(widened[k] + 16);
         }
-        dot.store(dots + half), norm.store(norms + half);
+        if (!direct) in_memory(widened);
+#pragma GCC unroll 4
+        for (int at : eights<T>) {
+            const auto left = Eight<V>::of(g + i + at);
+#pragma GCC unroll 3
+            for (int k = 0; k < KN; ++k) {
+                const auto own = Eight<V>::of((direct ? reinterpret_cast<const W *>(in[k] + i) : widened[k]) + at);
+                dot[k].add_product(left, own), norm[k].add_product(own, own);
+            }
+        }
     }
+#pragma GCC unroll 3
+    for (int k = 0; k < KN; ++k) dot[k].store(dots[k]), norm[k].store(norms[k]);
 }
 
-// A model's strip where it is, but for an odd one, which is padded with zeros.
-template <class T> static void model_strip(const In &in, int64_t begin, int n, int padded, const double *g, double *dots, double *norms) {
-    const T *x = static_cast<const T *>(in.data) + begin;
-    alignas(64) T copy[LONG];
-    if (n != padded) {
-        memcpy(static_cast<void *>(copy), static_cast<const void *>(x), n * sizeof(T));
-        memset(static_cast<void *>(copy + n), 0, (padded - n) * sizeof(T));
-        x = copy;
+// g in float64, in the lanes that pairs of T have, and the sums of its squares.
+template <class T> static void widen_g(const In &in, int64_t begin, int n, int padded, double *g, double (&norms)[8]) {
+    using V = typename Working<T>::V;
+    using W = Wide<T>;
+    alignas(64) W strip[STRIP], pair[PAIR];
+    const bool whole = n == padded, direct = whole && in.dtype == dtype_of<T>;
+    const T *from = static_cast<const T *>(in.data) + begin;
+    const W *wide = strip;
+    if (whole && in.dtype == dtype_of<W>) {
+        wide = static_cast<const W *>(in.data) + begin;
+    } else if (!direct) {
+        widen_strip(in, begin, n, strip);
+        memset(strip + n, 0, (padded - n) * sizeof(W));
     }
-    products_strip(x, g, padded, dots, norms);
+    auto norm = Eight<V>::of(norms);
+    for (int i = 0; i < padded; i += PAIR) {
+        V x, y;
+        if (direct) load_ahead(from + i, x, y);
+        else prefetch_ahead(wide + i), load_lanes<T>(wide + i, x, y);
+        x.store(pair), y.store(pair + 16);
+        in_memory(pair);
+#pragma GCC unroll 4
+        for (int at : eights<T>) {
+            const auto own = Eight<V>::of(pair + at);
+            own.store(g + i + at), norm.add_product(own, own);
+        }
+    }
+    norm.store(norms);
 }
 
-// The same in float64, whatever the model's dtype.
-static void wide_strip(const In &in, int64_t begin, int n, int padded, const double *g, double *dots, double *norms) {
-    alignas(64) double copy[LONG];
-    widen_strip(in, begin, n, copy);
-    memset(copy + n, 0, (padded - n) * sizeof(double));
-    products_strip(copy, g, padded, dots, norms);
+static double total(const double (&lanes)[8]) {
+    return ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
 }
 
 int64_t inner_products(const Args &a, int64_t begin, int64_t n, double *sums, int64_t *) {
+    Args others = a;
+    others.base.data = nullptr;
+    const Inputs models(others);
     const int K = a.models_count;
-    alignas(64) double running[2 * MAX_MODELS + 1][PAIR], g[LONG];
-    memset(running, 0, sizeof running[0] * (2 * K + 1));
-    for (int64_t at = 0; at < n; at += LONG) {
-        const int m = int(n - at < LONG ? n - at : LONG), padded = (m + PAIR - 1) / PAIR * PAIR;
-        widen_strip(a.base, begin + at, m, g);
-        memset(g + m, 0, (padded - m) * sizeof(double));
-        for (int i = 0; i < padded; i += PAIR)
-            for (int j = 0; j < PAIR; ++j) running[2 * K][j] += g[i + j] * g[i + j];
-        for (int k = 0; k < K; ++k) {
-            const In &in = a.models[k];
-            const auto strip = a.wide ? wide_strip : in.dtype == BF16 ? model_strip<bf16> : in.dtype == F16 ? model_strip<fp16> : model_strip<float>;
-            strip(in, begin + at, m, padded, g, running[k], running[K + k]);
+    return by_type(models, a.wide, [&]<class T>(T, bool direct) -> int64_t {
+        Reader<T> reader(models, direct);
+        const T *in[MAX_INPUTS];
+        alignas(64) double dots[MAX_MODELS][8], norms[MAX_MODELS + 1][8], g[STRIP];
+        memset(dots, 0, sizeof dots[0] * K), memset(norms, 0, sizeof norms[0] * (K + 1));
+        for (int64_t at = 0; at < n; at += STRIP) {
+            const int m = int(n - at < STRIP ? n - at : STRIP), padded = reader.at(begin + at, m, in);
+            widen_g<T>(a.base, begin + at, m, padded, g, norms[K]);
+            for (int k = 0, groups = (K + GROUP - 1) / GROUP; k < K; --groups) {  // of about as many models each
+                const int count = (K - k + groups - 1) / groups;
+                const auto add = count == 3 ? add_models<T, 3> : count == 2 ? add_models<T, 2> : add_models<T, 1>;
+                add(in + k, g, padded, dots + k, norms + k);
+                k += count;
+            }
         }
-    }
-    for (int j = 0; j < 2 * K + 1; ++j) sums[j] = total<float>(running[j]);
-    return 0;
+        for (int k = 0; k < K; ++k) sums[k] = total(dots[k]), sums[K + k] = total(norms[k]);
+        sums[2 * K] = total(norms[K]);
+        return 0;
+    });
 }
 
 }  // namespace fm::FM_ISA

@@ -159,11 +159,24 @@ template <class V> struct Sums {
     void add_product(const V &a, const V &b) {
         for (int i = 0; i < 16; ++i) s[i] += double(a.v[i]) * b.v[i];
     }
-    void add_product(const double *a, const V &b) {
-        for (int i = 0; i < 16; ++i) s[i] += a[i] * b.v[i];
-    }
     void store(double *p) const { memcpy(p, s, sizeof s); }
     void load(const double *p) { memcpy(s, p, sizeof s); }
+};
+
+// Eight lanes of float64.
+template <class V> struct Eight {
+    double v[8];
+    template <class W> static Eight of(const W *p) {
+        W x[8];
+        memcpy(x, p, sizeof x);
+        Eight r;
+        for (int i = 0; i < 8; ++i) r.v[i] = x[i];
+        return r;
+    }
+    void store(double *p) const { memcpy(p, v, sizeof v); }
+    void add_product(const Eight &a, const Eight &b) {
+        for (int i = 0; i < 8; ++i) v[i] += a.v[i] * b.v[i];
+    }
 };
 
 template <class T, class V, class W> static inline void load_pair_generic(const T *p, V &a, V &b) {
@@ -197,17 +210,13 @@ using VF = Vec<float>;
 static inline void prefetch(const void *p) { __builtin_prefetch(p); }
 static inline void fence() {}
 template <class T> static inline void load_pair(const T *p, VF &a, VF &b) { load_pair_generic<T, VF, float>(p, a, b); }
+static inline void load_even_odd(const float *p, VF &a, VF &b) {
+    float x[PAIR];
+    memcpy(x, p, sizeof x);
+    for (int i = 0; i < 16; ++i) a.v[i] = x[2 * i], b.v[i] = x[2 * i + 1];
+}
 template <class T> static inline void store_pair(T *p, const VF &a, const VF &b, bool) {
     store_pair_generic<T, VF, float>(p, a, b);
-}
-template <class T> static inline VF load_half(const T *p) {
-    VF x;
-    for (int i = 0; i < 16; ++i) {
-        T t;
-        memcpy(&t, reinterpret_cast<const char *>(p) + i * sizeof(T), sizeof(T));
-        x.v[i] = widen(t);
-    }
-    return x;
 }
 }  // namespace fm::FM_ISA
 #endif
@@ -215,11 +224,6 @@ template <class T> static inline VF load_half(const T *p) {
 namespace fm::FM_ISA {
 using VD = Vec<double>;
 static inline void load_pair(const double *p, VD &a, VD &b) { load_pair_generic<double, VD, double>(p, a, b); }
-static inline VD load_half(const double *p) {
-    VD x;
-    memcpy(x.v, p, sizeof x.v);
-    return x;
-}
 static inline void store_pair(double *p, const VD &a, const VD &b, bool) { store_pair_generic<double, VD, double>(p, a, b); }
 
 template <class T> struct Working { using V = VF; using W = float; };

@@ -81,15 +81,20 @@ template <> struct Sums<VF> {
     void add_product(const VF &a, const VF &b) {
         for (int i = 0; i < 4; ++i) s[i] = _mm256_fmadd_pd(part(a, i), part(b, i), s[i]);
     }
-    void add_product(const double *a, const VF &b) {
-        for (int i = 0; i < 4; ++i) s[i] = _mm256_fmadd_pd(_mm256_loadu_pd(a + 4 * i), part(b, i), s[i]);
-    }
     void store(double *p) const {
         for (int i = 0; i < 4; ++i) _mm256_storeu_pd(p + 4 * i, s[i]);
     }
     void load(const double *p) {
         for (int i = 0; i < 4; ++i) s[i] = _mm256_loadu_pd(p + 4 * i);
     }
+};
+
+template <> struct Eight<VF> {
+    __m256d v, w;
+    static Eight of(const float *p) { return {_mm256_cvtps_pd(_mm_loadu_ps(p)), _mm256_cvtps_pd(_mm_loadu_ps(p + 4))}; }
+    static Eight of(const double *p) { return {_mm256_loadu_pd(p), _mm256_loadu_pd(p + 4)}; }
+    void store(double *p) const { _mm256_storeu_pd(p, v), _mm256_storeu_pd(p + 4, w); }
+    void add_product(const Eight &a, const Eight &b) { v = _mm256_fmadd_pd(a.v, b.v, v), w = _mm256_fmadd_pd(a.w, b.w, w); }
 };
 
 static inline void prefetch(const void *p) { _mm_prefetch(static_cast<const char *>(p), _MM_HINT_T0); }
@@ -113,16 +118,12 @@ static inline void load_pair(const fp16 *p, VF &a, VF &b) {
     b = {_mm256_cvtph_ps(_mm_loadu_si128(q + 2)), _mm256_cvtph_ps(_mm_loadu_si128(q + 3))};
 }
 static inline void load_pair(const float *p, VF &a, VF &b) { a = VF::load(p), b = VF::load(p + 16); }
-static inline __m256 upwards(__m128i x) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16)); }
-static inline VF load_half(const bf16 *p) {
-    const __m128i *q = reinterpret_cast<const __m128i *>(p);
-    return {upwards(_mm_loadu_si128(q)), upwards(_mm_loadu_si128(q + 1))};
+// float32 in the lanes that bfloat16 has.
+static inline VF even_odd(VF x) {
+    const auto joined = [&](__m256 y) { return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(y), 0xd8)); };
+    return {joined(_mm256_shuffle_ps(x.v, x.w, 0x88)), joined(_mm256_shuffle_ps(x.v, x.w, 0xdd))};
 }
-static inline VF load_half(const fp16 *p) {
-    const __m128i *q = reinterpret_cast<const __m128i *>(p);
-    return {_mm256_cvtph_ps(_mm_loadu_si128(q)), _mm256_cvtph_ps(_mm_loadu_si128(q + 1))};
-}
-static inline VF load_half(const float *p) { return VF::load(p); }
+static inline void load_even_odd(const float *p, VF &a, VF &b) { a = even_odd(VF::load(p)), b = even_odd(VF::load(p + 16)); }
 
 static inline __m256i rounded_bf16(__m256 x) {  // the result stands in the upper halves
     __m256i u = _mm256_castps_si256(x);

@@ -48,12 +48,16 @@ template <> struct Sums<VF> {
     void add_product(VF a, VF b) {
         s[0] = _mm512_fmadd_pd(low(a), low(b), s[0]), s[1] = _mm512_fmadd_pd(high(a), high(b), s[1]);
     }
-    void add_product(const double *a, VF b) {
-        s[0] = _mm512_fmadd_pd(_mm512_loadu_pd(a), low(b), s[0]);
-        s[1] = _mm512_fmadd_pd(_mm512_loadu_pd(a + 8), high(b), s[1]);
-    }
     void store(double *p) const { _mm512_storeu_pd(p, s[0]), _mm512_storeu_pd(p + 8, s[1]); }
     void load(const double *p) { s[0] = _mm512_loadu_pd(p), s[1] = _mm512_loadu_pd(p + 8); }
+};
+
+template <> struct Eight<VF> {
+    __m512d v;
+    static Eight of(const float *p) { return {_mm512_cvtps_pd(_mm256_loadu_ps(p))}; }
+    static Eight of(const double *p) { return {_mm512_loadu_pd(p)}; }
+    void store(double *p) const { _mm512_storeu_pd(p, v); }
+    void add_product(Eight a, Eight b) { v = _mm512_fmadd_pd(a.v, b.v, v); }
 };
 
 static inline void prefetch(const void *p) { _mm_prefetch(static_cast<const char *>(p), _MM_HINT_T0); }
@@ -74,14 +78,13 @@ static inline void load_pair(const fp16 *p, VF &a, VF &b) {
     a.v = _mm512_cvtph_ps(_mm256_loadu_si256(q)), b.v = _mm512_cvtph_ps(_mm256_loadu_si256(q + 1));
 }
 static inline void load_pair(const float *p, VF &a, VF &b) { a = VF::load(p), b = VF::load(p + 16); }
-static inline VF load_half(const bf16 *p) {
-    const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p));
-    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16))};
+// float32 in the lanes that bfloat16 has.
+static inline void load_even_odd(const float *p, VF &a, VF &b) {
+    const VF x = VF::load(p), y = VF::load(p + 16);
+    const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    a.v = _mm512_permutex2var_ps(x.v, even, y.v);
+    b.v = _mm512_permutex2var_ps(x.v, _mm512_add_epi32(even, _mm512_set1_epi32(1)), y.v);
 }
-static inline VF load_half(const fp16 *p) {
-    return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)))};
-}
-static inline VF load_half(const float *p) { return VF::load(p); }
 
 static inline __m512i rounded_bf16(__m512 x) {  // the result stands in the upper halves
     __m512i u = _mm512_castps_si512(x);

@@ -67,13 +67,8 @@ template <class T> using Wide = typename Working<T>::W;
 
 // 32 elements of the working type, in the lanes that a pair of T has.
 template <class T> static inline void load_lanes(const Wide<T> *p, typename Working<T>::V &a, typename Working<T>::V &b) {
-    if constexpr (dtype_of<T> == BF16) {
-        float x[PAIR];
-        for (int i = 0; i < PAIR; ++i) x[lane<T>(i)] = p[i];
-        a = VF::load(x), b = VF::load(x + 16);
-    } else {
-        load_pair(p, a, b);
-    }
+    if constexpr (dtype_of<T> == BF16) load_even_odd(p, a, b);
+    else load_pair(p, a, b);
 }
 
 // Takes a strip's results pair by pair; rounds them into the output at once or, where types differ or `late`, when flushed.
