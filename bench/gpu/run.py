@@ -1,11 +1,11 @@
 """Everything that needs a GPU, in one command and under nine minutes on one Hopper card.
 
-    python bench/gpu/run.py [conformance] [sanitize] [roofline] [filter] [merging] [tune]
+    python bench/gpu/run.py [conformance] [roofline] [filter] [merging] [sanitize] [tune]
 
-Conformance to the reference, compute-sanitizer's memory and race checks where it is installed, the roofline table,
-FR's filter, and whole merges from files in memory; tables go to bench/results/ if the results were right. Launch
-settings are tuned only where asked for. Where fastmerge is not installed, a copy without the native backend is put
-together in build/gpu.
+Conformance to the reference, the roofline table, FR's filter, whole merges from files in memory, and
+compute-sanitizer's memory and race checks where it is installed; tables go to bench/results/ if the results were
+right. Launch settings are tuned only where asked for. Where fastmerge is not installed, a copy without the native
+backend is put together in build/gpu.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-KINDS = ("conformance", "sanitize", "roofline", "filter", "merging", "tune")
+KINDS = ("conformance", "roofline", "filter", "merging", "sanitize", "tune")
 MEASURED = ("roofline", "filter", "merging")
 OWN = {
     "conformance": {"OMP_NUM_THREADS": "1"},  # of each of the processes that test side by side
