@@ -20,7 +20,9 @@ constexpr i64 SPAN = 16384;     // elements that a block of threads looks for br
 constexpr u32 QUEUE = 4096;     // codes of shared memory, of all brackets
 constexpr u32 DIGIT = 8;        // bits of a code that tell THREADS bins apart
 constexpr u32 ROUNDS = 64 / DIGIT;
+constexpr u32 AT_ONCE = 4;      // codes that a thread has on their way together
 constexpr u32 INFINITE = 0x7f800000, LARGEST = 0x7fc00000;  // keys in 32 bits; the latter NaN have
+constexpr u64 LAST = (u64)LARGEST << 32 | 0xffffffffu;  // of codes
 
 template <int DTYPE> struct Stored { typedef u16 type; };
 template <> struct Stored<2> { typedef float type; };
@@ -225,6 +227,26 @@ struct Near {
 
 struct Models { const Model* at[SLOTS]; };
 
+// For each model codes of the same 2^bits elements, after the least code there can be and before the largest. One element in
+// every n / 2^bits, wherever in them: a fixed distance could fall into step with the rows. Of elements spread like that a
+// sample errs no more than one drawn without regard to places. They depend on n alone.
+extern "C" __global__ void __launch_bounds__(THREADS)
+sample(const Base* base, Models models, i64 n, int bits, u64* codes) {
+  u64 at = (u64)blockIdx.x * THREADS + threadIdx.x, size = (1ull << bits) + 2;
+  if (at >= size) return;
+  u64 mixed = at * 0x9e3779b97f4a7c15ull;
+  mixed = (mixed ^ mixed >> 31) * 0xbf58476d1ce4e5b9ull;
+  u64 start = (at - 1) * n >> bits, width = (at * n >> bits) - start, i = start + (width * (mixed >> 32) >> 32);
+  bool end = at == 0 || at == size - 1;
+  u64 found[SLOTS];
+#pragma unroll
+  for (u32 s = 0; s < SLOTS; ++s) {
+    found[s] = end ? (at ? LAST : 0) : code_of(key_of((float)task_vector(base[i], models.at[s][i])), i);
+  }
+#pragma unroll
+  for (u32 s = 0; s < SLOTS; ++s) codes[s * size + at] = found[s];
+}
+
 // For each bracket s, codes first … last of models.at[s]: found[s][0] += elements before it, found[s][1] += elements in it,
 // and codes[s] is where the codes of those go, in any order, while there is room.
 //
@@ -354,9 +376,15 @@ narrow(const u64* codes, i64 room, const i64* sizes, int targets, int parts, int
   if (round == ROUNDS) return;
   u32 shift = 64 - DIGIT * (round + 1);
   i64 size = sizes[row] < room ? sizes[row] : room;
-  for (i64 i = part * THREADS + threadIdx.x; i < size; i += parts * THREADS) {
-    u64 code = codes[row * room + i] >> shift;
-    if (code >> DIGIT == begins) atomicAdd(bins + (code & (THREADS - 1)), 1u);
+  i64 step = parts * THREADS;
+  for (i64 i = part * THREADS + threadIdx.x; i < size; i += AT_ONCE * step) {
+    u64 read[AT_ONCE];
+#pragma unroll
+    for (u32 j = 0; j < AT_ONCE; ++j) read[j] = i + j * step < size ? codes[row * room + i + j * step] >> shift : 0;
+#pragma unroll
+    for (u32 j = 0; j < AT_ONCE; ++j) {
+      if (i + j * step < size && read[j] >> DIGIT == begins) atomicAdd(bins + (read[j] & (THREADS - 1)), 1u);
+    }
   }
   __syncthreads();
   if (bins[threadIdx.x]) atomicAdd(count + threadIdx.x, bins[threadIdx.x]);
