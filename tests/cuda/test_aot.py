@@ -18,7 +18,7 @@ from batches import job  # noqa: E402
 from calls import calls  # noqa: E402
 from compiled import OPS, TARGETS, Code, compiling, objections, read  # noqa: E402
 from fastmerge.kernels import cuda  # noqa: E402
-from fastmerge.kernels.cuda import launch, settings  # noqa: E402
+from fastmerge.kernels.cuda import enqueue, launch, settings  # noqa: E402
 from kept import WAYS, kept  # noqa: E402
 from tensors import BF16, DTYPES, F16, F32, F64  # noqa: E402
 
@@ -157,11 +157,11 @@ def dividing(x, out, SIZE: tl.constexpr):
 @pytest.mark.parametrize(
     ("kernel", "options", "objects"),
     [
-        pytest.param(fusing, launch.OPTIONS, True, id="fusing"),
-        pytest.param(dividing_and_fusing, launch.OPTIONS, True, id="dividing-and-fusing"),
+        pytest.param(fusing, enqueue.OPTIONS, True, id="fusing"),
+        pytest.param(dividing_and_fusing, enqueue.OPTIONS, True, id="dividing-and-fusing"),
         pytest.param(contracting, {"enable_fp_fusion": True}, True, id="contracting"),
-        pytest.param(contracting, launch.OPTIONS, False, id="told-not-to-contract"),
-        pytest.param(dividing, launch.OPTIONS, False, id="dividing"),
+        pytest.param(contracting, enqueue.OPTIONS, False, id="told-not-to-contract"),
+        pytest.param(dividing, enqueue.OPTIONS, False, id="dividing"),
     ],
 )
 def test_fusion_gate(kernel: Any, options: dict[str, Any], objects: bool) -> None:
@@ -185,7 +185,7 @@ def spilling(x, out, SIZE: tl.constexpr):
 
 def test_spill_gate_can_fail() -> None:
     x = torch.zeros(1024)
-    assert "spilling: spills to memory" in complaints(90, lambda: spilling[(1,)](x, x, SIZE=2048, **launch.OPTIONS))
+    assert "spilling: spills to memory" in complaints(90, lambda: spilling[(1,)](x, x, SIZE=2048, **enqueue.OPTIONS))
 
 
 def test_settings() -> None:
