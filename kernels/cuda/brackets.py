@@ -29,6 +29,7 @@ DIGIT = 8
 ROUNDS = 64 // DIGIT
 PARTS, PART = 512, 4096  # blocks that share a search, at most, and codes of each, at least
 LARGEST = nan_key(False)
+LAST = LARGEST << 32 | 0xFFFF_FFFF  # of codes
 
 Slot = tuple[Tensor, int]  # a model and a rank, 1 … N
 
@@ -65,7 +66,8 @@ def _search(base: Tensor, slots: Sequence[Slot]) -> Tensor:
     samples = _samples(base, addresses, defines)
     ends = [_ends(rank, n, samples.size(1) - 2) for _, rank in slots]
     sizes = torch.full((len(slots),), samples.size(1), device=device)
-    brackets = _nth(samples, sizes, upload(torch.tensor(ends), device), defines)
+    limits = upload(torch.tensor([[0, LAST]] * len(slots)), device)
+    brackets = _nth(samples, sizes, limits, upload(torch.tensor(ends), device), defines)
 
     room = max(_room(end - begin, n, samples.size(1) - 2) for begin, end in ends)
     codes = torch.empty(len(slots), room, dtype=torch.int64, device=device)
@@ -74,7 +76,7 @@ def _search(base: Tensor, slots: Sequence[Slot]) -> Tensor:
     nvrtc.launch(SOURCE, "collect_between", defines, -(-n // SPAN), given, base)
 
     before, within = found.split(1, 1)
-    code = _nth(codes, within.contiguous(), ranks - 1 - before, defines)
+    code = _nth(codes, within.contiguous(), brackets, ranks - 1 - before, defines)
     return torch.cat([found, torch.full_like(code, room), code], 1)
 
 
@@ -103,10 +105,11 @@ def _room(sampled: int, n: int, size: int) -> int:
     return min(n, math.ceil((sampled + 4 * math.sqrt(sampled) + 8) * n / size))
 
 
-def _nth(codes: Tensor, sizes: Tensor, places: Tensor, defines: dict[str, int]) -> Tensor:
+def _nth(codes: Tensor, sizes: Tensor, limits: Tensor, places: Tensor, defines: dict[str, int]) -> Tensor:
     """Of the first sizes[row] codes of each row those of these places in ascending order: int64 [rows, targets].
 
-    Radix select, digit by digit of all at once; the host does not wait. A place that there is not gives some number.
+    limits: int64 [rows, 2], from which to which each row's codes go. Radix select, digit by digit of all at once; the
+    host does not wait. A place that there is not gives some number.
     """
     (rows, targets), room = places.shape, codes.size(1)
     searches = places.new_zeros(rows, targets, ROUNDS + 1, 2)
@@ -115,6 +118,6 @@ def _nth(codes: Tensor, sizes: Tensor, places: Tensor, defines: dict[str, int]) 
     for number in range(ROUNDS + 1):
         parts = min(PARTS, -(-room // PART)) if number < ROUNDS else 1
         numbers = map(ctypes.c_int, (targets, parts, number))
-        given = [codes, ctypes.c_longlong(room), sizes, *numbers, searches, counts]
+        given = [codes, ctypes.c_longlong(room), sizes, limits, *numbers, searches, counts]
         nvrtc.launch(SOURCE, "narrow", defines, rows * targets * parts, given, codes)
     return searches[:, :, -1, 0].contiguous()

@@ -353,9 +353,11 @@ collect_between(const Base* base, Models models, i64 n, const u64* brackets, i64
 // of `room` codes, of which sizes[row] count. Before a round a search knows so many digits, and the place that is left among
 // the codes which begin with these: searches[…][round] = (digits, place). `parts` blocks work on each. They learn the digit
 // of the round before from its counts, each for itself, and count the next one's: counts[…][round]. The last round only
-// learns. A search for a place that there is not finds anything.
+// learns. A search for a place that there is not finds anything. A row's codes lie between two, its limits: where they share
+// a round's digit and those before it, nothing is read.
 extern "C" __global__ void __launch_bounds__(THREADS)
-narrow(const u64* codes, i64 room, const i64* sizes, int targets, int parts, int round, i64* searches, u32* counts) {
+narrow(const u64* codes, i64 room, const i64* sizes, const u64* limits, int targets, int parts, int round, i64* searches,
+       u32* counts) {
   __shared__ u32 sums[THREADS], bins[THREADS];
   __shared__ u64 begins;
   i64 target = blockIdx.x / parts, part = blockIdx.x % parts, row = target / targets;
@@ -376,6 +378,11 @@ narrow(const u64* codes, i64 room, const i64* sizes, int targets, int parts, int
   if (round == ROUNDS) return;
   u32 shift = 64 - DIGIT * (round + 1);
   i64 size = sizes[row] < room ? sizes[row] : room;
+  u64 first = limits[2 * row] >> shift, last = limits[2 * row + 1] >> shift;
+  if (first == last) {
+    if (part == 0 && threadIdx.x == 0) count[first & (THREADS - 1)] = (u32)size;
+    return;
+  }
   i64 step = parts * THREADS;
   for (i64 i = part * THREADS + threadIdx.x; i < size; i += AT_ONCE * step) {
     u64 read[AT_ONCE];

@@ -153,6 +153,13 @@ def fine_tuned(n: int) -> tuple[Tensor, Tensor]:
     return base.to(BF16), (base + 1e-4 * torch.randn(n, generator=generator)).to(BF16)
 
 
+def beyond_finite(n: int) -> tuple[Tensor, Tensor]:
+    """As many of the largest magnitude, of infinities, and of NaN of all kinds."""
+    i = torch.arange(n)
+    bits = torch.where(i % 3 == 2, 0x7F81 + i % 127, 0x7F7F + i % 3) - 0x8000 * (i % 2)
+    return torch.zeros(n).to(BF16), bits.to(torch.int16).view(BF16)
+
+
 ADVERSE: dict[str, Callable[[int], tuple[Tensor, Tensor]]] = {
     **HARD,
     "two values": lambda n: (torch.zeros(n).to(BF16), (1 + torch.arange(n) % 3 // 2).to(BF16)),
@@ -160,6 +167,7 @@ ADVERSE: dict[str, Callable[[int], tuple[Tensor, Tensor]]] = {
     "falling": lambda n: (torch.zeros(n), torch.linspace(1, -0.1, n)),
     "rows of many sizes": lambda n: (torch.zeros(n), make(n, F32, 3) * (torch.arange(n) // 512 % 37).exp2()),
     "fine-tuned": fine_tuned,
+    "beyond finite": beyond_finite,
 }
 
 
@@ -246,6 +254,7 @@ FAULTS = {
     "queue[s][at] = code;": "fine-tuned",
     "codes[s * room + to] = code;": "two values",  # more in a block than shared memory has room for
     "++own[s];": "two values",
+    "own[s] += far >> 31;": "fine-tuned",
 }
 
 
