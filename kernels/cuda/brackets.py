@@ -17,8 +17,6 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from ..reference.magnitude import magnitude_keys
-from ..reference.numeric import task_vectors
 from . import nvrtc
 from .launch import upload
 from .magnitude import DTYPES, SOURCE, nan_key
@@ -26,7 +24,7 @@ from .magnitude import DTYPES, SOURCE, nan_key
 LEAST, MOST = 1 << 20, 1 << 32  # elements of a tensor of which a sample saves work, and that codes can tell apart
 ERRORS = 4  # standard errors to both sides: a miss in ten thousand
 SLOTS = 4  # brackets looked into in one reading
-SPAN = 16_384  # elements of a block of threads, DIGIT bits: as in magnitude.cu
+SPAN = 16_384  # elements of a block of threads, DIGIT bits, codes' LARGEST key: as in magnitude.cu
 DIGIT = 8
 ROUNDS = 64 // DIGIT
 PARTS, PART = 512, 4096  # blocks that share a search, at most, and codes of each, at least
@@ -63,47 +61,35 @@ def _search(base: Tensor, slots: Sequence[Slot]) -> Tensor:
     """Elements before the bracket, in it, how many there was room for, and the rank's code: int64 [slots, 4]."""
     n, device, models = base.numel(), base.device, [model for model, _ in slots]
     ranks = upload(torch.tensor([[rank] for _, rank in slots]), device)
-    samples = _samples(base, models)
-    ends = [_ends(rank, n, samples.size(1) - 2) for _, rank in slots]
     defines = {"BASE": DTYPES[base.dtype], "MODEL": DTYPES[models[0].dtype], "SLOTS": len(slots)}
+    addresses = (ctypes.c_void_p * len(slots))(*(model.data_ptr() for model in models))
+    samples = _samples(base, addresses, defines)
+    ends = [_ends(rank, n, samples.size(1) - 2) for _, rank in slots]
     sizes = torch.full((len(slots),), samples.size(1), device=device)
-    brackets = _nth(samples, sizes, upload(torch.tensor(ends), device), defines)
+    limits = upload(torch.tensor([[0, LAST]] * len(slots)), device)
+    brackets = _nth(samples, sizes, limits, upload(torch.tensor(ends), device), defines)
 
     room = max(_room(end - begin, n, samples.size(1) - 2) for begin, end in ends)
     codes = torch.empty(len(slots), room, dtype=torch.int64, device=device)
     found = torch.zeros(len(slots), 2, dtype=torch.int64, device=device)
-    addresses = (ctypes.c_void_p * len(slots))(*(model.data_ptr() for model in models))
     given = [base, addresses, ctypes.c_longlong(n), brackets, ctypes.c_longlong(room), found, codes]
     nvrtc.launch(SOURCE, "collect_between", defines, -(-n // SPAN), given, base)
 
     before, within = found.split(1, 1)
-    code = _nth(codes, within.contiguous(), ranks - 1 - before, defines)
+    code = _nth(codes, within.contiguous(), brackets, ranks - 1 - before, defines)
     return torch.cat([found, torch.full_like(code, room), code], 1)
 
 
-def _samples(base: Tensor, models: Sequence[Tensor]) -> Tensor:
-    """Codes of the same elements of every model, between the least and the largest there can be: [models, S + 2]."""
-    places = _places(base.numel(), base.device)
-    codes = torch.empty(len(models), len(places) + 2, dtype=torch.int64, device=base.device)
-    codes[:, 0], codes[:, -1] = 0, LAST
-    sampled = base[places]
-    for own, model in zip(codes, models, strict=True):
-        (tau,) = task_vectors(sampled, [model[places]])
-        own[1:-1] = (LARGEST - magnitude_keys(tau)) << 32 | places
-    return codes
+def _samples(base: Tensor, models: ctypes.Array[ctypes.c_void_p], defines: dict[str, int]) -> Tensor:
+    """Codes of the same elements of every model, between the least and the largest there can be: [models, S + 2].
 
-
-def _places(n: int, device: torch.device) -> Tensor:
-    """One element in every N / S, wherever in them: a fixed distance could fall into step with the rows.
-
-    Of elements spread like that a sample errs no more than one drawn without regard to places. They depend on N alone.
+    models: their addresses.
     """
-    bits = 2 * n.bit_length() // 3
-    line = torch.arange((1 << bits) + 1, device=device)
-    starts = line * n >> bits
-    mixed = line[1:] * -0x61C8864680B583EB
-    mixed = (mixed ^ mixed >> 31) * -0x40A7B892E31B1A47
-    return starts[:-1] + ((mixed >> 32 & 0xFFFF_FFFF) * starts.diff() >> 32)
+    bits = 2 * base.numel().bit_length() // 3
+    codes = torch.empty(len(models), (1 << bits) + 2, dtype=torch.int64, device=base.device)
+    given = [base, models, ctypes.c_longlong(base.numel()), ctypes.c_int(bits), codes]
+    nvrtc.launch(SOURCE, "sample", defines, -(-codes.size(1) // nvrtc.THREADS), given, base)
+    return codes
 
 
 def _ends(rank: int, n: int, size: int) -> tuple[int, int]:
@@ -119,10 +105,11 @@ def _room(sampled: int, n: int, size: int) -> int:
     return min(n, math.ceil((sampled + 4 * math.sqrt(sampled) + 8) * n / size))
 
 
-def _nth(codes: Tensor, sizes: Tensor, places: Tensor, defines: dict[str, int]) -> Tensor:
+def _nth(codes: Tensor, sizes: Tensor, limits: Tensor, places: Tensor, defines: dict[str, int]) -> Tensor:
     """Of the first sizes[row] codes of each row those of these places in ascending order: int64 [rows, targets].
 
-    Radix select, digit by digit of all at once; the host does not wait. A place that there is not gives some number.
+    limits: int64 [rows, 2], from which to which each row's codes go. Radix select, digit by digit of all at once; the
+    host does not wait. A place that there is not gives some number.
     """
     (rows, targets), room = places.shape, codes.size(1)
     searches = places.new_zeros(rows, targets, ROUNDS + 1, 2)
@@ -131,6 +118,6 @@ def _nth(codes: Tensor, sizes: Tensor, places: Tensor, defines: dict[str, int]) 
     for number in range(ROUNDS + 1):
         parts = min(PARTS, -(-room // PART)) if number < ROUNDS else 1
         numbers = map(ctypes.c_int, (targets, parts, number))
-        given = [codes, ctypes.c_longlong(room), sizes, *numbers, searches, counts]
+        given = [codes, ctypes.c_longlong(room), sizes, limits, *numbers, searches, counts]
         nvrtc.launch(SOURCE, "narrow", defines, rows * targets * parts, given, codes)
     return searches[:, :, -1, 0].contiguous()

@@ -2,6 +2,7 @@
 //
 // A block's threads are coroutines, which take turns at __syncthreads(); blocks run one after the other. ORDER says in
 // which order threads take their turns, so that a result which depends on it differs: 0 upward, 1 downward, 2 mixed.
+#include <math.h>
 #include <setjmp.h>
 #include <string.h>
 #include <ucontext.h>
@@ -102,3 +103,5 @@ inline unsigned __popc(unsigned x) { return __builtin_popcount(x); }
 inline float __uint_as_float(unsigned bits) { float x; memcpy(&x, &bits, 4); return x; }
 inline unsigned __float_as_uint(float x) { unsigned bits; memcpy(&bits, &x, 4); return bits; }
 inline long long __double_as_longlong(double x) { long long bits; memcpy(&bits, &x, 8); return bits; }
+// Of NaN a GPU gives the one whose bits are all set but the sign.
+inline float __fsub_rn(float x, float y) { float z = x - y; return z == z ? z : __uint_as_float(0x7fffffff); }

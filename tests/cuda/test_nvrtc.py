@@ -23,8 +23,9 @@ FOLDER = Path(nvrtc.__file__).parent
 SOURCES = sorted(FOLDER.glob("*.cu"))
 # GPUs, and the dtypes of base and model: bfloat16; float16 and float32; float64 and bfloat16.
 CASES = [((8, 0), 0, 0), ((9, 0), 0, 0), ((10, 0), 0, 0), ((9, 0), 1, 2), ((9, 0), 3, 0)]
-KERNELS = {"histogram", "histogram_wide", "count_selected", "collect_selected", "collect_between", "narrow"}
-ALLOWED = {"narrow": ["no 128-bit loads"]}  # what it reads, many times, is small and in the cache
+KERNELS = {"histogram", "histogram_wide", "count_selected", "collect_selected", "sample", "collect_between", "narrow"}
+# What narrow reads, many times, is small and in the cache; elements of a sample lie far apart.
+ALLOWED = {"sample": ["no 128-bit loads"], "narrow": ["no 128-bit loads"]}
 MOST_REGISTERS = 64  # a thread, so that 1024 threads fit on a multiprocessor
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -152,6 +153,13 @@ def fine_tuned(n: int) -> tuple[Tensor, Tensor]:
     return base.to(BF16), (base + 1e-4 * torch.randn(n, generator=generator)).to(BF16)
 
 
+def beyond_finite(n: int) -> tuple[Tensor, Tensor]:
+    """As many of the largest magnitude, of infinities, and of NaN of all kinds."""
+    i = torch.arange(n)
+    bits = torch.where(i % 3 == 2, 0x7F81 + i % 127, 0x7F7F + i % 3) - 0x8000 * (i % 2)
+    return torch.zeros(n).to(BF16), bits.to(torch.int16).view(BF16)
+
+
 ADVERSE: dict[str, Callable[[int], tuple[Tensor, Tensor]]] = {
     **HARD,
     "two values": lambda n: (torch.zeros(n).to(BF16), (1 + torch.arange(n) % 3 // 2).to(BF16)),
@@ -159,6 +167,7 @@ ADVERSE: dict[str, Callable[[int], tuple[Tensor, Tensor]]] = {
     "falling": lambda n: (torch.zeros(n), torch.linspace(1, -0.1, n)),
     "rows of many sizes": lambda n: (torch.zeros(n), make(n, F32, 3) * (torch.arange(n) // 512 % 37).exp2()),
     "fine-tuned": fine_tuned,
+    "beyond finite": beyond_finite,
 }
 
 
@@ -190,14 +199,15 @@ def test_inputs_are_read_once(sampled: Ways) -> None:
     """Of a few models and a rank each, whatever the magnitudes."""
     base, model = fine_tuned(20_000)
     assert_same_cuts(base, [model, model.roll(1), base.roll(2), base], [3000])
-    assert [kernel for kernel in sampled.kernels if kernel != "narrow"] == ["collect_between"]
+    assert [kernel for kernel in sampled.kernels if kernel not in ("sample", "narrow")] == ["collect_between"]
 
 
 def hidden(n: int) -> tuple[Tensor, Tensor]:
     """Small wherever the sample looks, large elsewhere."""
-    tau = torch.linspace(1, 2, n)
-    tau[brackets._places(n, tau.device)] /= 1000
-    return torch.zeros(n), tau
+    tau, base = torch.linspace(1, 2, n), torch.zeros(n)
+    codes = brackets._samples(base, (ctypes.c_void_p * 1)(tau.data_ptr()), {"BASE": 2, "MODEL": 2, "SLOTS": 1})
+    tau[codes[0, 1:-1] & 0xFFFF_FFFF] /= 1000
+    return base, tau
 
 
 IN_VAIN: dict[str, tuple[str, object]] = {
@@ -244,6 +254,7 @@ FAULTS = {
     "queue[s][at] = code;": "fine-tuned",
     "codes[s * room + to] = code;": "two values",  # more in a block than shared memory has room for
     "++own[s];": "two values",
+    "own[s] += far >> 31;": "fine-tuned",
 }
 
 
