@@ -8,13 +8,6 @@ namespace fm::FM_ISA {
 
 constexpr int GROUP = 3;  // models whose sums fit into registers
 
-// Where in a pair the eights stand whose sum of products is added first, second, …: the same elements for every instruction set.
-template <class T> constexpr int eights[] = {0, 8, 16, 24};
-template <> constexpr int eights<bf16>[] = {0, REGISTER / 2, REGISTER == 16 ? 16 : 8, 24};
-
-// Compilers would rather take what was just stored from the registers that it is still in.
-template <class A> static inline void in_memory(A &a) { asm("" : "+m"(a)); }
-
 template <class T, int KN>
 [[gnu::noinline]] static void add_models(const T *const *in, const double *g, int n, double (*dots)[8], double (*norms)[8]) {
     using V = typename Working<T>::V;
@@ -78,10 +71,6 @@ template <class T> static void widen_g(const In &in, int64_t begin, int n, int p
     norm.store(norms);
 }
 
-static double total(const double (&lanes)[8]) {
-    return ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
-}
-
 int64_t inner_products(const Args &a, int64_t begin, int64_t n, double *sums, int64_t *) {
     Args others = a;
     others.base.data = nullptr;
@@ -95,12 +84,7 @@ int64_t inner_products(const Args &a, int64_t begin, int64_t n, double *sums, in
         for (int64_t at = 0; at < n; at += STRIP) {
             const int m = int(n - at < STRIP ? n - at : STRIP), padded = reader.at(begin + at, m, in);
             widen_g<T>(a.base, begin + at, m, padded, g, norms[K]);
-            for (int k = 0, groups = (K + GROUP - 1) / GROUP; k < K; --groups) {  // of about as many models each
-                const int count = (K - k + groups - 1) / groups;
-                const auto add = count == 3 ? add_models<T, 3> : count == 2 ? add_models<T, 2> : add_models<T, 1>;
-                add(in + k, g, padded, dots + k, norms + k);
-                k += count;
-            }
+            in_groups<GROUP>(K, [&]<int KN>(int k, Models<KN>) { add_models<T, KN>(in + k, g, padded, dots + k, norms + k); });
         }
         for (int k = 0; k < K; ++k) sums[k] = total(dots[k]), sums[K + k] = total(norms[k]);
         sums[2 * K] = total(norms[K]);

@@ -1,51 +1,97 @@
-// Per-model statistics of task vectors.
+// Per-model statistics of task vectors. Their terms are widened to float64 from memory.
+#include <cmath>
 #include <limits>
 
 #include "strips.hpp"
 
 namespace fm::FM_ISA {
 
+// Models side by side whose sums fit into registers.
+#if defined(FM_ISA_v3)
+constexpr int GROUP = 2;
+#else
+constexpr int GROUP = 3;
+#endif
+
+template <class W> struct Running {
+    alignas(64) double magnitude[8], plain[8], energy[8];
+    W peak[16];
+};
+
+template <class T, int KN> [[gnu::noinline]] static void add_models(const T *base, const T *const *in, int n, Running<Wide<T>> *running) {
+    using V = typename Working<T>::V;
+    Eight<V> magnitude[KN], plain[KN], energy[KN];
+    V peak[KN];
+#pragma GCC unroll 3
+    for (int k = 0; k < KN; ++k) {
+        const auto &r = running[k];
+        magnitude[k] = Eight<V>::of(r.magnitude), plain[k] = Eight<V>::of(r.plain), energy[k] = Eight<V>::of(r.energy);
+        peak[k] = V::load(r.peak);
+    }
+    for (int i = 0; i < n; i += PAIR) {
+        alignas(64) Wide<T> tau[KN][PAIR];
+        V b[2];
+        load_ahead(base + i, b[0], b[1]);
+#pragma GCC unroll 3
+        for (int k = 0; k < KN; ++k) {
+            V x, y;
+            load_ahead(in[k] + i, x, y);
+            x = x - b[0], y = y - b[1];
+            peak[k] = peak[k].or_larger(x.abs()).or_larger(y.abs());
+            x.store(tau[k]), y.store(tau[k] + 16);
+        }
+        in_memory(tau);
+#pragma GCC unroll 4
+        for (int at : eights<T>)
+#pragma GCC unroll 3
+            for (int k = 0; k < KN; ++k) {
+                const auto x = Eight<V>::of(tau[k] + at);
+                magnitude[k].add(x.abs()), plain[k].add(x), energy[k].add_product(x, x);
+            }
+    }
+#pragma GCC unroll 3
+    for (int k = 0; k < KN; ++k) {
+        auto &r = running[k];
+        magnitude[k].store(r.magnitude), plain[k].store(r.plain), energy[k].store(r.energy), peak[k].store(r.peak);
+    }
+}
+
+template <class T> static int64_t nonfinite(const T *base, const T *x, int n) {
+    using V = typename Working<T>::V;
+    const V infinite = V::set(std::numeric_limits<Wide<T>>::infinity());
+    int64_t count = 0;
+    for (int i = 0; i < n; i += PAIR) {
+        V b[2], tau[2];
+        load_pair(base + i, b[0], b[1]), load_pair(x + i, tau[0], tau[1]);
+        for (int half = 0; half < 2; ++half) count += 16 - std::popcount((infinite > (tau[half] - b[half]).abs()).bits());
+    }
+    return count;
+}
+
 int64_t moments(const Args &a, int64_t begin, int64_t n, double *sums, int64_t *counts) {
     const Inputs inputs(a);
     const int K = a.models_count;
     return by_type(inputs, a.wide, [&]<class T>(T, bool direct) -> int64_t {
-        using V = typename Working<T>::V;
-        using W = typename Working<T>::W;
         Reader<T> reader(inputs, direct);
         const T *in[MAX_INPUTS];
-        alignas(64) double running[MAX_MODELS][3][PAIR];
-        alignas(64) W peaks[MAX_MODELS][PAIR];
+        Running<Wide<T>> running[MAX_MODELS];
         memset(running, 0, sizeof running[0] * K);
-        memset(peaks, 0, sizeof peaks[0] * K);
-        for (int k = 0; k < K; ++k) counts[k] = 0;
-        const V infinite = V::set(std::numeric_limits<W>::infinity());
         for (int64_t at = 0; at < n; at += STRIP) {
-            const int m = int(n - at < STRIP ? n - at : STRIP), padded = reader.at(begin + at, m, in);
-            for (int k = 0; k < K; ++k)
-                for (int half = 0; half < 2; ++half) {
-                    Sums<V> magnitude, plain, energy;
-                    double(*run)[PAIR] = running[k];
-                    const int lane = 16 * half;
-                    magnitude.load(run[0] + lane), plain.load(run[1] + lane), energy.load(run[2] + lane);
-                    V peak = V::load(peaks[k] + lane);
-                    for (int i = 0; i < padded; i += PAIR) {
-                        V base[2], model[2];
-                        load_ahead(in[0] + i, base[0], base[1]);
-                        load_ahead(in[1 + k] + i, model[0], model[1]);
-                        const V tau = half ? model[1] - base[1] : model[0] - base[0], size = tau.abs();
-                        magnitude.add(size), plain.add(tau), energy.add_product(tau, tau);
-                        peak = peak.or_larger(size);
-                        counts[k] += 16 - std::popcount((infinite > size).bits());
-                    }
-                    magnitude.store(run[0] + lane), plain.store(run[1] + lane), energy.store(run[2] + lane);
-                    peak.store(peaks[k] + lane);
-                }
+            const int padded = reader.at(begin + at, int(n - at < STRIP ? n - at : STRIP), in);
+            in_groups<GROUP>(K, [&]<int KN>(int k, Models<KN>) { add_models<T, KN>(in[0], in + 1 + k, padded, running + k); });
         }
+        bool finite = true;
         for (int k = 0; k < K; ++k) {
-            for (int row = 0; row < 3; ++row) sums[row * K + k] = total<T>(running[k][row]);
-            sums[3 * K + k] = 0;
-            for (W peak : peaks[k])
+            const auto &r = running[k];
+            sums[k] = total(r.magnitude), sums[K + k] = total(r.plain), sums[2 * K + k] = total(r.energy);
+            sums[3 * K + k] = counts[k] = 0;
+            for (double peak : r.peak)
                 if (peak > sums[3 * K + k]) sums[3 * K + k] = peak;
+            finite &= std::isfinite(sums[k]);
+        }
+        for (int64_t at = 0; at < n && !finite; at += STRIP) {
+            const int padded = reader.at(begin + at, int(n - at < STRIP ? n - at : STRIP), in);
+            for (int k = 0; k < K; ++k) counts[k] += nonfinite(in[0], in[1 + k], padded);
         }
         return 0;
     });

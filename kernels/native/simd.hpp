@@ -155,10 +155,6 @@ template <class V> struct Sums {
     template <class W> void add_stored(const W *p) {
         for (int i = 0; i < 16; ++i) s[i] += p[i];
     }
-    // a·b in float64; exact for float32, so that fused or not makes no difference there
-    void add_product(const V &a, const V &b) {
-        for (int i = 0; i < 16; ++i) s[i] += double(a.v[i]) * b.v[i];
-    }
     void store(double *p) const { memcpy(p, s, sizeof s); }
     void load(const double *p) { memcpy(s, p, sizeof s); }
 };
@@ -174,10 +170,27 @@ template <class V> struct Eight {
         return r;
     }
     void store(double *p) const { memcpy(p, v, sizeof v); }
+    Eight abs() const {
+        Eight r;
+        for (int i = 0; i < 8; ++i) r.v[i] = v[i] < 0 ? -v[i] : v[i];
+        return r;
+    }
+    void add(const Eight &a) {
+        for (int i = 0; i < 8; ++i) v[i] += a.v[i];
+    }
+    // Of float32 products are exact, so that fused or not makes no difference.
     void add_product(const Eight &a, const Eight &b) {
         for (int i = 0; i < 8; ++i) v[i] += a.v[i] * b.v[i];
     }
 };
+
+// Where in a pair the eights stand that sums take first, second, …: the same elements for every instruction set.
+template <class T> constexpr int eights[] = {0, 8, 16, 24};
+template <> constexpr int eights<bf16>[] = {0, REGISTER / 2, REGISTER == 16 ? 16 : 8, 24};
+
+// Compilers would rather take what was just stored from the registers that it is still in than convert it from memory, which
+// takes no shuffle.
+template <class A> static inline void in_memory(A &a) { asm("" : "+m"(a)); }
 
 template <class T, class V, class W> static inline void load_pair_generic(const T *p, V &a, V &b) {
     W x[PAIR];
@@ -269,5 +282,8 @@ template <class T> static inline double total(const double *lanes) {
     for (int width = PAIR / 2; width; width /= 2)
         for (int i = 0; i < width; ++i) s[i] += s[i + width];
     return s[0];
+}
+static inline double total(const double (&lanes)[8]) {
+    return ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
 }
 }  // namespace fm::FM_ISA

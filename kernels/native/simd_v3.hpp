@@ -78,9 +78,6 @@ template <> struct Sums<VF> {
     void add_stored(const float *p) {
         for (int i = 0; i < 4; ++i) s[i] = _mm256_add_pd(s[i], _mm256_cvtps_pd(_mm_loadu_ps(p + 4 * i)));
     }
-    void add_product(const VF &a, const VF &b) {
-        for (int i = 0; i < 4; ++i) s[i] = _mm256_fmadd_pd(part(a, i), part(b, i), s[i]);
-    }
     void store(double *p) const {
         for (int i = 0; i < 4; ++i) _mm256_storeu_pd(p + 4 * i, s[i]);
     }
@@ -94,6 +91,11 @@ template <> struct Eight<VF> {
     static Eight of(const float *p) { return {_mm256_cvtps_pd(_mm_loadu_ps(p)), _mm256_cvtps_pd(_mm_loadu_ps(p + 4))}; }
     static Eight of(const double *p) { return {_mm256_loadu_pd(p), _mm256_loadu_pd(p + 4)}; }
     void store(double *p) const { _mm256_storeu_pd(p, v), _mm256_storeu_pd(p + 4, w); }
+    Eight abs() const {
+        const __m256d sign = _mm256_set1_pd(-0.0);
+        return {_mm256_andnot_pd(sign, v), _mm256_andnot_pd(sign, w)};
+    }
+    void add(const Eight &a) { v = _mm256_add_pd(v, a.v), w = _mm256_add_pd(w, a.w); }
     void add_product(const Eight &a, const Eight &b) { v = _mm256_fmadd_pd(a.v, b.v, v), w = _mm256_fmadd_pd(a.w, b.w, w); }
 };
 

@@ -45,9 +45,6 @@ template <> struct Sums<VF> {
     void add_stored(const float *p) {  // converting from memory spares the shuffle port
         for (int i = 0; i < 2; ++i) s[i] = _mm512_add_pd(s[i], _mm512_cvtps_pd(_mm256_loadu_ps(p + 8 * i)));
     }
-    void add_product(VF a, VF b) {
-        s[0] = _mm512_fmadd_pd(low(a), low(b), s[0]), s[1] = _mm512_fmadd_pd(high(a), high(b), s[1]);
-    }
     void store(double *p) const { _mm512_storeu_pd(p, s[0]), _mm512_storeu_pd(p + 8, s[1]); }
     void load(const double *p) { s[0] = _mm512_loadu_pd(p), s[1] = _mm512_loadu_pd(p + 8); }
 };
@@ -57,6 +54,8 @@ template <> struct Eight<VF> {
     static Eight of(const float *p) { return {_mm512_cvtps_pd(_mm256_loadu_ps(p))}; }
     static Eight of(const double *p) { return {_mm512_loadu_pd(p)}; }
     void store(double *p) const { _mm512_storeu_pd(p, v); }
+    Eight abs() const { return {_mm512_abs_pd(v)}; }
+    void add(Eight a) { v = _mm512_add_pd(v, a.v); }
     void add_product(Eight a, Eight b) { v = _mm512_fmadd_pd(a.v, b.v, v); }
 };
 

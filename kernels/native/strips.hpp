@@ -121,6 +121,18 @@ template <class T> static inline void load_ahead(const T *p, typename Working<T>
     load_pair(p, a, b);
 }
 
+// body(k, Models<KN>()) for the models k … k + KN of groups of about as many each, up to MOST, whose sums fit into registers.
+template <int KN> using Models = std::integral_constant<int, KN>;
+template <int MOST, class Body> static inline void in_groups(int models, Body body) {
+    for (int k = 0, groups = (models + MOST - 1) / MOST; k < models; --groups) {
+        const int count = (models - k + groups - 1) / groups;
+        if (MOST >= 3 && count == 3) body(k, Models<3>());
+        else if (MOST >= 2 && count == 2) body(k, Models<2>());
+        else body(k, Models<1>());
+        k += count;
+    }
+}
+
 // τ_k (without a base θ_k) of the pair at i. base, which comes before the models, is read again from the first-level cache.
 template <class T>
 static inline void load_delta(const T *const *in, const Args &a, int k, int i, typename Working<T>::V (&tau)[2]) {
