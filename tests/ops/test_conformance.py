@@ -83,8 +83,8 @@ def call(op: str, backend: str, inputs: list[Tensor], out: torch.dtype) -> tuple
     weights = [0.3 + 0.17 * i for i in range(k)]
 
     def combine(first: Tensor | None, **options: Any) -> tuple[Tensor, Tensor]:
-        merged, bad = ops.combine(first, models, weights, out=result.clone(), backend=backend, **options)
-        return merged, torch.tensor(float(bad)).double()
+        combined = ops.combine(first, models, weights, out=result.clone(), backend=backend, **options)
+        return combined.merged, torch.tensor(float(combined.nonfinite)).double()
 
     if op in selections.CALLS:
         return selections.CALLS[op](base, models, out, backend), []
