@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -44,10 +45,11 @@ class Copy:
 def machine() -> dict[str, str]:
     """What the times are of."""
     properties = torch.cuda.get_device_properties(0)
-    version = Path("/proc/driver/nvidia/version")
+    file = Path("/proc/driver/nvidia/version")
+    version = re.search(r"\d+\.\d+[.\d]*", file.read_text()) if file.exists() else None
     return {
         "device": f"{properties.name}, sm_{properties.major}{properties.minor}, {properties.total_memory >> 30} GiB",
-        "driver": version.read_text().splitlines()[0] if version.exists() else "unknown",
+        "driver": version[0] if version else "unknown",
         "cuda": str(torch.version.cuda),
         "triton": triton.__version__,
     }

@@ -22,7 +22,7 @@ from harness import anonymous_mib, read_all, seconds
 from fastmerge.fw.candidates import Candidates
 from fastmerge.fw.matching import Slot
 
-POOL, LAYERS, ROUNDS = 16, 4, 5
+POOL, LAYERS, ROUNDS = 16, 4, 15
 
 
 def run(folder: Path | None = None, *, layers: int = LAYERS, pool: int = POOL) -> list[dict[str, Any]]:

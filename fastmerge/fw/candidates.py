@@ -25,7 +25,7 @@ from ..recipe.memory import LANES, MAX_CHUNK
 from .matching import Slot, Stored, find, slots
 
 INITIAL = "initial"
-PIECE = 1 << 26  # elements of all candidates together that are swept through at a time
+PIECE = 1 << 27  # elements of all candidates together that are swept through at a time
 Member = str | Path | Mapping[str, Tensor]
 Pool = Sequence[Member] | Mapping[str, Member]
 Use = Callable[[int, list[Tensor], list[Tensor]], None]  # first element, candidates' chunks, targets' memory

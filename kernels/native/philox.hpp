@@ -32,6 +32,12 @@ struct Counters {
     Counters plus(uint64_t x) const { return {_mm512_add_epi64(v, _mm512_set1_epi64(int64_t(x)))}; }
     Counters times(Counters o) const { return {_mm512_mul_epu32(v, o.v)}; }
     Counters high() const { return {_mm512_srli_epi64(v, 32)}; }
+    // The same by way of `room`: a load that doubles the upper halves takes no port from arithmetic, which has but two.
+    Counters reloaded(Counters &room) const {
+        room = *this;
+        asm("" : "+m"(room.v));
+        return {_mm512_castps_si512(_mm512_movehdup_ps(_mm512_castsi512_ps(room.v)))};
+    }
     Counters operator^(Counters o) const { return {_mm512_xor_si512(v, o.v)}; }
     Counters swapped() const { return {_mm512_ror_epi64(v, 32)}; }
     Counters xor_low(Counters a, Counters b) const { return {_mm512_mask_ternarylogic_epi32(v, 0x5555, a.v, b.v, 0x96)}; }
@@ -57,6 +63,7 @@ struct Counters {
     Counters plus(uint64_t x) const { return {_mm256_add_epi64(v, _mm256_set1_epi64x(int64_t(x)))}; }
     Counters times(Counters o) const { return {_mm256_mul_epu32(v, o.v)}; }
     Counters high() const { return {_mm256_srli_epi64(v, 32)}; }
+    Counters reloaded(Counters &) const { return high(); }
     Counters operator^(Counters o) const { return {_mm256_xor_si256(v, o.v)}; }
     Counters swapped() const { return {_mm256_shuffle_epi32(v, 0xb1)}; }
     Counters xor_low(Counters a, Counters b) const { return {_mm256_blend_epi32(v, (*this ^ (a ^ b)).v, 0x55)}; }
@@ -85,6 +92,7 @@ struct Counters {
     Counters plus(uint64_t x) const { FM_EACH(v[i] + x); }
     Counters times(const Counters &o) const { FM_EACH((v[i] & 0xffffffff) * (o.v[i] & 0xffffffff)); }
     Counters high() const { FM_EACH(v[i] >> 32); }
+    Counters reloaded(Counters &) const { return high(); }
     Counters operator^(const Counters &o) const { FM_EACH(v[i] ^ o.v[i]); }
     Counters swapped() const { FM_EACH(v[i] >> 32 | v[i] << 32); }
     Counters xor_low(const Counters &a, const Counters &b) const { FM_EACH(v[i] ^ ((a.v[i] ^ b.v[i]) & 0xffffffff)); }
@@ -120,7 +128,7 @@ template <class Take> static inline void philox_each(uint64_t begin, int n, uint
     static_assert(PHILOX_GROUP % (G * SIZE) == 0);
     Counters first = Counters::from(uint32_t(begin >> 2)).times(m0);  // product of the first round
     for (int i = 0; i < n; i += G * SIZE) {
-        Counters c0[G], c1[G], c2[G], c3[G];
+        Counters c0[G], c1[G], c2[G], c3[G], rooms[2][G];
         for (int g = 0; g < G; ++g) {
             c3[g] = first, first = first.plus(uint64_t(Counters::COUNT) * MULTIPLIERS[0]);
             c1[g] = (c3[g].high() ^ b[0]).times(m1), c0[g] = c1[g].high() ^ a[1];
@@ -131,8 +139,8 @@ template <class Take> static inline void philox_each(uint64_t begin, int n, uint
 #pragma GCC unroll 4
             for (int g = 0; g < G; ++g) {
                 const Counters p = c0[g].times(m0), q = c2[g].times(m1);
-                c0[g] = q.high() ^ (c1[g] ^ a[r]), c1[g] = q;
-                c2[g] = p.high() ^ (c3[g] ^ b[r]), c3[g] = p;
+                c0[g] = q.reloaded(rooms[0][g]) ^ (c1[g] ^ a[r]), c1[g] = q;
+                c2[g] = p.reloaded(rooms[1][g]) ^ (c3[g] ^ b[r]), c3[g] = p;
             }
         for (int g = 0; g < G; ++g) {
             const Counters p = c0[g].times(m0), q = c2[g].times(m1);
