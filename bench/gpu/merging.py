@@ -8,7 +8,7 @@ with is the slower of the first and the last. Merge and floors alternate in one 
 counted: it makes the CUDA context and compiles. Memory is what torch's allocator takes of the card.
 
 Files lie in a tmpfs of huge pages where this process may mount one, and one merge's in /dev/shm as well, where a system
-takes four times as long to make a page's worth of a new file.
+takes three times as long to write a new file.
 """
 
 from __future__ import annotations
