@@ -29,6 +29,8 @@ NAMES = [name for name in calls(torch.zeros(N), [torch.zeros(N)]) if name.partit
 MANY = [op for op in OPS if hasattr(cuda, f"{op}_many")]
 FEW = [((BF16,), 3), ((BF16,), 9), ((F32,), 3)]
 ALL = [((dtype,), k) for dtype in DTYPES for k in (1, 4, 9)] + [((BF16, F32), 3), ((F16, BF16, F64), 5)]
+OF_ONE_DTYPE = {"gather", "scatter"}  # which refuse an expert whose values are of another than theta
+CASES = [(name, form) for name in NAMES for form in ALL if name not in OF_ONE_DTYPE or len(form[0]) == 1]
 
 
 def inputs(dtypes: tuple[torch.dtype, ...], k: int, aligned: bool = True) -> list[torch.Tensor]:
@@ -75,15 +77,13 @@ def test_machine_code_of_batches(op: str) -> None:
 
 @pytest.mark.aot
 @pytest.mark.parametrize("capability", TARGETS)
-@pytest.mark.parametrize("form", ALL, ids=ids)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "form"), CASES, ids=lambda part: part if isinstance(part, str) else ids(part))
 def test_all_machine_code(name: str, form: tuple[tuple[torch.dtype, ...], int], capability: int) -> None:
     assert complaints(capability, call_of(name, *form)) == []
 
 
 @pytest.mark.aot
-@pytest.mark.parametrize("form", ALL, ids=ids)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "form"), CASES, ids=lambda part: part if isinstance(part, str) else ids(part))
 def test_all_machine_code_at_odd_addresses(name: str, form: tuple[tuple[torch.dtype, ...], int]) -> None:
     found = complaints(90, call_of(name, *form, aligned=False))
     assert [o for o in found if "128-bit" not in o] == []
