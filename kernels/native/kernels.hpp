@@ -10,6 +10,10 @@ enum DType : int { BF16, F16, F32, F64 };
 constexpr int64_t BLOCK = 65536;
 constexpr int MAX_MODELS = 64;
 
+// What processors of one instruction set differ in.
+extern const int ahead;         // bytes that prefetching runs ahead of every stream
+extern const bool slow_stores;  // a store of 64 bytes takes two cycles
+
 enum Consensus : int { SUM, MAX, WEIGHTED, UNWEIGHTED, COUNT };  // the last three vote on the sign
 
 struct In {

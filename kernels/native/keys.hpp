@@ -152,7 +152,7 @@ static inline int select(const Key *keys, int n, Key first, Key last, Key *to, i
 template <class T> static inline void strip_keys(const T *base, const T *model, int n, Key<T> *keys) {
     for (int i = 0; i < n; i += PAIR) {
         typename Working<T>::V a, b, x, y;
-        load_ahead(base + i, a, b), load_ahead(model + i, x, y);
+        load_next(base + i, a, b), load_next(model + i, x, y);
         store_keys<T>(x - a, y - b, keys + i);
     }
     for (int i = n; i % PAIR; ++i) keys[i] = ~Key<T>(0);

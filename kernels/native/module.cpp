@@ -39,6 +39,16 @@ bool supported(Isa isa) {
     return isa == BASE;
 }
 
+// Measured on Zen 4 (AMD) and Sapphire Rapids; other vendors' are taken to be like the latter.
+bool amd() {
+#if defined(FM_HAS_v4)
+    __builtin_cpu_init();
+    return __builtin_cpu_is("amd");
+#else
+    return false;
+#endif
+}
+
 Isa choose_isa() {
     if (const char *text = std::getenv("FASTMERGE_ISA")) {
         for (Isa isa : {BASE, V3, V4})
@@ -245,6 +255,9 @@ void unpack_bits(int64_t n, uintptr_t packed, uintptr_t out) {
 }
 
 }  // namespace
+
+const int ahead = amd() ? 512 : 2048;
+const bool slow_stores = amd();
 
 void bind_selection(nb::module_ &m);
 void bind_filter(nb::module_ &m);

@@ -25,7 +25,7 @@ template <class T, int KN> [[gnu::noinline]] static void add_models(const T *bas
 #pragma GCC unroll 3
     for (int k = 0; k < KN; ++k) {
         const auto &r = running[k];
-        magnitude[k] = Eight<V>::of(r.magnitude), plain[k] = Eight<V>::of(r.plain), energy[k] = Eight<V>::of(r.energy);
+        magnitude[k].load(r.magnitude), plain[k].load(r.plain), energy[k].load(r.energy);
         peak[k] = V::load(r.peak);
     }
     for (int i = 0; i < n; i += PAIR) {
@@ -43,11 +43,13 @@ template <class T, int KN> [[gnu::noinline]] static void add_models(const T *bas
         in_memory(tau);
 #pragma GCC unroll 4
         for (int at : eights<T>)
+#pragma GCC unroll 2
+            for (int h = 0; h < Eight<V>::PARTS; ++h)
 #pragma GCC unroll 3
-            for (int k = 0; k < KN; ++k) {
-                const auto x = Eight<V>::of(tau[k] + at);
-                magnitude[k].add(x.abs()), plain[k].add(x), energy[k].add_product(x, x);
-            }
+                for (int k = 0; k < KN; ++k) {
+                    const auto x = Doubles<V>::of(tau[k] + at + h * Eight<V>::COUNT);
+                    magnitude[k].part[h].add(x.abs()), plain[k].part[h].add(x), energy[k].part[h].add_product(x, x);
+                }
     }
 #pragma GCC unroll 3
     for (int k = 0; k < KN; ++k) {

@@ -41,8 +41,10 @@ class Pairs {
         }
         if (_mm512_cmplt_epu16_mask(least, below) | _mm512_cmpge_epu16_mask(most, _mm512_set1_epi16(BINS))) return false;
         uint16_t *counts = counts_[0];
-        for (int i = 0; i < STRIP / 2; i += 8)
+        for (int i = 0; i < STRIP / 2; i += 8) {
+            if (2 * i * sizeof(T) % 64 == 0) prefetch(base + 2 * STRIP + 2 * i), prefetch(model + 2 * STRIP + 2 * i);
             for (int j = 0; j < 8; ++j) ++counts[j % TABLES * BINS * STRIDE + size_t(pairs[i + j])];
+        }
         return true;
     }
 
@@ -64,7 +66,7 @@ class Pairs {
     // Those of 32 elements, in any order: of each half of a pair in one half of 32 bits.
     template <class T> __m512i bins_of(const T *base, const T *model) const {
         VF a, b, x, y;
-        load_ahead(base, a, b), load_ahead(model, x, y);
+        load_pair(base, a, b), load_pair(model, x, y);
         const __m512i low = _mm512_rorv_epi32(key(x - a), turn_[0]), high = _mm512_rorv_epi32(key(y - b), turn_[1]);
         return _mm512_and_si512(_mm512_mask_mov_epi16(low, 0xaaaaaaaa, high), digit_);
     }

@@ -26,13 +26,14 @@ static inline uint32_t philox(uint64_t i, uint64_t key) {
 #if defined(FM_ISA_v4)
 struct Counters {
     static constexpr int COUNT = 8, INTERLEAVED = 4;
+    static constexpr bool RELOADS = true;
     __m512i v;
     static Counters set(uint32_t x) { return {_mm512_set1_epi32(int(x))}; }
     static Counters from(uint32_t x) { return {_mm512_add_epi32(set(x).v, _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7))}; }
     Counters plus(uint64_t x) const { return {_mm512_add_epi64(v, _mm512_set1_epi64(int64_t(x)))}; }
     Counters times(Counters o) const { return {_mm512_mul_epu32(v, o.v)}; }
-    Counters high() const { return {_mm512_srli_epi64(v, 32)}; }
-    // The same by way of `room`: a load that doubles the upper halves takes no port from arithmetic, which has but two.
+    Counters high() const { return {_mm512_castps_si512(_mm512_movehdup_ps(_mm512_castsi512_ps(v)))}; }
+    // The same by way of `room`: a load that doubles the upper halves takes no port from arithmetic.
     Counters reloaded(Counters &room) const {
         room = *this;
         asm("" : "+m"(room.v));
@@ -57,6 +58,7 @@ struct Counters {
 #elif defined(FM_ISA_v3)
 struct Counters {
     static constexpr int COUNT = 4, INTERLEAVED = 4;
+    static constexpr bool RELOADS = false;
     __m256i v;
     static Counters set(uint32_t x) { return {_mm256_set1_epi32(int(x))}; }
     static Counters from(uint32_t x) { return {_mm256_add_epi32(set(x).v, _mm256_setr_epi64x(0, 2, 1, 3))}; }
@@ -82,6 +84,7 @@ struct Counters {
 #else
 struct Counters {
     static constexpr int COUNT = 4, INTERLEAVED = 1;
+    static constexpr bool RELOADS = false;
     uint64_t v[COUNT];
 #define FM_EACH(expression)                                    \
     Counters r;                                                \
@@ -92,7 +95,7 @@ struct Counters {
     Counters plus(uint64_t x) const { FM_EACH(v[i] + x); }
     Counters times(const Counters &o) const { FM_EACH((v[i] & 0xffffffff) * (o.v[i] & 0xffffffff)); }
     Counters high() const { FM_EACH(v[i] >> 32); }
-    Counters reloaded(Counters &) const { return high(); }
+    Counters reloaded(const Counters &) const { return high(); }
     Counters operator^(const Counters &o) const { FM_EACH(v[i] ^ o.v[i]); }
     Counters swapped() const { FM_EACH(v[i] >> 32 | v[i] << 32); }
     Counters xor_low(const Counters &a, const Counters &b) const { FM_EACH(v[i] ^ ((a.v[i] ^ b.v[i]) & 0xffffffff)); }
@@ -114,7 +117,7 @@ constexpr int PHILOX_GROUP = 128;
 
 // take(i, a, b) with words 0 and 1, and words 2 and 3, of the counters of elements begin + i …: all those of elements
 // begin … begin + n, within one block of 65 536, `begin` a multiple of 4, and of what is missing to a whole PHILOX_GROUP.
-template <class Take> static inline void philox_each(uint64_t begin, int n, uint64_t key, Take take) {
+template <bool RELOADS, class Take> static inline void philox_each(uint64_t begin, int n, uint64_t key, Take take) {
     // A block's counters share their upper word, and have two of zero: after the first round one word is the same in all
     // of them, and so is its product in the second. What is known of a round goes into its key.
     uint32_t k0[ROUNDS], k1[ROUNDS];
@@ -129,6 +132,7 @@ template <class Take> static inline void philox_each(uint64_t begin, int n, uint
     Counters first = Counters::from(uint32_t(begin >> 2)).times(m0);  // product of the first round
     for (int i = 0; i < n; i += G * SIZE) {
         Counters c0[G], c1[G], c2[G], c3[G], rooms[2][G];
+        const auto high = [](const Counters &x, Counters &room) { return RELOADS ? x.reloaded(room) : x.high(); };
         for (int g = 0; g < G; ++g) {
             c3[g] = first, first = first.plus(uint64_t(Counters::COUNT) * MULTIPLIERS[0]);
             c1[g] = (c3[g].high() ^ b[0]).times(m1), c0[g] = c1[g].high() ^ a[1];
@@ -139,14 +143,19 @@ template <class Take> static inline void philox_each(uint64_t begin, int n, uint
 #pragma GCC unroll 4
             for (int g = 0; g < G; ++g) {
                 const Counters p = c0[g].times(m0), q = c2[g].times(m1);
-                c0[g] = q.reloaded(rooms[0][g]) ^ (c1[g] ^ a[r]), c1[g] = q;
-                c2[g] = p.reloaded(rooms[1][g]) ^ (c3[g] ^ b[r]), c3[g] = p;
+                c0[g] = high(q, rooms[0][g]) ^ (c1[g] ^ a[r]), c1[g] = q;
+                c2[g] = high(p, rooms[1][g]) ^ (c3[g] ^ b[r]), c3[g] = p;
             }
         for (int g = 0; g < G; ++g) {
             const Counters p = c0[g].times(m0), q = c2[g].times(m1);
             take(i + g * SIZE, q.swapped().xor_low(c1[g], a[ROUNDS - 1]), p.swapped().xor_low(c3[g], b[ROUNDS - 1]));
         }
     }
+}
+
+template <class Take> static inline void philox_each(uint64_t begin, int n, uint64_t key, Take take) {
+    if (Counters::RELOADS && !slow_stores) philox_each<Counters::RELOADS>(begin, n, key, take);
+    else philox_each<false>(begin, n, key, take);
 }
 
 // The words of elements begin … begin + n; `words` has room for n rounded up to whole groups.

@@ -159,28 +159,41 @@ template <class V> struct Sums {
     void load(const double *p) { memcpy(s, p, sizeof s); }
 };
 
-// Eight lanes of float64.
-template <class V> struct Eight {
+// A register of float64, or what stands for one: COUNT lanes of eight.
+template <class V> struct Doubles {
+    static constexpr int COUNT = 8;
     double v[8];
-    template <class W> static Eight of(const W *p) {
+    template <class W> static Doubles of(const W *p) {
         W x[8];
         memcpy(x, p, sizeof x);
-        Eight r;
+        Doubles r;
         for (int i = 0; i < 8; ++i) r.v[i] = x[i];
         return r;
     }
     void store(double *p) const { memcpy(p, v, sizeof v); }
-    Eight abs() const {
-        Eight r;
+    Doubles abs() const {
+        Doubles r;
         for (int i = 0; i < 8; ++i) r.v[i] = v[i] < 0 ? -v[i] : v[i];
         return r;
     }
-    void add(const Eight &a) {
+    void add(const Doubles &a) {
         for (int i = 0; i < 8; ++i) v[i] += a.v[i];
     }
     // Of float32 products are exact, so that fused or not makes no difference.
-    void add_product(const Eight &a, const Eight &b) {
+    void add_product(const Doubles &a, const Doubles &b) {
         for (int i = 0; i < 8; ++i) v[i] += a.v[i] * b.v[i];
+    }
+};
+
+// Eight sums in as many registers as they take.
+template <class V> struct Eight {
+    static constexpr int COUNT = Doubles<V>::COUNT, PARTS = 8 / COUNT;
+    Doubles<V> part[PARTS];
+    void load(const double *p) {
+        for (int h = 0; h < PARTS; ++h) part[h] = Doubles<V>::of(p + h * COUNT);
+    }
+    void store(double *p) const {
+        for (int h = 0; h < PARTS; ++h) part[h].store(p + h * COUNT);
     }
 };
 

@@ -86,17 +86,15 @@ template <> struct Sums<VF> {
     }
 };
 
-template <> struct Eight<VF> {
-    __m256d v, w;
-    static Eight of(const float *p) { return {_mm256_cvtps_pd(_mm_loadu_ps(p)), _mm256_cvtps_pd(_mm_loadu_ps(p + 4))}; }
-    static Eight of(const double *p) { return {_mm256_loadu_pd(p), _mm256_loadu_pd(p + 4)}; }
-    void store(double *p) const { _mm256_storeu_pd(p, v), _mm256_storeu_pd(p + 4, w); }
-    Eight abs() const {
-        const __m256d sign = _mm256_set1_pd(-0.0);
-        return {_mm256_andnot_pd(sign, v), _mm256_andnot_pd(sign, w)};
-    }
-    void add(const Eight &a) { v = _mm256_add_pd(v, a.v), w = _mm256_add_pd(w, a.w); }
-    void add_product(const Eight &a, const Eight &b) { v = _mm256_fmadd_pd(a.v, b.v, v), w = _mm256_fmadd_pd(a.w, b.w, w); }
+template <> struct Doubles<VF> {
+    static constexpr int COUNT = 4;
+    __m256d v;
+    static Doubles of(const float *p) { return {_mm256_cvtps_pd(_mm_loadu_ps(p))}; }
+    static Doubles of(const double *p) { return {_mm256_loadu_pd(p)}; }
+    void store(double *p) const { _mm256_storeu_pd(p, v); }
+    Doubles abs() const { return {_mm256_andnot_pd(_mm256_set1_pd(-0.0), v)}; }
+    void add(Doubles a) { v = _mm256_add_pd(v, a.v); }
+    void add_product(Doubles a, Doubles b) { v = _mm256_fmadd_pd(a.v, b.v, v); }
 };
 
 static inline void prefetch(const void *p) { _mm_prefetch(static_cast<const char *>(p), _MM_HINT_T0); }

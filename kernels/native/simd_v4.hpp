@@ -49,14 +49,15 @@ template <> struct Sums<VF> {
     void load(const double *p) { s[0] = _mm512_loadu_pd(p), s[1] = _mm512_loadu_pd(p + 8); }
 };
 
-template <> struct Eight<VF> {
+template <> struct Doubles<VF> {
+    static constexpr int COUNT = 8;
     __m512d v;
-    static Eight of(const float *p) { return {_mm512_cvtps_pd(_mm256_loadu_ps(p))}; }
-    static Eight of(const double *p) { return {_mm512_loadu_pd(p)}; }
+    static Doubles of(const float *p) { return {_mm512_cvtps_pd(_mm256_loadu_ps(p))}; }
+    static Doubles of(const double *p) { return {_mm512_loadu_pd(p)}; }
     void store(double *p) const { _mm512_storeu_pd(p, v); }
-    Eight abs() const { return {_mm512_abs_pd(v)}; }
-    void add(Eight a) { v = _mm512_add_pd(v, a.v); }
-    void add_product(Eight a, Eight b) { v = _mm512_fmadd_pd(a.v, b.v, v); }
+    Doubles abs() const { return {_mm512_abs_pd(v)}; }
+    void add(Doubles a) { v = _mm512_add_pd(v, a.v); }
+    void add_product(Doubles a, Doubles b) { v = _mm512_fmadd_pd(a.v, b.v, v); }
 };
 
 static inline void prefetch(const void *p) { _mm_prefetch(static_cast<const char *>(p), _MM_HINT_T0); }

@@ -9,7 +9,6 @@ namespace fm::FM_ISA {
 
 constexpr int STRIP = 512;
 constexpr int MAX_INPUTS = MAX_MODELS + 2;
-constexpr int AHEAD = 2048;  // bytes that prefetching runs ahead of every stream
 
 // The op's inputs in order: base (if any), merged (if any), models.
 struct Inputs {
@@ -113,8 +112,13 @@ template <class T> class Sink {
 };
 
 template <class T> static inline void prefetch_ahead(const T *p) {
-    const char *next = reinterpret_cast<const char *>(p) + AHEAD;
+    const char *next = reinterpret_cast<const char *>(p) + ahead;
     for (unsigned i = 0; i < PAIR * sizeof(T); i += 64) prefetch(next + i);
+}
+// The same of the next strip, where each is read at once and then worked on.
+template <class T> static inline void load_next(const T *p, typename Working<T>::V &a, typename Working<T>::V &b) {
+    for (unsigned i = 0; i < PAIR * sizeof(T); i += 64) prefetch(reinterpret_cast<const char *>(p + 2 * STRIP) + i);
+    load_pair(p, a, b);
 }
 template <class T> static inline void load_ahead(const T *p, typename Working<T>::V &a, typename Working<T>::V &b) {
     prefetch_ahead(p);
