@@ -86,11 +86,17 @@ static inline void load_even_odd(const float *p, VF &a, VF &b) {
     b.v = _mm512_permutex2var_ps(x.v, _mm512_add_epi32(even, _mm512_set1_epi32(1)), y.v);
 }
 
+// In a register from before a loop on: compilers would rather make it anew in every turn.
+static inline __m512i constant(int x) {
+    __m512i v = _mm512_set1_epi32(x);
+    asm("" : "+v"(v));
+    return v;
+}
 static inline __m512i rounded_bf16(__m512 x) {  // the result stands in the upper halves
-    __m512i u = _mm512_castps_si512(x);
-    __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
-    __m512i half = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
-    return _mm512_mask_add_epi32(_mm512_set1_epi32(0x7fc00000), _mm512_cmp_ps_mask(x, x, _CMP_ORD_Q), u, half);
+    const __m512i u = _mm512_castps_si512(x);
+    const __mmask16 number = _mm512_cmp_ps_mask(x, x, _CMP_ORD_Q), odd = _mm512_test_epi32_mask(u, constant(0x10000));
+    const __m512i half = _mm512_mask_add_epi32(constant(0x7fc00000), number, u, constant(0x7fff));
+    return _mm512_mask_add_epi32(half, odd, half, constant(1));
 }
 static inline void store_pair(bf16 *p, VF a, VF b, bool streaming) {
     __m512i even = _mm512_srli_epi32(rounded_bf16(a.v), 16);
