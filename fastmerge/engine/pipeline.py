@@ -6,6 +6,7 @@ pass. The bytes are those that the backend gives for any blocks, on any number o
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 from collections import Counter, deque
@@ -37,8 +38,8 @@ Finished = Callable[[Work, list[Tensor]], None]
 class Pipeline:
     """Carries out the works of a pass on devices, within `memory` bytes of the host."""
 
-    WRITERS = 4  # threads, since a system writes to a file by one core at a time
-    SLOTS = WRITERS + 2  # chunks of output: those that are written, and on their way from a device
+    WRITERS = min(8, max(4, (os.cpu_count() or 1) // 2))  # threads
+    SLOTS = 6  # chunks of output: those that are written, in pieces, and on their way from a device
 
     def __init__(self, devices: Sequence[Device], memory: int) -> None:
         self.devices, self.memory = devices, memory

@@ -1,5 +1,8 @@
 """Output files, written at known offsets by threads of their own, a file by one at a time, while others compute.
 
+A system writes to a file by one core at a time. Where files are memory (tmpfs), threads that find every file busy write
+what waits for one of them through a map of it, as many side by side as there are.
+
 Every few seconds a thread waits until what was written is on the disk, then tells the journal which tensors are
 finished.
 
@@ -31,9 +34,11 @@ from .journal import Journal, fsync_all
 
 PAGE = 4096
 DIRECT_MIN = 16 * PAGE  # bytes; below, the page cache serves better
+PIECE = 32 << 20  # bytes that a thread writes at a time, about
 SYNC_SECONDS = 2.0
 
 TMPFS = 0x01021994  # what statfs(2) calls a file system of memory
+POPULATE_WRITE = 23  # madvise(2): take pages now, so that a full file system is an error now and no signal later
 PRIVATE: dict[str, int] = (
     {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
 )  # memory that may have huge pages
@@ -76,7 +81,7 @@ class Slot:
 
 
 class _Part(NamedTuple):
-    """What of a slot, the `number`th that was put, goes to a file."""
+    """What of a slot, the `number`th that was put, goes to a file, or a piece of it."""
 
     number: int
     slot: Slot
@@ -103,7 +108,7 @@ class Writer:
         ]
         self._changed = threading.Condition()  # of what follows
         self._parts: list[_Part] = []  # to be written, the oldest first
-        self._busy: set[str] = set()  # files that a thread is writing to
+        self._busy: set[str] = set()  # files that a thread is writing to, not through a map
         self._left: dict[int, int] = {}  # how many parts of a slot are not written, by the slot's number
         self._put = 0  # slots, ever
         self._lines: deque[tuple[int, bytes]] = deque()  # with how many slots were put before
@@ -115,7 +120,7 @@ class Writer:
         for slot in self.slots:
             self._free.put(slot)
         try:
-            in_memory = _is_memory(folder)
+            self._maps = in_memory = _is_memory(folder)  # whether busy files can be written to through a map
             for file in files:
                 self._open(folder / file.name, file, in_memory)
             fsync_all([folder, *(path for path in folder.rglob("*") if path.is_dir())])
@@ -169,8 +174,11 @@ class Writer:
         if not files:
             return self._free.put(slot)
         with self._changed:
-            self._left[self._put] = len(files)
-            self._parts += [_Part(self._put, slot, file, segments) for file, segments in files.items()]
+            parts = [
+                _Part(self._put, slot, file, piece) for file, segments in files.items() for piece in _pieces(segments)
+            ]
+            self._left[self._put] = len(parts)
+            self._parts += parts
             self._put += 1
             self._changed.notify_all()
         return None
@@ -191,24 +199,30 @@ class Writer:
         self._cached, self._direct = {}, {}
 
     def _run(self) -> None:
-        while (part := self._take()) is not None:
+        while (taken := self._take()) is not None:
+            part, mapped = taken
             try:
                 if self._error is None:
                     for segment in part.segments:
-                        self._write(memoryview(part.slot.memory)[segment.start :][: segment.nbytes], segment)
+                        data = memoryview(part.slot.memory)[segment.start :][: segment.nbytes]
+                        if not (mapped and self._map(data, segment)):
+                            self._write(data, segment)
             except Exception as error:  # raised where the next slot is asked for
                 self._error = error
-            self._done(part)
+            self._done(part, mapped)
 
-    def _take(self) -> _Part | None:
-        """The oldest part of a file that no other thread is writing to, once there is one; None in the end."""
+    def _take(self) -> tuple[_Part, bool] | None:
+        """The oldest part of a file that no other thread is writing to, once there is one, or the oldest of all, to be
+        written through a map; None in the end."""
         while True:
             with self._changed:
                 while not self._is_due():
                     for i, part in enumerate(self._parts):
                         if part.file not in self._busy:
                             self._busy.add(part.file)
-                            return self._parts.pop(i)
+                            return self._parts.pop(i), False
+                    if self._parts and self._maps:
+                        return self._parts.pop(0), True
                     if self._ended and not self._parts:
                         return None
                     self._changed.wait()
@@ -217,9 +231,10 @@ class Writer:
             except Exception as error:
                 self._error = error
 
-    def _done(self, part: _Part) -> None:
+    def _done(self, part: _Part, mapped: bool) -> None:
         with self._changed:
-            self._busy.remove(part.file)
+            if not mapped:
+                self._busy.remove(part.file)
             self._unsynced.add(part.file)
             self._left[part.number] -= 1
             if not self._left[part.number]:
@@ -261,6 +276,30 @@ class Writer:
         _pwrite(direct, data[head : head + middle], segment.offset + head)
         return _pwrite(cached, data[head + middle :], segment.offset + head + middle)
 
+    def _map(self, data: memoryview, segment: Segment) -> bool:
+        """Whether the data could be written through a map: not where the system is old, or the file system full."""
+        if self._maps:
+            self._maps = _map_write(self._cached[segment.file], data, segment.offset)
+        return self._maps
+
+
+def _pieces(segments: Iterable[Segment]) -> list[list[Segment]]:
+    """A file's segments in pieces of about as many bytes as a thread writes at a time, cut between pages."""
+    pieces: list[list[Segment]] = []
+    room = 0
+    for segment in segments:
+        start, end = segment.offset, segment.offset + segment.nbytes
+        while start < end:
+            stop = end if end - start <= room else (start + room) // PAGE * PAGE
+            if stop <= start:
+                pieces.append([])
+                room = PIECE
+                continue
+            pieces[-1].append(Segment(segment.start + start - segment.offset, stop - start, segment.file, start))
+            room -= stop - start
+            start = stop
+    return pieces
+
 
 def _is_memory(folder: Path) -> bool:
     """Whether its files are memory, which is taken for as much again before they are written as while they are."""
@@ -269,6 +308,21 @@ def _is_memory(folder: Path) -> bool:
     found = ctypes.create_string_buffer(256)  # longer than struct statfs, which begins with the file system's type
     failed = ctypes.CDLL(None).statfs(os.fsencode(folder), found)
     return not failed and int.from_bytes(found.raw[: ctypes.sizeof(ctypes.c_long)], sys.byteorder) == TMPFS
+
+
+def _map_write(fd: int, data: memoryview, offset: int) -> bool:
+    """Write through a map of a file of memory; whether its pages could be had."""
+    lead = offset % mmap.ALLOCATIONGRANULARITY
+    with mmap.mmap(fd, lead + len(data), offset=offset - lead) as mapped:
+        # From ctypes, which lets other threads run: this is where the time goes.
+        to, source = (ctypes.c_char.from_buffer(memory) for memory in (mapped, data))
+        address = ctypes.addressof(to)
+        madvise = ctypes.CDLL(None).madvise
+        there = not madvise(ctypes.c_void_p(address), ctypes.c_size_t(lead + len(data)), POPULATE_WRITE)
+        if there:
+            ctypes.memmove(address + lead, ctypes.addressof(source), len(data))
+        del to
+    return there
 
 
 def _pwrite(fd: int, data: memoryview, offset: int) -> None:

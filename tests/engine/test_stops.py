@@ -168,18 +168,6 @@ def test_a_signal_while_merging(
     assert content(tmp_path / "out") == content(tmp_path / "whole" / "out")
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 4 MB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)]
-    if not shutil.which("mount") or subprocess.run(mounted, capture_output=True, check=False).returncode:
-        pytest.skip("file systems cannot be mounted here")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
-
-
 def test_a_full_disk(models: tuple[Path, dict[str, Path]], small_disk: Path, tmp_path: Path) -> None:
     """Full after preflight: one error that says so, no output; with room again the merge goes on."""
     fm.merge("linear", None, models[1], tmp_path / "whole" / "out")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +83,55 @@ def test_files_are_written_side_by_side(threads: int, tmp_path: Path, monkeypatc
             for at in range(len(HEADER), len(there[name]), PIECE):
                 piece = there[name][at : at + PIECE]
                 assert not any(piece) or journal.seen[line][name][at : at + PIECE] == piece
+
+
+@pytest.fixture
+def memory() -> Iterator[Path]:
+    """A folder whose files are memory."""
+    place = Path("/dev/shm")
+    if not place.is_dir() or not writer._is_memory(place):
+        pytest.skip("no file system of memory here")
+    with tempfile.TemporaryDirectory(dir=place) as folder:
+        yield Path(folder)
+
+
+@pytest.mark.parametrize("advice", [23, 12345], ids=["maps", "system without"])
+def test_busy_files_of_memory_are_written_through_maps(
+    advice: int, memory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In pieces, beside the thread that writes to the file; where that cannot be, as other files are."""
+    taken: list[bool] = []
+    pwrite, map_write = writer._pwrite, writer._map_write
+
+    def slow(fd: int, data: Any, offset: int) -> None:
+        time.sleep(0.001)
+        pwrite(fd, data, offset)
+
+    def watched(fd: int, data: Any, offset: int) -> bool:
+        taken.append(map_write(fd, data, offset))
+        return taken[-1]
+
+    monkeypatch.setattr(writer, "PIECE", 3 * PAGE)
+    monkeypatch.setattr(writer, "POPULATE_WRITE", advice)
+    journal: Any = Lines(memory)
+    files = [FilePlan(name, len(HEADER) + PIECE * PIECES, HEADER) for name in NAMES]
+    with Writer(memory, files, 4, 3 * PIECE, journal, 5) as out:
+        monkeypatch.setattr(writer, "_pwrite", slow)
+        monkeypatch.setattr(writer, "_map_write", watched)
+        content, lines = fill(out)
+    assert {name: (memory / name).read_bytes() for name in NAMES} == content
+    assert list(journal.seen) == list(lines)
+    assert set(taken) == {advice == 23}
+
+
+def test_a_full_file_system_of_memory_is_an_error(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not a signal, which touching a map's pages would end the process by."""
+    monkeypatch.setattr(writer, "PIECE", 3 * PAGE)
+    (small_disk / "filler").write_bytes(bytes(3_000_000))
+    journal: Any = Lines(small_disk)
+    files = [FilePlan(name, len(HEADER) + PIECE * PIECES, HEADER) for name in NAMES]
+    with pytest.raises(OSError, match="No space left"), Writer(small_disk, files, 4, 3 * PIECE, journal, 5) as out:
+        fill(out)
 
 
 def test_an_error_of_one_thread_is_told_and_nothing_after_it_is_journaled(
