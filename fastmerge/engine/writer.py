@@ -171,14 +171,12 @@ class Writer:
         files: dict[str, list[Segment]] = {}
         for segment in slot.segments:
             files.setdefault(segment.file, []).append(segment)
-        if not files:
+        pieces = [(file, piece) for file, segments in files.items() for piece in _pieces(segments)]
+        if not pieces:
             return self._free.put(slot)
         with self._changed:
-            parts = [
-                _Part(self._put, slot, file, piece) for file, segments in files.items() for piece in _pieces(segments)
-            ]
-            self._left[self._put] = len(parts)
-            self._parts += parts
+            self._left[self._put] = len(pieces)
+            self._parts += [_Part(self._put, slot, file, piece) for file, piece in pieces]
             self._put += 1
             self._changed.notify_all()
         return None
