@@ -171,9 +171,9 @@ class Writer:
         files: dict[str, list[Segment]] = {}
         for segment in slot.segments:
             files.setdefault(segment.file, []).append(segment)
-        pieces = [(file, piece) for file, segments in files.items() for piece in _pieces(segments)]
-        if not pieces:
+        if not files:
             return self._free.put(slot)
+        pieces = [(file, piece) for file, segments in files.items() for piece in _pieces(segments)]
         with self._changed:
             self._left[self._put] = len(pieces)
             self._parts += [_Part(self._put, slot, file, piece) for file, piece in pieces]
@@ -283,8 +283,8 @@ class Writer:
 
 def _pieces(segments: Iterable[Segment]) -> list[list[Segment]]:
     """A file's segments in pieces of about as many bytes as a thread writes at a time, cut between pages."""
-    pieces: list[list[Segment]] = []
-    room = 0
+    pieces: list[list[Segment]] = [[]]
+    room = PIECE
     for segment in segments:
         start, end = segment.offset, segment.offset + segment.nbytes
         while start < end:
