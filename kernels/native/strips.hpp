@@ -115,7 +115,7 @@ template <class T> static inline void prefetch_ahead(const T *p) {
     const char *next = reinterpret_cast<const char *>(p) + ahead;
     for (unsigned i = 0; i < PAIR * sizeof(T); i += 64) prefetch(next + i);
 }
-// The same of the next strip, where each is read at once and then worked on.
+// Prefetches two strips ahead, where a strip is read at once and then worked on for long.
 template <class T> static inline void load_next(const T *p, typename Working<T>::V &a, typename Working<T>::V &b) {
     for (unsigned i = 0; i < PAIR * sizeof(T); i += 64) prefetch(reinterpret_cast<const char *>(p + 2 * STRIP) + i);
     load_pair(p, a, b);
