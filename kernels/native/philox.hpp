@@ -26,7 +26,7 @@ static inline uint32_t philox(uint64_t i, uint64_t key) {
 #if defined(FM_ISA_v4)
 struct Counters {
     static constexpr int COUNT = 8, INTERLEAVED = 4;
-    static constexpr bool RELOADS = true;
+    static constexpr bool RELOADS = true;  // whether taking upper halves by way of memory is worth a form of its own
     __m512i v;
     static Counters set(uint32_t x) { return {_mm512_set1_epi32(int(x))}; }
     static Counters from(uint32_t x) { return {_mm512_add_epi32(set(x).v, _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7))}; }

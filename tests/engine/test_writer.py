@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 import threading
 import time
@@ -121,7 +122,8 @@ def test_busy_files_of_memory_are_written_through_maps(
         content, lines = fill(out)
     assert {name: (memory / name).read_bytes() for name in NAMES} == content
     assert list(journal.seen) == list(lines)
-    assert set(taken) == {advice == 23}
+    release = tuple(map(int, re.findall(r"\d+", os.uname().release)[:2]))
+    assert set(taken) == {advice == 23 and release >= (5, 14)}
 
 
 def test_a_full_file_system_of_memory_is_an_error(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
