@@ -42,6 +42,9 @@ template <class T> class Bound {
     int64_t index_;
 };
 
+// What decides, where it is one thing.
+enum class By { MASKS, BOTTOM, WINDOW, SEVERAL };
+
 template <class T> class Kept {
     static_assert(STRIP % PHILOX_GROUP == 0);
     using V = typename Working<T>::V;
@@ -50,8 +53,9 @@ template <class T> class Kept {
 
   public:
     explicit Kept(const Args &a) : args_(a), packed_(a.drop || a.masks) {
-        for (int k = 0; a.trim && k < a.models_count; ++k) {
-            const Window &w = a.trim[k];
+        constexpr double none = std::numeric_limits<double>::quiet_NaN();
+        for (int k = 0; k < a.models_count; ++k) {
+            const Window w = a.trim ? a.trim[k] : Window{none, 0, none, 0};
             top_ |= w.top < std::numeric_limits<double>::infinity() || w.top_index, bottom_ |= w.bottom >= 0;
             tops_[k].set(w.top, w.top_index, std::numeric_limits<W>::infinity());
             bottoms_[k].set(w.bottom, w.bottom_index, -1);
@@ -69,10 +73,11 @@ template <class T> class Kept {
             for (int j = 0; j < STRIP / PAIR; ++j) bits_[k][j] &= row[j];
         }
     }
+    By by() const { return !packed_ ? top_ ? By::WINDOW : By::BOTTOM : top_ || bottom_ ? By::SEVERAL : By::MASKS; }
     // Whether some model's cut has its index in the strip.
     bool mixed() const {
         bool any = false;
-        for (int k = 0; args_.trim && k < args_.models_count; ++k) any |= mixed(k);
+        for (int k = 0; k < args_.models_count; ++k) any |= mixed(k);
         return any;
     }
     // The selection from one model, for one strip.
@@ -110,7 +115,7 @@ template <class T> class Kept {
     }
 
     const Args &args_;
-    bool packed_, top_ = false, bottom_ = false;  // whether there are bits_, finite tops_ and bottoms_
+    bool packed_, top_ = false, bottom_ = false;  // whether there are bits_, finite tops_, and bottoms_
     int64_t first_ = 0;
     Bound<T> tops_[MAX_MODELS], bottoms_[MAX_MODELS];
     uint32_t bits_[MAX_MODELS][STRIP / PAIR];

@@ -123,6 +123,13 @@ template <class W> struct Vec {
         for (int i = 0; i < 16; ++i) r.m[i] = v[i] <= o.v[i] ? 0 : -1;
         return r;
     }
+    Mask nonzero() const {
+        Mask r;
+        for (int i = 0; i < 16; ++i) r.m[i] = v[i] == 0 ? 0 : -1;
+        return r;
+    }
+    Vec plus_where(const Mask &m, const Vec &o) const { FM_EACH(m.m[i] ? v[i] + o.v[i] : v[i]); }
+    Vec divided_where(const Mask &m, const Vec &o) const { FM_EACH(m.m[i] ? v[i] / o.v[i] : v[i]); }
     Vec or_larger(const Vec &o) const { FM_EACH(o.v[i] > v[i] ? o.v[i] : v[i]); }
     // NaN where x is not finite, else the same number, of either sign if zero.
     Vec spoilt_by(const Vec &x) const { FM_EACH(v[i] + x.v[i] * 0); }

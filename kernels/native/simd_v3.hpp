@@ -47,6 +47,12 @@ struct VF {
     Mask above_or_nan(const VF &o) const {
         return {_mm256_cmp_ps(v, o.v, _CMP_NLE_UQ), _mm256_cmp_ps(w, o.w, _CMP_NLE_UQ)};
     }
+    Mask nonzero() const {
+        const __m256 zero = _mm256_setzero_ps();
+        return {_mm256_cmp_ps(v, zero, _CMP_NEQ_UQ), _mm256_cmp_ps(w, zero, _CMP_NEQ_UQ)};
+    }
+    VF plus_where(const Mask &m, const VF &o) const { return *this + o.only(m); }  // where neither is -0
+    VF divided_where(const Mask &m, const VF &o) const { return select(m, *this / o, *this); }
     VF or_larger(const VF &o) const {  // o > *this ? o : *this, as the instruction is defined
         return {_mm256_max_ps(o.v, v), _mm256_max_ps(o.w, w)};
     }

@@ -28,6 +28,9 @@ struct VF {
     Mask is_nan() const { return {_mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q)}; }
     Mask not_above(VF o) const { return {_mm512_cmp_ps_mask(v, o.v, _CMP_NGT_UQ)}; }
     Mask above_or_nan(VF o) const { return {_mm512_cmp_ps_mask(v, o.v, _CMP_NLE_UQ)}; }
+    Mask nonzero() const { return {_mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_NEQ_UQ)}; }
+    VF plus_where(Mask m, VF o) const { return {_mm512_mask_add_ps(v, m.m, v, o.v)}; }
+    VF divided_where(Mask m, VF o) const { return {_mm512_mask_div_ps(v, m.m, v, o.v)}; }
     VF or_larger(VF o) const { return {_mm512_max_ps(o.v, v)}; }  // o > *this ? o : *this, as the instruction is defined
     VF spoilt_by(VF x) const { return {_mm512_fmadd_ps(x.v, _mm512_setzero_ps(), v)}; }
     static VF select(Mask m, VF a, VF b) { return {_mm512_mask_mov_ps(b.v, m.m, a.v)}; }
