@@ -51,14 +51,16 @@ static inline int64_t list_within(const uint32_t *words, int64_t n, uint64_t lea
 // how many it wrote. What is no key is below all. Whole registers are written, so that `to` has ROOM for more (and may be `keys`).
 static inline int select(const uint32_t *keys, int n, uint32_t first, uint32_t last, uint32_t *to, int64_t &equal, int64_t &above) {
     const __m512i least = _mm512_set1_epi32(int(first)), most = _mm512_set1_epi32(int(last));
-    int written = 0;
+    int written = 0, equals = 0, aboves = 0;
     for (int i = 0; i < n; i += 16) {
         const __m512i x = _mm512_loadu_si512(keys + i);
-        const __mmask16 higher = _mm512_cmpgt_epi32_mask(x, most), in = _mm512_cmpgt_epi32_mask(x, least) & __mmask16(~higher);
+        const __mmask16 higher = _mm512_cmpgt_epi32_mask(x, most);
+        const __mmask16 in = _mm512_mask_cmple_epi32_mask(_mm512_cmpgt_epi32_mask(x, least), x, most);
         compress(x, in, to + written);
-        written += std::popcount(uint32_t(in)), above += std::popcount(uint32_t(higher));
-        equal += std::popcount(uint32_t(_mm512_cmpeq_epi32_mask(x, least)));
+        written += std::popcount(uint32_t(in)), aboves += std::popcount(uint32_t(higher));
+        equals += std::popcount(uint32_t(_mm512_cmpeq_epi32_mask(x, least)));
     }
+    equal += equals, above += aboves;
     return written;
 }
 #elif defined(FM_ISA_v3)
