@@ -60,8 +60,8 @@ def _unrolled(
     for k in tl.static_range(K):
         every, kept = _put_task(agreeing[k], size, masks, k, start, n, FULL, TILE)
         after = after + (
-            found[2 * k] + tl.sum(by_lanes(every, LANES), 1),
-            found[2 * k + 1] + tl.sum(by_lanes(kept, LANES), 1),
+            found[2 * k] + tl.sum(by_lanes(every, ALIGNED, LANES), 1),
+            found[2 * k + 1] + tl.sum(by_lanes(kept, ALIGNED, LANES), 1),
         )
     return after
 

@@ -30,8 +30,8 @@ def _tile(
         on = kept_elements(row, first + k, models, taus[k], start, n, FULL, TRIM, DROP, KEEP, TILE, WORKING)
         size = tl.abs(taus[k]).to(tl.float64)
         after = after + (
-            found[2 * k] + tl.sum(by_lanes(size, LANES), 1),
-            found[2 * k + 1] + tl.sum(by_lanes(tl.where(on, size, 0.0), LANES), 1),
+            found[2 * k] + tl.sum(by_lanes(size, ALIGNED, LANES), 1),
+            found[2 * k + 1] + tl.sum(by_lanes(tl.where(on, size, 0.0), ALIGNED, LANES), 1),
         )
     return after
 

@@ -40,8 +40,8 @@ def _tile(
             mask = mask & (offsets < n)  # beyond n all is 0, and 0 ≥ 0
         store_bits(masks + (first + k) * ((n + 7) // 8), start, mask, n, FULL, TILE)
         after = after + (
-            found[2 * k] + tl.sum(by_lanes(tl.abs(taus[k]).to(tl.float64), LANES), 1),
-            found[2 * k + 1] + tl.sum(by_lanes(tl.where(mask, size, 0.0), LANES), 1),
+            found[2 * k] + tl.sum(by_lanes(tl.abs(taus[k]).to(tl.float64), ALIGNED, LANES), 1),
+            found[2 * k + 1] + tl.sum(by_lanes(tl.where(mask, size, 0.0), ALIGNED, LANES), 1),
         )
     return after
 
