@@ -119,8 +119,8 @@ def elect_tile(
         for begin in range(start, whole, TILE):
             every, kept = _looped(row, models, every, kept, begin, n, True, BASE, MODELS[0], OUT, ALIGNED, TILE,
                                   WORKING)  # fmt: skip
-        for begin in range(whole, stop, TILE):
-            every, kept = _looped(row, models, every, kept, begin, n, False, BASE, MODELS[0], OUT, ALIGNED, TILE,
+        if whole < stop:  # one short tile; as a loop it spills
+            every, kept = _looped(row, models, every, kept, whole, n, False, BASE, MODELS[0], OUT, ALIGNED, TILE,
                                   WORKING)  # fmt: skip
         tasks = tl.arange(0, MOST)
         tl.store(own + tasks, every, mask=tasks < models)
