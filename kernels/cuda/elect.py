@@ -138,7 +138,7 @@ def elect_many(jobs: Sequence[tuple[Any, ...]]) -> None:
         rows = [Row(b.numel(), (b, u, masks), (m,), sums) for b, m, u, masks, sums in (jobs[i] for i in group.jobs)]
         launch = Launch("elect", rows, group.tensors, models, columns=2 * len(models))
         launch(
-            elect_tile, launch.partial, len(models), BASE=base.dtype, OUT=unified.dtype, ALIGNED=group.aligned,
+            elect_tile, launch.partial, len(models), BASE=base.dtype, OUT=unified.dtype,
             WORKING=working((base, *models)),
         )  # fmt: skip
         launch.add()

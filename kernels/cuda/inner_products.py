@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import Launch, Row, aligned
+from .launch import Launch, Row
 from .numeric import HEAD, load, place, pointer
 from .sums import by_lanes, put_sum, whole_tiles, zeros
 
@@ -72,5 +72,5 @@ def inner_products(g: Tensor, models: Sequence[Tensor], sums: Tensor) -> None:
         return
     row = Row(g.numel(), (g,), (models,), sums)
     launch = Launch("inner_products", [row], (g, *models), models, columns=2 * len(models) + 1)
-    launch(inner_products_tile, launch.partial, len(models), GRADIENT=g.dtype, ALIGNED=aligned((g, *models)))
+    launch(inner_products_tile, launch.partial, len(models), GRADIENT=g.dtype)
     launch.add()

@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .kept import Kept, fields, kept_elements, masks, parts
-from .launch import Launch, Row, aligned, working
+from .launch import Launch, Row, working
 from .numeric import load, place, pointer, task_vector
 from .sums import by_lanes, put_sum, whole_tiles, zeros
 
@@ -82,6 +82,6 @@ def kept_sums(base: Tensor, models: Sequence[Tensor], kept: Kept, offset: int, s
     launch = Launch("kept_sums", [row], (base, *models), models, columns=2 * k)
     launch(
         kept_sums_tile, launch.partial, k, BASE=base.dtype, **parts(kept),
-        ALIGNED=aligned((base, *models)), WORKING=working((base, *models)),
+        WORKING=working((base, *models)),
     )  # fmt: skip
     launch.add()

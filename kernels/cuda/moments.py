@@ -99,7 +99,6 @@ def moments_many(jobs: Sequence[tuple[Any, ...]]) -> None:
         rows = [Row(b.numel(), (b, bad), (m,), sums) for b, m, sums, bad in (jobs[i] for i in group.jobs)]
         launch = Launch("moments", rows, group.tensors, models, columns=4 * len(models))
         launch(
-            moments_tile, launch.partial, len(models), BASE=base.dtype, ALIGNED=group.aligned,
-            WORKING=working(group.tensors),
+            moments_tile, launch.partial, len(models), BASE=base.dtype, WORKING=working(group.tensors)
         )  # fmt: skip
         launch.add(peaks=3 * len(models))
