@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from calls import calls, traffic
 from fastmerge.kernels.cuda.launch import BLOCK, form
-from fastmerge.kernels.cuda.settings import FILE, Settings, table
+from fastmerge.kernels.cuda.settings import FILE, Settings, key, table
 from roofline import tensors
 from timing import milliseconds
 
@@ -46,15 +46,17 @@ def candidates(now: Settings) -> list[Settings]:
 
 def best(entry: dict[str, Any]) -> tuple[Settings, str]:
     """The fastest settings of an entry, and why."""
-    key = entry["op"], entry["bytes"]
-    op, dtype, chosen = STANDS_FOR.get(entry["op"], entry["op"]), DTYPES[entry["bytes"]], table()[key]
+    own = key(entry)
+    name, size, aligned = own
+    op, dtype, chosen = STANDS_FOR.get(name, name), DTYPES[size], table()[own]
+    part = slice(0, -1) if aligned else slice(1, None)  # of one element too many
 
     def time_of(settings: Settings, k: int) -> float:
-        table()[key] = settings
+        table()[own] = settings
         form.cache_clear()
         n = ELEMENTS // (1 if k <= 3 else 2)
-        base, models = tensors(n, dtype, k)
-        took = milliseconds(calls(base, models, "cuda")[op])
+        base, models = tensors(n + 1, dtype, k)
+        took = milliseconds(calls(base[part], [model[part] for model in models], "cuda")[op])
         print(f"{op} {dtype} K={k} {settings}: {traffic(op, n, k, dtype.itemsize) / took / 1e6:.0f} GB/s", flush=True)
         return took
 
@@ -71,7 +73,7 @@ def best(entry: dict[str, Any]) -> tuple[Settings, str]:
         if unrolled > GAIN * looped:
             break
         chosen = replace(chosen, unrolled=k)
-    table()[key] = chosen
+    table()[own] = chosen
     return chosen, reason
 
 

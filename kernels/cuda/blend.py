@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import Launch, Row, aligned, working
+from .launch import Launch, Row, working
 from .numeric import HEAD, load, narrow, pointer, widen
 
 
@@ -80,6 +80,6 @@ def blend(
     launch = Launch("blend", [row], tensors, models)
     launch(
         blend_tile, len(models), inner, weights.shape[1], BASE=base if base is None else base.dtype,
-        OUT=out.dtype, ALIGNED=aligned(tensors), WORKING=working((base, *models)),
+        OUT=out.dtype, WORKING=working((base, *models)),
     )  # fmt: skip
     return lambda: int(launch.counts)

@@ -221,7 +221,7 @@ def launch_combine(jobs: Sequence[tuple[Any, ...]], counted: bool) -> list[tuple
         launch = Launch("combine", [_row(*jobs[i]) for i in group.jobs], group.tensors, models)
         launch(
             combine_tile, len(models), BASE=base if base is None else base.dtype, OUT=out.dtype,
-            COUNTED=counted, ALIGNED=group.aligned, WORKING=working((base, *models)), **dict(group.options),
+            COUNTED=counted, WORKING=working((base, *models)), **dict(group.options),
         )  # fmt: skip
         launches.append((group.jobs, launch))
     return launches

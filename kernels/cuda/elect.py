@@ -60,8 +60,8 @@ def _unrolled(
     for k in tl.static_range(K):
         every, kept = _put_task(agreeing[k], size, masks, k, start, n, FULL, TILE)
         after = after + (
-            found[2 * k] + tl.sum(by_lanes(every, LANES), 1),
-            found[2 * k + 1] + tl.sum(by_lanes(kept, LANES), 1),
+            found[2 * k] + tl.sum(by_lanes(every, ALIGNED, LANES), 1),
+            found[2 * k + 1] + tl.sum(by_lanes(kept, ALIGNED, LANES), 1),
         )
     return after
 
@@ -119,8 +119,8 @@ def elect_tile(
         for begin in range(start, whole, TILE):
             every, kept = _looped(row, models, every, kept, begin, n, True, BASE, MODELS[0], OUT, ALIGNED, TILE,
                                   WORKING)  # fmt: skip
-        for begin in range(whole, stop, TILE):
-            every, kept = _looped(row, models, every, kept, begin, n, False, BASE, MODELS[0], OUT, ALIGNED, TILE,
+        if whole < stop:  # one short tile; as a loop it spills
+            every, kept = _looped(row, models, every, kept, whole, n, False, BASE, MODELS[0], OUT, ALIGNED, TILE,
                                   WORKING)  # fmt: skip
         tasks = tl.arange(0, MOST)
         tl.store(own + tasks, every, mask=tasks < models)
@@ -138,7 +138,7 @@ def elect_many(jobs: Sequence[tuple[Any, ...]]) -> None:
         rows = [Row(b.numel(), (b, u, masks), (m,), sums) for b, m, u, masks, sums in (jobs[i] for i in group.jobs)]
         launch = Launch("elect", rows, group.tensors, models, columns=2 * len(models))
         launch(
-            elect_tile, launch.partial, len(models), BASE=base.dtype, OUT=unified.dtype, ALIGNED=group.aligned,
+            elect_tile, launch.partial, len(models), BASE=base.dtype, OUT=unified.dtype,
             WORKING=working((base, *models)),
         )  # fmt: skip
         launch.add()

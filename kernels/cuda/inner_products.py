@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import Launch, Row, aligned
+from .launch import Launch, Row
 from .numeric import HEAD, load, place, pointer
 from .sums import by_lanes, put_sum, whole_tiles, zeros
 
@@ -20,11 +20,11 @@ def _tile(
 ):  # fmt: skip
     """What has been found, and this tile's: g², then a model's g·θ and θ²."""
     offsets = start + tl.arange(0, TILE)
-    gradient = by_lanes(load(pointer(row + 3, GRADIENT, ALIGNED), offsets, n, FULL, tl.float64), LANES)
+    gradient = by_lanes(load(pointer(row + 3, GRADIENT, ALIGNED), offsets, n, FULL, tl.float64), ALIGNED, LANES)
     thetas = ()
     for k in tl.static_range(K):  # all are on their way before the first is needed
         model = pointer(row + HEAD + first + k, MODELS[k], ALIGNED)
-        thetas = thetas + (by_lanes(load(model, offsets, n, FULL, tl.float64), LANES),)
+        thetas = thetas + (by_lanes(load(model, offsets, n, FULL, tl.float64), ALIGNED, LANES),)
     after = (found[0] + tl.sum(gradient * gradient, 1),)
     for k in tl.static_range(K):
         after = after + (
@@ -72,5 +72,5 @@ def inner_products(g: Tensor, models: Sequence[Tensor], sums: Tensor) -> None:
         return
     row = Row(g.numel(), (g,), (models,), sums)
     launch = Launch("inner_products", [row], (g, *models), models, columns=2 * len(models) + 1)
-    launch(inner_products_tile, launch.partial, len(models), GRADIENT=g.dtype, ALIGNED=aligned((g, *models)))
+    launch(inner_products_tile, launch.partial, len(models), GRADIENT=g.dtype)
     launch.add()

@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .kept import Kept, fields, kept_elements, masks, parts
-from .launch import Launch, Row, aligned, working
+from .launch import Launch, Row, working
 from .numeric import load, place, pointer, task_vector
 from .sums import by_lanes, put_sum, whole_tiles, zeros
 
@@ -30,8 +30,8 @@ def _tile(
         on = kept_elements(row, first + k, models, taus[k], start, n, FULL, TRIM, DROP, KEEP, TILE, WORKING)
         size = tl.abs(taus[k]).to(tl.float64)
         after = after + (
-            found[2 * k] + tl.sum(by_lanes(size, LANES), 1),
-            found[2 * k + 1] + tl.sum(by_lanes(tl.where(on, size, 0.0), LANES), 1),
+            found[2 * k] + tl.sum(by_lanes(size, ALIGNED, LANES), 1),
+            found[2 * k + 1] + tl.sum(by_lanes(tl.where(on, size, 0.0), ALIGNED, LANES), 1),
         )
     return after
 
@@ -82,6 +82,6 @@ def kept_sums(base: Tensor, models: Sequence[Tensor], kept: Kept, offset: int, s
     launch = Launch("kept_sums", [row], (base, *models), models, columns=2 * k)
     launch(
         kept_sums_tile, launch.partial, k, BASE=base.dtype, **parts(kept),
-        ALIGNED=aligned((base, *models)), WORKING=working((base, *models)),
+        WORKING=working((base, *models)),
     )  # fmt: skip
     launch.add()

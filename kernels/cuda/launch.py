@@ -60,7 +60,6 @@ class Alike(NamedTuple):
 
     jobs: list[int]
     tensors: list[Tensor]  # of the first
-    aligned: bool
     options: Any
 
 
@@ -81,7 +80,7 @@ def alike(
             kinds = tuple([t if t is None else t.dtype for t in of_job])
             key = kinds, aligned(present), present[0].device, options(*job)
             if key not in groups:
-                groups[key] = Alike([], present, key[1], key[3])
+                groups[key] = Alike([], present, key[3])
             groups[key].jobs.append(i)
     return groups.values()
 
@@ -102,11 +101,11 @@ class Launch:
         models: Sequence[Tensor] = (),
         columns: int = 0,
     ) -> None:
-        """tensors: the inputs and outputs of a row, models among them, whose dtypes count. columns: how many sums every
-        program writes to `partial`, of several tiles."""
+        """tensors: the inputs and outputs of a row, models among them, whose dtypes and addresses count. columns: how
+        many sums every program writes to `partial`, of several tiles."""
         self.device, self.count, self.columns = tensors[0].device, len(rows), columns
         kinds, own = tuple([t.dtype for t in tensors]), tuple([t.dtype for t in models])
-        span, self.constants = form(op, kinds, own, self.count == 1, columns > 0)
+        span, self.constants = form(op, kinds, own, aligned(tensors), self.count == 1, columns > 0)
         self.spans = BLOCK // span  # programs a block
         blocks = [-(-row.elements // BLOCK) for row in rows]
         firsts = [0, *accumulate(blocks)]
@@ -159,13 +158,18 @@ class Launch:
 
 @functools.lru_cache(maxsize=FORMS)
 def form(
-    op: str, tensors: tuple[torch.dtype, ...], models: tuple[torch.dtype, ...], single: bool, summed: bool
+    op: str,
+    tensors: tuple[torch.dtype, ...],
+    models: tuple[torch.dtype, ...],
+    aligned: bool,
+    single: bool,
+    summed: bool,
 ) -> tuple[int, dict[str, Any]]:
     """How many elements a program has, and what its kernel is compiled for; by the settings when it is first asked."""
     sizes = [dtype.itemsize for dtype in tensors]
-    chosen = settings(max(sizes), op)
+    chosen = settings(max(sizes), op, aligned)
     tile, warps, tiles = chosen.tile, chosen.warps, 1
-    constants: dict[str, Any] = {"SINGLE": single, "TILE": tile, "num_warps": warps}
+    constants: dict[str, Any] = {"ALIGNED": aligned, "SINGLE": single, "TILE": tile, "num_warps": warps}
     if models:
         # Models of several dtypes are always unrolled: what is loaded in a loop has one type.
         unrolled = len(models) <= chosen.unrolled or len(set(models)) > 1

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import Launch, Row, aligned
+from .launch import Launch, Row
 from .numeric import load, number, pointer, store
 
 
@@ -48,5 +48,5 @@ def low_rank(base: Tensor, up: Tensor, down: Tensor, scale: float, column: int, 
     row = Row(base.numel(), (base, out, up, down, scale))
     Launch("low_rank", [row], (base, out, up))(
         low_rank_tile, *down.shape, column, BASE=base.dtype, OUT=out.dtype,
-        ALIGNED=aligned((base, out)), WORKING=up.dtype,
+        WORKING=up.dtype,
     )  # fmt: skip

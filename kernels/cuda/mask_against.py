@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import Launch, Row, aligned, working
+from .launch import Launch, Row, working
 from .numeric import HEAD, load, number, place, pointer, store_bits, task_vector
 from .sums import by_lanes, put_sum, whole_tiles, zeros
 
@@ -40,8 +40,8 @@ def _tile(
             mask = mask & (offsets < n)  # beyond n all is 0, and 0 ≥ 0
         store_bits(masks + (first + k) * ((n + 7) // 8), start, mask, n, FULL, TILE)
         after = after + (
-            found[2 * k] + tl.sum(by_lanes(tl.abs(taus[k]).to(tl.float64), LANES), 1),
-            found[2 * k + 1] + tl.sum(by_lanes(tl.where(mask, size, 0.0), LANES), 1),
+            found[2 * k] + tl.sum(by_lanes(tl.abs(taus[k]).to(tl.float64), ALIGNED, LANES), 1),
+            found[2 * k + 1] + tl.sum(by_lanes(tl.where(mask, size, 0.0), ALIGNED, LANES), 1),
         )
     return after
 
@@ -98,6 +98,6 @@ def mask_against(
     launch = Launch("mask_against", [row], inputs, models, columns=2 * len(models))
     launch(
         mask_against_tile, launch.partial, len(models), BASE=base.dtype, MERGED=merged.dtype,
-        TALL=tall is not None, ALIGNED=aligned(inputs), WORKING=working(inputs),
+        TALL=tall is not None, WORKING=working(inputs),
     )  # fmt: skip
     launch.add()

@@ -58,7 +58,6 @@ def modulation(jobs: Sequence[tuple[Any, ...]]) -> Callable[[], None]:
             "BASE": base.dtype,
             "UNIFIED": unified.dtype,
             "OUT": out.dtype,
-            "ALIGNED": group.aligned,
             "WORKING": working((base, unified)),
         }
         # The jobs, since the launch has no more than their addresses.

@@ -15,14 +15,14 @@ from .sums import by_lanes, put_sum, whole_tiles, zeros
 
 
 @triton.jit
-def _with_model(tau, found, k, LANES: tl.constexpr):
+def _with_model(tau, found, k, ALIGNED: tl.constexpr, LANES: tl.constexpr):
     """The five vectors of model k, this tile's τ among them."""
     # To compare with infinity instead takes an instruction more: LLVM turns that into a test of bits.
     FINITE: tl.constexpr = 1.7976931348623157e308 if tau.dtype == tl.float64 else 3.4028234663852886e38  # noqa: N806
     size = tl.abs(tau)
-    wide = by_lanes(tau.to(tl.float64), LANES)
-    peak = tl.max(by_lanes(size, LANES), 1)  # of other than NaN, and NaN where there is nothing else
-    bad = by_lanes(((size <= FINITE) == 0).to(tl.int32), LANES)
+    wide = by_lanes(tau.to(tl.float64), ALIGNED, LANES)
+    peak = tl.max(by_lanes(size, ALIGNED, LANES), 1)  # of other than NaN, and NaN where there is nothing else
+    bad = by_lanes(((size <= FINITE) == 0).to(tl.int32), ALIGNED, LANES)
     return (
         found[5 * k] + tl.sum(tl.abs(wide), 1),
         found[5 * k + 1] + tl.sum(wide, 1),
@@ -44,7 +44,7 @@ def _tile(
     for k in tl.static_range(K):  # all are on their way before the first is needed
         taus = taus + (task_vector(row, first + k, theta, offsets, n, FULL, MODELS[k], ALIGNED, WORKING),)
     for k in tl.static_range(K):
-        after = after + _with_model(taus[k], found, k, LANES)
+        after = after + _with_model(taus[k], found, k, ALIGNED, LANES)
     return after
 
 
@@ -99,7 +99,6 @@ def moments_many(jobs: Sequence[tuple[Any, ...]]) -> None:
         rows = [Row(b.numel(), (b, bad), (m,), sums) for b, m, sums, bad in (jobs[i] for i in group.jobs)]
         launch = Launch("moments", rows, group.tensors, models, columns=4 * len(models))
         launch(
-            moments_tile, launch.partial, len(models), BASE=base.dtype, ALIGNED=group.aligned,
-            WORKING=working(group.tensors),
+            moments_tile, launch.partial, len(models), BASE=base.dtype, WORKING=working(group.tensors)
         )  # fmt: skip
         launch.add(peaks=3 * len(models))

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import Launch, Row, aligned
+from .launch import Launch, Row
 from .numeric import place, pointer, store_bits
 
 
@@ -31,4 +31,4 @@ def pack_bits_tile(table, owners, width, ALIGNED: tl.constexpr, SINGLE: tl.const
 def pack_bits(mask: Tensor, out: Tensor) -> None:
     if mask.numel():
         launch = Launch("pack_bits", [Row(mask.numel(), (mask, out))], (mask, out))
-        launch(pack_bits_tile, ALIGNED=aligned((mask, out)))
+        launch(pack_bits_tile)

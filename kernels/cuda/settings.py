@@ -6,6 +6,7 @@ import functools
 import json
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 FILE = Path(__file__).with_name("settings.json")
 
@@ -21,15 +22,22 @@ class Settings:
     tiles: int
 
 
+Key = tuple[str, int, bool]  # op, bytes of the widest element, whether all addresses are aligned
+
+
+def key(entry: dict[str, Any]) -> Key:
+    return entry["op"], entry["bytes"], entry.get("aligned", True)
+
+
 @functools.cache
-def table() -> dict[tuple[str, int], Settings]:
-    """By op and bytes of the widest element; "*" is every op that has no entry of its own."""
+def table() -> dict[Key, Settings]:
+    """By key. "*" is every op that has no entry of its own; those of tensors that are not aligned are exceptions."""
     return {
-        (entry["op"], entry["bytes"]): Settings(*(entry[field.name] for field in fields(Settings)))
+        key(entry): Settings(*(entry[field.name] for field in fields(Settings)))
         for entry in json.loads(FILE.read_text())
     }
 
 
-def settings(widest: int, op: str = "*") -> Settings:
+def settings(widest: int, op: str = "*", aligned: bool = True) -> Settings:
     """For inputs and outputs of at most `widest` bytes an element; without an op those that most have."""
-    return table().get((op, widest)) or table()["*", widest]
+    return table().get((op, widest, aligned)) or table().get((op, widest, True)) or table()["*", widest, True]

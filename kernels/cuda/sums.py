@@ -18,9 +18,15 @@ def zeros(COUNT: tl.constexpr, TYPE: tl.constexpr, TILE: tl.constexpr, LANES: tl
 
 
 @triton.jit
-def by_lanes(x, LANES: tl.constexpr):
-    """A tile as [TILE / LANES, LANES], the elements of a row being one thread's: to reduce rows shuffles nothing."""
-    return tl.reshape(x, (x.shape[0] // LANES, LANES))
+def by_lanes(x, ALIGNED: tl.constexpr, LANES: tl.constexpr):
+    """A tile as [TILE / LANES, LANES], the elements of a row being one thread's: to reduce rows shuffles nothing.
+
+    A thread has LANES adjacent elements where they are loaded at once, else every (TILE / LANES)-th: terms add up in an
+    order that depends on whether addresses are aligned.
+    """
+    if ALIGNED:
+        return tl.reshape(x, (x.shape[0] // LANES, LANES))
+    return tl.trans(tl.reshape(x, (LANES, x.shape[0] // LANES)))
 
 
 @triton.jit

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import Launch, Row, aligned
+from .launch import Launch, Row
 from .numeric import load_bits, place, pointer
 
 
@@ -34,4 +34,4 @@ def unpack_bits_tile(table, owners, width, ALIGNED: tl.constexpr, SINGLE: tl.con
 def unpack_bits(packed: Tensor, out: Tensor) -> None:
     if out.numel():
         launch = Launch("unpack_bits", [Row(out.numel(), (packed, out))], (packed, out))
-        launch(unpack_bits_tile, ALIGNED=aligned((packed, out)))
+        launch(unpack_bits_tile)

@@ -75,6 +75,13 @@ def test_machine_code_of_batches(op: str) -> None:
     assert complaints(90, lambda: getattr(cuda, f"{op}_many")([job(op, N, 3, BF16, "cpu")] * 2)) == []
 
 
+@pytest.mark.parametrize("name", ["elect", "moments"])
+def test_machine_code_at_odd_addresses(name: str) -> None:
+    """Of those that take the most registers, and of as many models as stay there."""
+    found = complaints(90, call_of(name, (BF16,), 4, aligned=False))
+    assert [o for o in found if "128-bit" not in o] == []
+
+
 @pytest.mark.aot
 @pytest.mark.parametrize("capability", TARGETS)
 @pytest.mark.parametrize(("name", "form"), CASES, ids=lambda part: part if isinstance(part, str) else ids(part))
@@ -190,11 +197,17 @@ def test_spill_gate_can_fail() -> None:
 
 def test_settings() -> None:
     """Spans of tiles divide a block, so that their sums add up to block sums; tiles are whole for every thread."""
-    assert {op for op, _ in settings.table()} <= {"*", *ops.OPS}
+    assert {op for op, *_ in settings.table()} <= {"*", *ops.OPS}
     for chosen in settings.table().values():
         assert launch.BLOCK % (chosen.tile * chosen.tiles) == 0
         assert chosen.tile % (32 * chosen.warps) == 0
     assert settings.settings(F64.itemsize, "blend") == settings.settings(F64.itemsize), "which has no entry of its own"
+
+
+def test_settings_at_odd_addresses() -> None:
+    """Of their own where they have an entry, else those of aligned tensors."""
+    assert settings.settings(BF16.itemsize, "elect", aligned=False) != settings.settings(BF16.itemsize, "elect")
+    assert settings.settings(F32.itemsize, "elect", aligned=False) == settings.settings(F32.itemsize, "elect")
 
 
 @pytest.mark.parametrize(
