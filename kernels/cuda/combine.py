@@ -74,7 +74,7 @@ def _unrolled(
             vote = vote + votes[k]
         down = vote < 0
         for k in tl.static_range(K):
-            agrees = tl.where(down, votes[k] < 0, votes[k] > 0)
+            agrees = tl.where(down, -votes[k], votes[k]) > 0
             x = tl.where(agrees, terms[k], 0.0)
             delta = x if k == 0 else delta + x
             if SHARES:
@@ -106,7 +106,7 @@ def _looped(
         for k in range(models):
             x, y, _ = _term(row, k, models, theta, offsets, start, n, FULL, ELEMENT, BASE, CONSENSUS, TRIM, DROP,
                             KEEP, ALIGNED, TILE, WORKING)  # fmt: skip
-            agrees = tl.where(down, y < 0, y > 0)
+            agrees = tl.where(down, -y, y) > 0
             x = tl.where(agrees, x, 0.0)
             delta = tl.where(k > 0, delta + x, x)
             if SHARES:
@@ -141,7 +141,9 @@ def _tile(
         delta, total, finite = _looped(row, models, theta, offsets, start, n, FULL, MODELS[0], BASE, CONSENSUS, shares,
                                        TRIM, DROP, KEEP, ALIGNED, TILE, WORKING)  # fmt: skip
     if shares:
-        delta = tl.where(total != 0, _divide(delta, total, WORKING), delta)
+        # Not 0 / 0 where none agrees: what is no normal number is divided by a subroutine, for which the whole warp waits.
+        some = total != 0
+        delta = tl.where(some, _divide(tl.where(some, delta, 1.0), tl.where(some, total, 1.0), WORKING), delta)
     if DIVISOR == "number":
         divisor = tl.full([TILE], 1.0, WORKING) * number(row + HEAD + 2 * models, WORKING)
         delta = _divide(delta, divisor, WORKING)

@@ -54,10 +54,12 @@ template <class T> class Kept {
   public:
     explicit Kept(const Args &a) : args_(a), packed_(a.drop || a.masks) {
         constexpr double none = std::numeric_limits<double>::quiet_NaN();
+        constexpr W infinity = std::numeric_limits<W>::infinity();
         for (int k = 0; k < a.models_count; ++k) {
             const Window w = a.trim ? a.trim[k] : Window{none, 0, none, 0};
-            top_ |= w.top < std::numeric_limits<double>::infinity() || w.top_index, bottom_ |= w.bottom >= 0;
-            tops_[k].set(w.top, w.top_index, std::numeric_limits<W>::infinity());
+            // A bottom that nothing is above hides what is infinite, as tops do.
+            top_ |= w.top < infinity || w.top_index || W(w.bottom) == infinity, bottom_ |= w.bottom >= 0;
+            tops_[k].set(w.top, w.top_index, infinity);
             bottoms_[k].set(w.bottom, w.bottom_index, -1);
         }
     }
@@ -115,7 +117,7 @@ template <class T> class Kept {
     }
 
     const Args &args_;
-    bool packed_, top_ = false, bottom_ = false;  // whether there are bits_, finite tops_, and bottoms_
+    bool packed_, top_ = false, bottom_ = false;  // whether bits_, tops_ and bottoms_ decide anything
     int64_t first_ = 0;
     Bound<T> tops_[MAX_MODELS], bottoms_[MAX_MODELS];
     uint32_t bits_[MAX_MODELS][STRIP / PAIR];

@@ -163,12 +163,13 @@ INFINITE, NAN = float("inf"), float("nan")
     ("bad", "options"),
     [
         (INFINITE, {"kept": ops.Kept(trim=[ops.Window(top=ops.Cut(9, 0)), ops.Window()])}),
+        (INFINITE, {"kept": ops.Kept(trim=[ops.Window(bottom=ops.Cut(INFINITE, 0)), ops.Window()])}),
         (NAN, {"kept": ops.Kept(drop=[ops.Drop(1, 2**32), ops.Drop(1, 0)])}),
         (NAN, {"kept": ops.Kept(keep=bits([False] * 5, [True] * 5))}),
         (NAN, {"consensus": "count"}),
         (-INFINITE, {"consensus": "count", "weights": [1, 1, 1]}),
     ],
-    ids=["trimmed", "dropped", "masked", "NaN outvoted", "infinity outvoted"],
+    ids=["trimmed", "trimmed wholly", "dropped", "masked", "NaN outvoted", "infinity outvoted"],
 )
 @on_all_backends
 def test_hidden_non_finite_elements_are_counted(bad: float, options: dict[str, Any], backend: str) -> None:
