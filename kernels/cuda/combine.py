@@ -141,7 +141,7 @@ def _tile(
         delta, total, finite = _looped(row, models, theta, offsets, start, n, FULL, MODELS[0], BASE, CONSENSUS, shares,
                                        TRIM, DROP, KEEP, ALIGNED, TILE, WORKING)  # fmt: skip
     if shares:
-        # Not 0 / 0 where none agrees: what is no normal number is divided by a subroutine, for which the whole warp waits.
+        # Not 0 / 0 where none agrees: what is no normal number is divided by a subroutine, and the whole warp waits.
         some = total != 0
         delta = tl.where(some, _divide(tl.where(some, delta, 1.0), tl.where(some, total, 1.0), WORKING), delta)
     if DIVISOR == "number":

@@ -38,7 +38,7 @@ def _before(slot, first, TILE: tl.constexpr):
 
 @triton.jit
 def _bound(slot, models, first, TILE: tl.constexpr, WORKING: tl.constexpr):
-    """A cut as what magnitudes above it exceed: before its index, where equal ones are above, the next smaller number."""
+    """A cut as what magnitudes above it exceed: the next smaller number before its index, where equal ones count."""
     BITS: tl.constexpr = tl.int64 if WORKING == tl.float64 else tl.int32  # noqa: N806
     magnitude = number(slot, WORKING)
     smaller = (magnitude.to(BITS, bitcast=True) - 1).to(WORKING, bitcast=True)
