@@ -37,16 +37,6 @@ def _before(slot, first, TILE: tl.constexpr):
 
 
 @triton.jit
-def _bound(slot, models, first, TILE: tl.constexpr, WORKING: tl.constexpr):
-    """A cut as what magnitudes above it exceed: the next smaller number before its index, where equal ones count."""
-    BITS: tl.constexpr = tl.int64 if WORKING == tl.float64 else tl.int32  # noqa: N806
-    magnitude = number(slot, WORKING)
-    smaller = (magnitude.to(BITS, bitcast=True) - 1).to(WORKING, bitcast=True)
-    smaller = tl.where(magnitude == 0, -1.0, smaller)
-    return tl.where(_before(slot + models, first, TILE), smaller, magnitude)
-
-
-@triton.jit
 def kept_elements(
     row, k, models, tau, start, n, FULL: tl.constexpr, TRIM: tl.constexpr, DROP: tl.constexpr, KEEP: tl.constexpr,
     TILE: tl.constexpr, WORKING: tl.constexpr,
@@ -56,9 +46,9 @@ def kept_elements(
     first = tl.load(row + 6) + start
     on = tl.full([TILE], True, tl.int1)
     if TRIM:
-        size = tl.abs(tau)
-        above = size > _bound(fields, models, first, TILE, WORKING)
-        below = size <= _bound(fields + 2 * models, models, first, TILE, WORKING)
+        size, top, bottom = tl.abs(tau), number(fields, WORKING), number(fields + 2 * models, WORKING)
+        above = (size > top) | ((size == top) & _before(fields + models, first, TILE))
+        below = (size < bottom) | ((size == bottom) & (_before(fields + 3 * models, first, TILE) == 0))
         on = (above | below) == 0
     if DROP:
         threshold = tl.load(fields + 5 * models)
