@@ -1,6 +1,4 @@
 // The generalised task arithmetic, with a count of non-finite results.
-#include <array>
-
 #include "kept.hpp"
 #include "plain.hpp"
 
@@ -144,7 +142,7 @@ template <class T, int KN, By BY, Consensus CONSENSUS>
         if (base_data) load_ahead(base_data + i, base[0], base[1]);
         each<KN>(KN, [&](auto k) { prefetch_ahead(models[k] + i); });
         each<2>(2, [&](auto h) {
-            V x[KN], all = zero;  // not finite, if one of the task vectors is not
+            V x[KN], all = zero;  // not finite where a task vector is not: no finite bottom hides that
             each<KN>(KN, [&](auto k) {
                 V pair[2];
                 load_pair(models[k] + i, pair[0], pair[1]);
