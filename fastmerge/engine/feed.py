@@ -22,8 +22,9 @@ from .devices import Device, Event, Loader
 from .stream import Piece, Source, Work
 
 ROOMS = 3  # loads on the device: one is computed with while the next come in
-# Threads that read files: one core copies an eighth of what PCIe moves.
-READERS = min(12, max(2, (os.cpu_count() or 1) - 4))
+# Threads that read files. One core copies an eighth of what PCIe moves; where none is left for those that launch and
+# write, all wait for each other.
+READERS = min(12, max(2, (os.cpu_count() or 1) * 5 // 8))
 SEGMENTS = READERS + READERS // 3 + 1  # of staging memory: some are on their way to the device
 ALIGN = 256  # bytes, so that every source's loads are whole
 

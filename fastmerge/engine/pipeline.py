@@ -38,7 +38,7 @@ Finished = Callable[[Work, list[Tensor]], None]
 class Pipeline:
     """Carries out the works of a pass on devices, within `memory` bytes of the host."""
 
-    WRITERS = min(8, max(4, (os.cpu_count() or 1) // 2))  # threads
+    WRITERS = min(8, max(4, (os.cpu_count() or 1) // 4))  # threads; more take cores from those that read
     SLOTS = 6  # chunks of output: those that are written, in pieces, and on their way from a device
 
     def __init__(self, devices: Sequence[Device], memory: int) -> None:
@@ -88,7 +88,7 @@ class Pipeline:
                 progress(work.bytes_read)
 
         with ThreadPoolExecutor(len(self.devices) + 1, "fastmerge-gpu") as pool:
-            pinning = pool.submit(self._pin, writer)  # which takes longer than the first loads
+            pinning = pool.submit(self._pin, writer, [writer.slot() for _ in writer.slots])
             runs = [
                 pool.submit(_Run(device, left, chunk, self.staging, inputs, writer, told).run)
                 for device in self.devices
@@ -103,9 +103,18 @@ class Pipeline:
                     self.devices[0].unpin(slot.bytes)
         pinning.result()
 
-    def _pin(self, writer: Writer) -> None:
-        for slot in writer.slots:
-            self.devices[0].pin(slot.bytes)
+    def _pin(self, writer: Writer, slots: Sequence[Slot]) -> None:
+        """Hand slots out once they are pinned, one by one: the first loads wait for one alone, and not until the GPU's
+        driver, which others need meanwhile, has found its memory."""
+        left = iter(slots)
+        try:
+            for slot in left:
+                slot.bytes.zero_()
+                self.devices[0].pin(slot.bytes)
+                writer.put(slot)
+        finally:
+            for slot in left:
+                writer.put(slot)
 
 
 class Groups:

@@ -1,7 +1,8 @@
 """Output files, written at known offsets by threads of their own, a file by one at a time, while others compute.
 
 A system writes to a file by one core at a time. Where files are memory (tmpfs), threads that find every file busy write
-what waits for one of them through a map of it, as many side by side as there are.
+what waits for one of them through a map of it, as many side by side as there are. Nothing is taken ahead there: the
+system would clear the pages then, and again when they are written.
 
 Every few seconds a thread waits until what was written is on the disk, then tells the journal which tensors are
 finished.
@@ -12,11 +13,9 @@ tenfold in speed on virtual machines. A slot's memory lies relative to page boun
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 import os
 import queue
-import sys
 import threading
 import time
 from collections import deque
@@ -31,14 +30,13 @@ from torch import Tensor
 
 from ..formats.layout import FilePlan
 from .journal import Journal, fsync_all
+from .memory_file import MemoryFile, is_memory
 
 PAGE = 4096
 DIRECT_MIN = 16 * PAGE  # bytes; below, the page cache serves better
 PIECE = 32 << 20  # bytes that a thread writes at a time, about
 SYNC_SECONDS = 2.0
 
-TMPFS = 0x01021994  # what statfs(2) calls a file system of memory
-POPULATE_WRITE = 23  # madvise(2): take pages now, so that a full file system is an error now and no signal later
 PRIVATE: dict[str, int] = (
     {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
 )  # memory that may have huge pages
@@ -101,6 +99,7 @@ class Writer:
         self._journal = journal
         self._cached: dict[str, int] = {}
         self._direct: dict[str, int] = {}
+        self._memory: dict[str, MemoryFile] = {}
         self._free: queue.SimpleQueue[Slot] = queue.SimpleQueue()
         self._error: Exception | None = None
         self._threads = [
@@ -120,7 +119,8 @@ class Writer:
         for slot in self.slots:
             self._free.put(slot)
         try:
-            self._maps = in_memory = _is_memory(folder)  # whether busy files can be written to through a map
+            in_memory = is_memory(folder)
+            self._maps = in_memory and threads > 1  # whether busy files can be written to through a map
             for file in files:
                 self._open(folder / file.name, file, in_memory)
             fsync_all([folder, *(path for path in folder.rglob("*") if path.is_dir())])
@@ -136,6 +136,8 @@ class Writer:
             os.posix_fallocate(fd, 0, file.size)
         else:
             os.ftruncate(fd, file.size)
+        if self._maps:
+            self._memory[file.name] = MemoryFile(fd, file.size)
         # Where the system or file system has no such flag, everything goes through the cache.
         with suppress(AttributeError, OSError):
             self._direct[file.name] = os.open(path, os.O_WRONLY | os.O_DIRECT)
@@ -178,7 +180,7 @@ class Writer:
             self._left[self._put] = len(pieces)
             self._parts += [_Part(self._put, slot, file, piece) for file, piece in pieces]
             self._put += 1
-            self._changed.notify_all()
+            self._changed.notify(len(pieces))
         return None
 
     def finish(self, line: bytes) -> None:
@@ -192,9 +194,11 @@ class Writer:
             raise self._error
 
     def _close(self) -> None:
+        for memory in self._memory.values():
+            memory.close()
         for fd in (*self._cached.values(), *self._direct.values()):
             os.close(fd)
-        self._cached, self._direct = {}, {}
+        self._cached, self._direct, self._memory = {}, {}, {}
 
     def _run(self) -> None:
         while (taken := self._take()) is not None:
@@ -202,9 +206,8 @@ class Writer:
             try:
                 if self._error is None:
                     for segment in part.segments:
-                        data = memoryview(part.slot.memory)[segment.start :][: segment.nbytes]
-                        if not (mapped and self._map(data, segment)):
-                            self._write(data, segment)
+                        if not (mapped and self._map(part.slot, segment)):
+                            self._write(memoryview(part.slot.memory)[segment.start :][: segment.nbytes], segment)
             except Exception as error:  # raised where the next slot is asked for
                 self._error = error
             self._done(part, mapped)
@@ -222,6 +225,7 @@ class Writer:
                     if self._parts and self._maps:
                         return self._parts.pop(0), True
                     if self._ended and not self._parts:
+                        self._changed.notify_all()
                         return None
                     self._changed.wait()
             try:
@@ -239,7 +243,7 @@ class Writer:
                 self._free.put(part.slot)
                 if self._error is None:  # else what follows is never to be journaled
                     del self._left[part.number]
-            self._changed.notify_all()
+            self._changed.notify()  # who waits for the file
 
     def _written(self) -> int:
         """How many slots were put before the first that is not written."""
@@ -274,10 +278,11 @@ class Writer:
         _pwrite(direct, data[head : head + middle], segment.offset + head)
         return _pwrite(cached, data[head + middle :], segment.offset + head + middle)
 
-    def _map(self, data: memoryview, segment: Segment) -> bool:
-        """Whether the data could be written through a map: not where the system is old, or the file system full."""
+    def _map(self, slot: Slot, segment: Segment) -> bool:
+        """Whether the segment could be written through a map of its file."""
         if self._maps:
-            self._maps = _map_write(self._cached[segment.file], data, segment.offset)
+            source = slot.bytes.data_ptr() + segment.start
+            self._maps = self._memory[segment.file].write(source, segment.nbytes, segment.offset)
         return self._maps
 
 
@@ -297,30 +302,6 @@ def _pieces(segments: Iterable[Segment]) -> list[list[Segment]]:
             room -= stop - start
             start = stop
     return pieces
-
-
-def _is_memory(folder: Path) -> bool:
-    """Whether its files are memory, which is taken for as much again before they are written as while they are."""
-    if sys.platform != "linux":
-        return False
-    found = ctypes.create_string_buffer(256)  # longer than struct statfs, which begins with the file system's type
-    failed = ctypes.CDLL(None).statfs(os.fsencode(folder), found)
-    return not failed and int.from_bytes(found.raw[: ctypes.sizeof(ctypes.c_long)], sys.byteorder) == TMPFS
-
-
-def _map_write(fd: int, data: memoryview, offset: int) -> bool:
-    """Write through a map of a file of memory; whether its pages could be had."""
-    lead = offset % mmap.ALLOCATIONGRANULARITY
-    with mmap.mmap(fd, lead + len(data), offset=offset - lead) as mapped:
-        # From ctypes, which lets other threads run: this is where the time goes.
-        to, source = (ctypes.c_char.from_buffer(memory) for memory in (mapped, data))
-        address = ctypes.addressof(to)
-        madvise = ctypes.CDLL(None).madvise
-        there = not madvise(ctypes.c_void_p(address), ctypes.c_size_t(lead + len(data)), POPULATE_WRITE)
-        if there:
-            ctypes.memmove(address + lead, ctypes.addressof(source), len(data))
-        del to
-    return there
 
 
 def _pwrite(fd: int, data: memoryview, offset: int) -> None:

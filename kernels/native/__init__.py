@@ -29,6 +29,7 @@ isa = _native.isa
 Loader = _native.Loader
 set_threads = _native.set_threads
 threads = _native.threads
+write_mapped = _native.write_mapped
 
 
 def _models(models: Sequence[Tensor]) -> tuple[list[int], list[int]]:

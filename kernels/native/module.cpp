@@ -261,7 +261,7 @@ const bool slow_stores = amd();
 
 void bind_selection(nb::module_ &m);
 void bind_filter(nb::module_ &m);
-void bind_loader(nb::module_ &m);
+void bind_files(nb::module_ &m);
 
 }  // namespace fm
 
@@ -281,7 +281,7 @@ NB_MODULE(_native, m) {
     m.def("unpack_bits", &fm::unpack_bits);
     fm::bind_selection(m);
     fm::bind_filter(m);
-    fm::bind_loader(m);
+    fm::bind_files(m);
     m.def("isa", [] { return std::string(fm::ISA_NAMES[fm::isa]); });
     m.def("set_threads", &fm::set_threads);
     m.def("threads", &fm::threads);

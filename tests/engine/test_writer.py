@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 import torch
 
-from fastmerge.engine import writer
+from fastmerge import dispatch
+from fastmerge.engine import memory_file, writer
+from fastmerge.engine.memory_file import MemoryFile
 from fastmerge.engine.writer import PAGE, Segment, Writer
 from fastmerge.formats.layout import FilePlan
 
@@ -90,40 +92,39 @@ def test_files_are_written_side_by_side(threads: int, tmp_path: Path, monkeypatc
 def memory() -> Iterator[Path]:
     """A folder whose files are memory."""
     place = Path("/dev/shm")
-    if not place.is_dir() or not writer._is_memory(place):
+    if not place.is_dir() or not memory_file.is_memory(place):
         pytest.skip("no file system of memory here")
     with tempfile.TemporaryDirectory(dir=place) as folder:
         yield Path(folder)
 
 
-@pytest.mark.parametrize("advice", [23, 12345], ids=["maps", "system without"])
+@pytest.mark.parametrize("able", [True, False], ids=["maps", "system without"])
 def test_busy_files_of_memory_are_written_through_maps(
-    advice: int, memory: Path, monkeypatch: pytest.MonkeyPatch
+    able: bool, memory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In pieces, beside the thread that writes to the file; where that cannot be, as other files are."""
     taken: list[bool] = []
-    pwrite, map_write = writer._pwrite, writer._map_write
+    pwrite, map_write = writer._pwrite, MemoryFile.write
 
     def slow(fd: int, data: Any, offset: int) -> None:
         time.sleep(0.001)
         pwrite(fd, data, offset)
 
-    def watched(fd: int, data: Any, offset: int) -> bool:
-        taken.append(map_write(fd, data, offset))
+    def watched(file: MemoryFile, source: int, nbytes: int, offset: int) -> bool:
+        taken.append(able and map_write(file, source, nbytes, offset))
         return taken[-1]
 
     monkeypatch.setattr(writer, "PIECE", 3 * PAGE)
-    monkeypatch.setattr(writer, "POPULATE_WRITE", advice)
     journal: Any = Lines(memory)
     files = [FilePlan(name, len(HEADER) + PIECE * PIECES, HEADER) for name in NAMES]
     with Writer(memory, files, 4, 3 * PIECE, journal, 5) as out:
         monkeypatch.setattr(writer, "_pwrite", slow)
-        monkeypatch.setattr(writer, "_map_write", watched)
+        monkeypatch.setattr(MemoryFile, "write", watched)
         content, lines = fill(out)
     assert {name: (memory / name).read_bytes() for name in NAMES} == content
     assert list(journal.seen) == list(lines)
     release = tuple(map(int, re.findall(r"\d+", os.uname().release)[:2]))
-    assert set(taken) == {advice == 23 and release >= (5, 14)}
+    assert set(taken) == {able and release >= (5, 14) and not isinstance(dispatch.load("native"), str)}
 
 
 def test_a_full_file_system_of_memory_is_an_error(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,7 +44,8 @@ SHARED = {
     "filter_rows",
     "filter_module",
     "loader",
-    "loader_module",
+    "memory_file",
+    "files_module",
     "spectrum",
     "transform",
 }  # sources that are no op of their own

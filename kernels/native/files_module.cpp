@@ -1,15 +1,16 @@
-// Binds the loader of files.
+// Binds what reads and writes files beside Python.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include "loader.hpp"
+#include "memory_file.hpp"
 
 namespace nb = nanobind;
 
 namespace fm {
 
-void bind_loader(nb::module_ &m) {
+void bind_files(nb::module_ &m) {
     using Spans = std::vector<std::tuple<int, int64_t, int64_t, uintptr_t>>;
     const nb::call_guard<nb::gil_scoped_release> unlocked;
     nb::class_<Loader>(m, "Loader")
@@ -21,6 +22,12 @@ void bind_loader(nb::module_ &m) {
         })
         .def("wait", &Loader::wait, unlocked)
         .def("close", &Loader::close, unlocked);
+    m.def(
+        "write_mapped",
+        [](uintptr_t to, uintptr_t from, int64_t n) {
+            return write_mapped(reinterpret_cast<char *>(to), reinterpret_cast<const char *>(from), n);
+        },
+        unlocked);
 }
 
 }  // namespace fm
