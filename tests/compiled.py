@@ -6,11 +6,11 @@ import collections
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -28,6 +28,9 @@ OTHERS = {"magnitude_histogram", "kth_magnitude", "extract_topk", "highpass", "h
 OPS = [op for op in ops.OPS if hasattr(cuda, op) and op not in OTHERS]
 # A thread, so that 512 threads fit on a multiprocessor; of what older releases compile 384.
 MOST_REGISTERS = 128 if RELEASE >= (3, 9) else 168
+# Of more than three models all that a thread can have, and then a few words in memory: it is measured, and written into
+# settings.json, how much longer a loop over models takes all the same.
+MANY, ALL_REGISTERS, MOST_SPILLS = 4, 255, 0.02
 # Bytes a thread: to get by with 40 or 72 registers, some loops over models store a word once and load it once; older
 # releases spill some registers of the last, short tile.
 MOST_STACK = 8 if RELEASE >= (3, 9) else 16
@@ -54,9 +57,11 @@ class Target:
 
 @dataclass
 class Code:
-    """What the gates look at."""
+    """What the gates look at. models: how many stay in registers; elements: of a thread."""
 
     name: str
+    models: int
+    elements: int
     registers: int
     stack: int
     local: int
@@ -64,15 +69,22 @@ class Code:
     ptx: collections.Counter[str]
 
 
+class Launched(NamedTuple):
+    """What was compiled, and what it was compiled for."""
+
+    kernel: Any
+    options: Mapping[str, Any]
+
+
 @contextmanager
-def compiling(capability: int) -> Iterator[dict[str, Any]]:
+def compiling(capability: int) -> Iterator[dict[str, Launched]]:
     """Calls of the cuda backend take CPU tensors, and every launch is only compiled: by name and hash."""
-    found: dict[str, Any] = {}
+    found: dict[str, Launched] = {}
     run, devices, active = JITFunction.run, dispatch.DEVICES["cuda"], driver._active
 
     def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
         kernel = run(self, *args, grid=grid, warmup=True, **options)
-        found[f"{kernel.name} {kernel.hash}"] = kernel
+        found[f"{kernel.name} {kernel.hash}"] = Launched(kernel, options)
 
     JITFunction.run, dispatch.DEVICES["cuda"] = compile_only, ("cuda", "cpu")
     dispatch.chosen.cache_clear()
@@ -85,8 +97,9 @@ def compiling(capability: int) -> Iterator[dict[str, Any]]:
         driver._active = active
 
 
-def read(kernel: Any) -> Code:
+def read(launched: Launched) -> Code:
     """Resources and instructions of a compiled kernel, by the tools in Triton's package."""
+    kernel, options = launched
     with tempfile.TemporaryDirectory() as temporary:
         file = Path(temporary) / "kernel.cubin"
         file.write_bytes(kernel.asm["cubin"])
@@ -99,21 +112,26 @@ def read(kernel: Any) -> Code:
     machine = re.findall(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", listing, re.MULTILINE)
     ptx = re.findall(r"^\s*(?:@!?%\w+\s+)?([a-z][\w.]*)\s", kernel.asm["ptx"], re.MULTILINE)
     counters = collections.Counter(machine), collections.Counter(ptx)
-    return Code(kernel.name, int(found[1]), int(found[2]), int(found[3]), *counters)
+    elements = options.get("TILE", 0) // (32 * options.get("num_warps", 4))
+    return Code(kernel.name, options.get("K", 1), elements, *map(int, found.groups()), *counters)
 
 
 def objections(code: Code) -> list[str]:
     """What is wrong with a kernel's machine code. Those that stream tensors are called _tile; others work on little, or
     transpose: a warp reads numbers that lie together, but each thread its own."""
     found = []
-    # A stack that nothing is written to is of vectors of bits, which LLVM makes and takes apart again.
-    if code.registers > MOST_REGISTERS:
+    if code.registers > (MOST_REGISTERS if code.models < MANY else ALL_REGISTERS):
         found.append(f"{code.registers} registers")
-    spills = any(name.startswith(("LDL", "STL")) for name in code.instructions)
-    if code.local or (spills and code.stack > MOST_STACK):
+    # A stack that nothing is written to is of vectors of bits, which LLVM makes and takes apart again.
+    words = sum(count for name, count in code.instructions.items() if name.startswith(("LDL", "STL")))
+    few = code.stack <= MOST_STACK if code.models < MANY else words <= MOST_SPILLS * code.instructions.total()
+    if code.local or (words and not few):
         found.append("spills to memory")
     access, what = ("STG", "stores") if code.name == "unpack_bits_tile" else ("LDG", "loads")  # its loads are of bits
-    if code.name.endswith("_tile") and not any(i.startswith(access) and ".128" in i for i in code.instructions):
+    wide = any(name.startswith(access) and ".128" in name for name in code.instructions)
+    if code.elements == 4:  # which of 16 bits are 64 together, as the table's numbers are each
+        wide = wide or any(name.startswith("ld.global") and ".v2.b32" in name for name in code.ptx)
+    if code.name.endswith("_tile") and not wide:
         found.append(f"no 128-bit {what}")
     # A division is made of fused steps, and rounded once all the same: then what the compiler was told counts.
     divides = any(name.startswith("div.rn") for name in code.ptx)

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .kept import Kept, fields, kept_elements, masks, parts
+from .kept import Kept, fields, kept_elements, masks, parts, whole_sided
 from .launch import Launch, Row, alike, working
 from .numeric import HEAD, load, narrow, number, place, pointer, widen
 
@@ -21,24 +21,30 @@ def _is_finite(x):
 
 @triton.jit
 def _term(
-    row, k, models, theta, offsets, start, n, FULL: tl.constexpr, ELEMENT: tl.constexpr, BASE: tl.constexpr,
-    CONSENSUS: tl.constexpr, TRIM: tl.constexpr, DROP: tl.constexpr, KEEP: tl.constexpr, ALIGNED: tl.constexpr,
-    TILE: tl.constexpr, WORKING: tl.constexpr,
+    row, k, models, theta, offsets, start, n, FULL: tl.constexpr, SIDED: tl.constexpr, ELEMENT: tl.constexpr,
+    BASE: tl.constexpr, CONSENSUS: tl.constexpr, TRIM: tl.constexpr, DROP: tl.constexpr, KEEP: tl.constexpr,
+    ALIGNED: tl.constexpr, TILE: tl.constexpr, WORKING: tl.constexpr,
 ):  # fmt: skip
-    """Model k's term x_k, its vote y_k, and whether τ_k is finite."""
+    """Model k's term x_k, its vote y_k, and τ_k."""
     tau = load(pointer(row + HEAD + k, ELEMENT, ALIGNED), offsets, n, FULL, WORKING)
     if BASE is not None:
         tau = tau - theta
     x = number(row + HEAD + models + k, WORKING) * tau
     y = tau
     if TRIM or DROP or KEEP:
-        on = kept_elements(row, k, models, tau, start, n, FULL, TRIM, DROP, KEEP, TILE, WORKING)
+        on = kept_elements(row, k, models, tau, start, n, FULL, SIDED, TRIM, DROP, KEEP, TILE, WORKING)
         x, y = tl.where(on, x, 0.0), tl.where(on, y, 0.0)
     if CONSENSUS == "weighted":
         y = x
     if CONSENSUS == "count":
         y = (x > 0).to(WORKING) - (x < 0).to(WORKING)
-    return x, y, _is_finite(tau)
+    return x, y, tau
+
+
+@triton.jit
+def _widest(size, tau):
+    """The larger magnitude, NaN if there is one."""
+    return tl.maximum(size, tl.abs(tau), propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
@@ -48,18 +54,18 @@ def _larger(a, b):
 
 @triton.jit
 def _unrolled(
-    row, theta, offsets, start, n, FULL: tl.constexpr, K: tl.constexpr, MODELS: tl.constexpr, BASE: tl.constexpr,
-    CONSENSUS: tl.constexpr, SHARES: tl.constexpr, TRIM: tl.constexpr, DROP: tl.constexpr, KEEP: tl.constexpr,
-    ALIGNED: tl.constexpr, TILE: tl.constexpr, WORKING: tl.constexpr,
+    row, theta, offsets, start, n, FULL: tl.constexpr, SIDED: tl.constexpr, K: tl.constexpr, MODELS: tl.constexpr,
+    BASE: tl.constexpr, CONSENSUS: tl.constexpr, SHARES: tl.constexpr, TRIM: tl.constexpr, DROP: tl.constexpr,
+    KEEP: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr, WORKING: tl.constexpr,
 ):  # fmt: skip
-    """The consensus of K terms that stay in registers, the divisor's total, and where every τ_k is finite."""
+    """The consensus of K terms that stay in registers, the divisor's total, and the largest |τ_k|."""
     terms, votes = (), ()
-    finite = tl.full([TILE], True, tl.int1)
+    size = tl.zeros([TILE], WORKING)
     for k in tl.static_range(K):
-        x, y, is_finite = _term(row, k, K, theta, offsets, start, n, FULL, MODELS[k], BASE, CONSENSUS, TRIM, DROP,
-                                KEEP, ALIGNED, TILE, WORKING)  # fmt: skip
+        x, y, tau = _term(row, k, K, theta, offsets, start, n, FULL, SIDED, MODELS[k], BASE, CONSENSUS, TRIM, DROP,
+                          KEEP, ALIGNED, TILE, WORKING)  # fmt: skip
         terms, votes = terms + (x,), votes + (y,)
-        finite = finite & is_finite
+        size = _widest(size, tau)
     delta, total = terms[0], tl.zeros([TILE], WORKING)
     if CONSENSUS == "sum":
         for k in tl.static_range(1, K):
@@ -72,14 +78,14 @@ def _unrolled(
         vote = votes[0]
         for k in tl.static_range(1, K):
             vote = vote + votes[k]
-        down = vote < 0
+        sign = tl.where(vote < 0, -1.0, 1.0).to(WORKING)
         for k in tl.static_range(K):
-            agrees = tl.where(down, -votes[k], votes[k]) > 0
+            agrees = sign * votes[k] > 0
             x = tl.where(agrees, terms[k], 0.0)
             delta = x if k == 0 else delta + x
             if SHARES:
                 total = total + tl.where(agrees, number(row + HEAD + 2 * K + k, WORKING), 0.0)
-    return delta, total, finite
+    return delta, total, size
 
 
 @triton.jit
@@ -90,11 +96,11 @@ def _looped(
 ):  # fmt: skip
     """The same of any number of models, which are read once more from the cache where there is a vote."""
     delta, total, vote = tl.zeros([TILE], WORKING), tl.zeros([TILE], WORKING), tl.zeros([TILE], WORKING)
-    finite = tl.full([TILE], True, tl.int1)
+    size = tl.zeros([TILE], WORKING)
     for k in range(models):
-        x, y, is_finite = _term(row, k, models, theta, offsets, start, n, FULL, ELEMENT, BASE, CONSENSUS, TRIM, DROP,
-                                KEEP, ALIGNED, TILE, WORKING)  # fmt: skip
-        finite = finite & is_finite
+        x, y, tau = _term(row, k, models, theta, offsets, start, n, FULL, False, ELEMENT, BASE, CONSENSUS, TRIM, DROP,
+                          KEEP, ALIGNED, TILE, WORKING)  # fmt: skip
+        size = _widest(size, tau)
         if CONSENSUS == "sum":
             delta = tl.where(k > 0, delta + x, x)
         elif CONSENSUS == "max":
@@ -104,14 +110,14 @@ def _looped(
     if CONSENSUS != "sum" and CONSENSUS != "max":
         down = vote < 0
         for k in range(models):
-            x, y, _ = _term(row, k, models, theta, offsets, start, n, FULL, ELEMENT, BASE, CONSENSUS, TRIM, DROP,
-                            KEEP, ALIGNED, TILE, WORKING)  # fmt: skip
+            x, y, _ = _term(row, k, models, theta, offsets, start, n, FULL, False, ELEMENT, BASE, CONSENSUS, TRIM,
+                            DROP, KEEP, ALIGNED, TILE, WORKING)  # fmt: skip
             agrees = tl.where(down, -y, y) > 0
             x = tl.where(agrees, x, 0.0)
             delta = tl.where(k > 0, delta + x, x)
             if SHARES:
                 total = total + tl.where(agrees, number(row + HEAD + 2 * models + k, WORKING), 0.0)
-    return delta, total, finite
+    return delta, total, size
 
 
 @triton.jit
@@ -124,10 +130,10 @@ def _divide(a, b, WORKING: tl.constexpr):
 
 @triton.jit
 def _tile(
-    row, models, start, n, FULL: tl.constexpr, K: tl.constexpr, MODELS: tl.constexpr, BASE: tl.constexpr,
-    OUT: tl.constexpr, CONSENSUS: tl.constexpr, DIVISOR: tl.constexpr, AS_DELTA: tl.constexpr, COUNTED: tl.constexpr,
-    TRIM: tl.constexpr, DROP: tl.constexpr, KEEP: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr,
-    WORKING: tl.constexpr,
+    row, models, start, n, FULL: tl.constexpr, SIDED: tl.constexpr, K: tl.constexpr, MODELS: tl.constexpr,
+    BASE: tl.constexpr, OUT: tl.constexpr, CONSENSUS: tl.constexpr, DIVISOR: tl.constexpr, AS_DELTA: tl.constexpr,
+    COUNTED: tl.constexpr, TRIM: tl.constexpr, DROP: tl.constexpr, KEEP: tl.constexpr, ALIGNED: tl.constexpr,
+    TILE: tl.constexpr, WORKING: tl.constexpr,
 ):  # fmt: skip
     offsets = start + tl.arange(0, TILE)
     theta = tl.zeros([TILE], WORKING)
@@ -135,11 +141,11 @@ def _tile(
         theta = load(pointer(row + 3, BASE, ALIGNED), offsets, n, FULL, WORKING)
     shares: tl.constexpr = DIVISOR == "shares"
     if K > 0:
-        delta, total, finite = _unrolled(row, theta, offsets, start, n, FULL, K, MODELS, BASE, CONSENSUS, shares,
-                                         TRIM, DROP, KEEP, ALIGNED, TILE, WORKING)  # fmt: skip
-    else:
-        delta, total, finite = _looped(row, models, theta, offsets, start, n, FULL, MODELS[0], BASE, CONSENSUS, shares,
+        delta, total, size = _unrolled(row, theta, offsets, start, n, FULL, SIDED, K, MODELS, BASE, CONSENSUS, shares,
                                        TRIM, DROP, KEEP, ALIGNED, TILE, WORKING)  # fmt: skip
+    else:
+        delta, total, size = _looped(row, models, theta, offsets, start, n, FULL, MODELS[0], BASE, CONSENSUS, shares,
+                                     TRIM, DROP, KEEP, ALIGNED, TILE, WORKING)  # fmt: skip
     if shares:
         # Not 0 / 0 where none agrees: what is no normal number is divided by a subroutine, and the whole warp waits.
         some = total != 0
@@ -159,7 +165,7 @@ def _tile(
     if COUNTED:
         good = _is_finite(widen(result, WORKING))
         if TRIM or DROP or KEEP or (CONSENSUS != "sum" and CONSENSUS != "max"):
-            good = good & finite
+            good = good & _is_finite(size)
         bad = tl.sum(((good == 0) & (offsets < n)).to(tl.int32), 0).to(tl.int64)
         tl.atomic_add(row + 2, bad, mask=bad > 0)
 
@@ -174,11 +180,11 @@ def combine_tile(
     """Row: the count of non-finite elements, in place of the address of sums, base, out, keep, offset, scale; weights
     and divisors."""
     row, start, n = place(table, owners, width, SINGLE, TILE)
-    if start + TILE <= n:
-        _tile(row, models, start, n, True, K, MODELS, BASE, OUT, CONSENSUS, DIVISOR, AS_DELTA, COUNTED, TRIM,
+    if (start + TILE <= n) & whole_sided(row, start, K, TRIM, TILE):
+        _tile(row, models, start, n, True, True, K, MODELS, BASE, OUT, CONSENSUS, DIVISOR, AS_DELTA, COUNTED, TRIM,
               DROP, KEEP, ALIGNED, TILE, WORKING)  # fmt: skip
     elif start < n:
-        _tile(row, models, start, n, False, K, MODELS, BASE, OUT, CONSENSUS, DIVISOR, AS_DELTA, COUNTED, TRIM,
+        _tile(row, models, start, n, False, False, K, MODELS, BASE, OUT, CONSENSUS, DIVISOR, AS_DELTA, COUNTED, TRIM,
               DROP, KEEP, ALIGNED, TILE, WORKING)  # fmt: skip
 
 
@@ -220,10 +226,13 @@ def launch_combine(jobs: Sequence[tuple[Any, ...]], counted: bool) -> list[tuple
     launches = []
     for group in alike(jobs, lambda base, models, *rest: (base, *models, rest[-1]), _options):
         base, models, *_, out = jobs[group.jobs[0]]
-        launch = Launch("combine", [_row(*jobs[i]) for i in group.jobs], group.tensors, models)
+        options = dict(group.options)
+        plain = options["CONSENSUS"] == "sum" and not any(options[part] for part in ("TRIM", "DROP", "KEEP"))
+        rows = [_row(*jobs[i]) for i in group.jobs]
+        launch = Launch("combine" if plain else "combine, trim and vote", rows, group.tensors, models)
         launch(
             combine_tile, len(models), BASE=base if base is None else base.dtype, OUT=out.dtype,
-            COUNTED=counted, WORKING=working((base, *models)), **dict(group.options),
+            COUNTED=counted, WORKING=working((base, *models)), **options,
         )  # fmt: skip
         launches.append((group.jobs, launch))
     return launches

@@ -31,28 +31,61 @@ def philox(start, key, TILE: tl.constexpr):
 
 
 @triton.jit
-def _before(slot, first, TILE: tl.constexpr):
-    """Which of the elements first … first + TILE are before the index in the slot; counted in 32 bits."""
-    return tl.arange(0, TILE) < tl.minimum(tl.maximum(tl.load(slot) - first, 0), TILE).to(tl.int32)
+def _ahead(slot, row, start):
+    """How many elements from `start` on are before the index in the slot, or less than none."""
+    return tl.load(slot) - (tl.load(row + 6) + start)
+
+
+@triton.jit
+def whole_sided(row, start, K: tl.constexpr, TRIM: tl.constexpr, TILE: tl.constexpr):
+    """Whether no index of K models' cuts divides the tile, as but one tile of a tensor is divided by each."""
+    whole = tl.full([], True, tl.int1)
+    if TRIM:
+        for k in tl.static_range(K):
+            for cut in tl.static_range(2):
+                ahead = _ahead(row + HEAD + 3 * K + k + (1 + 2 * cut) * K, row, start)
+                whole = whole & ((ahead <= 0) | (ahead >= TILE))
+    return whole
+
+
+@triton.jit
+def _trimmed(row, fields, models, tau, start, SIDED: tl.constexpr, TILE: tl.constexpr, WORKING: tl.constexpr):
+    """Which elements are above the top cut or below the bottom one."""
+    size, top, bottom = tl.abs(tau), number(fields, WORKING), number(fields + 2 * models, WORKING)
+    before_top, before_bottom = _ahead(fields + models, row, start), _ahead(fields + 3 * models, row, start)
+    if SIDED:
+        # One comparison each: with a cut's magnitude or, as the index says for all of the tile, the next to it. Bits of
+        # magnitudes are in order; a NaN's are the largest, which is above nothing.
+        word: tl.constexpr = tl.int32 if WORKING == tl.float32 else tl.int64
+        least = bottom.to(word, bitcast=True) + (before_bottom <= 0).to(word)
+        below = size.to(word, bitcast=True) < least
+        most = (top.to(word, bitcast=True) - (before_top > 0).to(word)).to(WORKING, bitcast=True)
+        above = size > tl.where((top == 0) & (before_top > 0), -1.0, most)
+    else:
+        at = tl.arange(0, TILE)  # counted in 32 bits
+        first = at < tl.minimum(tl.maximum(before_top, 0), TILE).to(tl.int32)
+        last = at >= tl.minimum(tl.maximum(before_bottom, 0), TILE).to(tl.int32)
+        above = (size > top) | ((size == top) & first)
+        below = (size < bottom) | ((size == bottom) & last)
+    return above | below
 
 
 @triton.jit
 def kept_elements(
-    row, k, models, tau, start, n, FULL: tl.constexpr, TRIM: tl.constexpr, DROP: tl.constexpr, KEEP: tl.constexpr,
-    TILE: tl.constexpr, WORKING: tl.constexpr,
+    row, k, models, tau, start, n, FULL: tl.constexpr, SIDED: tl.constexpr, TRIM: tl.constexpr, DROP: tl.constexpr,
+    KEEP: tl.constexpr, TILE: tl.constexpr, WORKING: tl.constexpr,
 ):  # fmt: skip
-    """bool [TILE]: whether each element of model k takes part. NaN is neither above nor below a cut."""
+    """bool [TILE]: whether each element of model k takes part. NaN is neither above nor below a cut.
+
+    SIDED: the tile is known to be whole_sided.
+    """
     fields = row + HEAD + 3 * models + k
-    first = tl.load(row + 6) + start
     on = tl.full([TILE], True, tl.int1)
     if TRIM:
-        size, top, bottom = tl.abs(tau), number(fields, WORKING), number(fields + 2 * models, WORKING)
-        above = (size > top) | ((size == top) & _before(fields + models, first, TILE))
-        below = (size < bottom) | ((size == bottom) & (_before(fields + 3 * models, first, TILE) == 0))
-        on = (above | below) == 0
+        on = _trimmed(row, fields, models, tau, start, SIDED, TILE, WORKING) == 0
     if DROP:
         threshold = tl.load(fields + 5 * models)
-        words = philox(first, tl.load(fields + 4 * models), TILE)
+        words = philox(tl.load(row + 6) + start, tl.load(fields + 4 * models), TILE)
         on = on & (words >= (threshold & 0xFFFFFFFF).to(tl.uint32)) & (threshold <= 0xFFFFFFFF)
     if KEEP:
         keep = pointer(row + 5, tl.uint8, False) + k * ((n + 7) // 8)

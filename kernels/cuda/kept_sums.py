@@ -27,7 +27,8 @@ def _tile(
     for k in tl.static_range(K):  # all are on their way before the first is needed
         taus = taus + (task_vector(row, first + k, theta, offsets, n, FULL, MODELS[k], ALIGNED, WORKING),)
     for k in tl.static_range(K):
-        on = kept_elements(row, first + k, models, taus[k], start, n, FULL, TRIM, DROP, KEEP, TILE, WORKING)
+        on = kept_elements(row, first + k, models, taus[k], start, n, FULL, False, TRIM, DROP, KEEP, TILE,
+                           WORKING)  # fmt: skip
         size = tl.abs(taus[k]).to(tl.float64)
         after = after + (
             found[2 * k] + tl.sum(by_lanes(size, ALIGNED, LANES), 1),

@@ -22,7 +22,7 @@ class Settings:
     tiles: int
 
 
-Key = tuple[str, int, bool]  # op, bytes of the widest element, whether all addresses are aligned
+Key = tuple[str, int, bool]  # op or form of one, bytes of the widest element, whether all addresses are aligned
 
 
 def key(entry: dict[str, Any]) -> Key:
@@ -31,7 +31,8 @@ def key(entry: dict[str, Any]) -> Key:
 
 @functools.cache
 def table() -> dict[Key, Settings]:
-    """By key. "*" is every op that has no entry of its own; those of tensors that are not aligned are exceptions."""
+    """By key. "*" is every op that has no entry of its own; "combine, trim and vote" is combine with any selection or
+    vote; entries of tensors that are not aligned are exceptions."""
     return {
         key(entry): Settings(*(entry[field.name] for field in fields(Settings)))
         for entry in json.loads(FILE.read_text())

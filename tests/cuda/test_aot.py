@@ -27,8 +27,8 @@ from fastmerge import ops  # noqa: E402
 N = 65_536
 NAMES = [name for name in calls(torch.zeros(N), [torch.zeros(N)]) if name.partition(",")[0] in OPS]
 MANY = [op for op in OPS if hasattr(cuda, f"{op}_many")]
-FEW = [((BF16,), 3), ((BF16,), 9), ((F32,), 3)]
-ALL = [((dtype,), k) for dtype in DTYPES for k in (1, 4, 9)] + [((BF16, F32), 3), ((F16, BF16, F64), 5)]
+FEW = [((BF16,), 3), ((BF16,), 8), ((BF16,), 9), ((F32,), 3)]
+ALL = [((dtype,), k) for dtype in DTYPES for k in (1, 4, 8, 9)] + [((BF16, F32), 3), ((F16, BF16, F64), 5)]
 OF_ONE_DTYPE = {"gather", "scatter"}  # which refuse an expert whose values are of another than theta
 CASES = [(name, form) for name in NAMES for form in ALL if name not in OF_ONE_DTYPE or len(form[0]) == 1]
 
@@ -41,7 +41,7 @@ def inputs(dtypes: tuple[torch.dtype, ...], k: int, aligned: bool = True) -> lis
 def launched(capability: int, call: Callable[[], object]) -> list[Code]:
     with compiling(capability) as found:
         call()
-    return [read(kernel) for kernel in found.values()]
+    return [*map(read, found.values())]
 
 
 def complaints(capability: int, call: Callable[[], object]) -> list[str]:
@@ -97,7 +97,7 @@ def test_all_machine_code_at_odd_addresses(name: str, form: tuple[tuple[torch.dt
 
 
 @pytest.mark.aot
-@pytest.mark.parametrize("k", [3, 9])
+@pytest.mark.parametrize("k", [3, 8, 9])
 @pytest.mark.parametrize("way", range(len(WAYS)))
 def test_all_ways_to_combine(way: int, k: int) -> None:
     base, *models = inputs((BF16,), k)
@@ -197,7 +197,7 @@ def test_spill_gate_can_fail() -> None:
 
 def test_settings() -> None:
     """Spans of tiles divide a block, so that their sums add up to block sums; tiles are whole for every thread."""
-    assert {op for op, *_ in settings.table()} <= {"*", *ops.OPS}
+    assert {op for op, *_ in settings.table()} <= {"*", *ops.OPS, *NAMES}
     for chosen in settings.table().values():
         assert launch.BLOCK % (chosen.tile * chosen.tiles) == 0
         assert chosen.tile % (32 * chosen.warps) == 0

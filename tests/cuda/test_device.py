@@ -23,6 +23,7 @@ OPS = [op for op in ops.OPS if hasattr(cuda, op) and not ops.OPS[op].tolerance]
 FORMS = [
     ((BF16,), 1),
     ((BF16,), 3),
+    ((BF16,), 8),
     ((BF16,), 9),
     ((F16,), 2),
     ((F32,), 3),

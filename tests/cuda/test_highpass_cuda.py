@@ -61,8 +61,8 @@ def test_machine_code(working: torch.dtype, target: int) -> None:
         for bins in kinds:
             filter_rows(module, bins, working)
     assert len(found) == 8  # of two kinds each
-    for kernel in found.values():
-        assert objections(read(kernel)) == []
+    for launched in found.values():
+        assert objections(read(launched)) == []
 
 
 def test_most_launches_compile_nothing() -> None:

@@ -60,6 +60,18 @@ def test_elementwise_merges_have_the_bytes_of_the_cpu(
     assert weights(tmp_path / "cpu" / "out") == weights(tmp_path / "cuda" / "out")
 
 
+@pytest.mark.parametrize("method", ["emr", "ties"])
+def test_devices_share_a_merge(
+    method: str, checkpoints: tuple[Path, dict[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two that each take the next tensor the bytes are those of one; where there is one GPU, it is both."""
+    one = fm.merge(method, *checkpoints, tmp_path / "one" / "out", ELEMENTWISE[method], device="cuda:0").out
+    last = torch.cuda.device_count() - 1
+    monkeypatch.setattr(gpus, "settle", lambda _: (f"cuda:0,cuda:{last}", []))
+    two = fm.merge(method, *checkpoints, tmp_path / "two" / "out", ELEMENTWISE[method], device="cuda").out
+    assert weights(Path(one)) == weights(Path(two))
+
+
 @pytest.mark.parametrize("method", ["fr", "free"])
 def test_filtered_merges_are_near_those_of_the_cpu(
     method: str, checkpoints: tuple[Path, dict[str, Path]], tmp_path: Path
