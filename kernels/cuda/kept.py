@@ -49,18 +49,22 @@ def whole_sided(row, start, K: tl.constexpr, TRIM: tl.constexpr, TILE: tl.conste
 
 
 @triton.jit
+def _reach(cut, ahead, WORKING: tl.constexpr):
+    """Of a tile on one side of a cut's index, the largest magnitude that is beneath the cut: the cut's own, or, where
+    the index is ahead, the next smaller."""
+    word: tl.constexpr = tl.int32 if WORKING == tl.float32 else tl.int64
+    smaller = (cut.to(word, bitcast=True) - 1).to(WORKING, bitcast=True)
+    return tl.where(ahead <= 0, cut, tl.where(cut == 0, -1.0, smaller))
+
+
+@triton.jit
 def _trimmed(row, fields, models, tau, start, SIDED: tl.constexpr, TILE: tl.constexpr, WORKING: tl.constexpr):
     """Which elements are above the top cut or below the bottom one."""
     size, top, bottom = tl.abs(tau), number(fields, WORKING), number(fields + 2 * models, WORKING)
     before_top, before_bottom = _ahead(fields + models, row, start), _ahead(fields + 3 * models, row, start)
     if SIDED:
-        # One comparison each: with a cut's magnitude or, as the index says for all of the tile, the next to it. Bits of
-        # magnitudes are in order; a NaN's are the largest, which is above nothing.
-        word: tl.constexpr = tl.int32 if WORKING == tl.float32 else tl.int64
-        least = bottom.to(word, bitcast=True) + (before_bottom <= 0).to(word)
-        below = size.to(word, bitcast=True) < least
-        most = (top.to(word, bitcast=True) - (before_top > 0).to(word)).to(WORKING, bitcast=True)
-        above = size > tl.where((top == 0) & (before_top > 0), -1.0, most)
+        above = size > _reach(top, before_top, WORKING)
+        below = size <= _reach(bottom, before_bottom, WORKING)
     else:
         at = tl.arange(0, TILE)  # counted in 32 bits
         first = at < tl.minimum(tl.maximum(before_top, 0), TILE).to(tl.int32)
