@@ -24,7 +24,7 @@ from ..recipe.memory import BLOCK, MAX_CHUNK
 from .devices import Device, Event
 from .feed import ROOMS, Feed, Load, load_bytes, loads_of
 from .stream import Piece, Target, Work, slot_bytes
-from .writer import Slot, Writer
+from .writer import PAGE, Slot, Writer
 
 LOAD = 384 << 20  # bytes that come in at a time, at most: what Python does for a load is little beside their way
 STAGING = 128 << 20  # bytes of the host, at most, an eighth of the memory budget: what is read, and as much computed
@@ -104,12 +104,12 @@ class Pipeline:
         pinning.result()
 
     def _pin(self, writer: Writer, slots: Sequence[Slot]) -> None:
-        """Hand slots out once they are pinned, one by one: the first loads wait for one alone, and not until the GPU's
-        driver, which others need meanwhile, has found its memory."""
+        """Hand slots out once they are pinned, one by one: the first load waits for one alone. Their pages are had
+        first, by one core: the others read, and wait for the driver while it pins."""
         left = iter(slots)
         try:
             for slot in left:
-                slot.bytes.zero_()
+                slot.bytes.numpy()[::PAGE] = 0
                 self.devices[0].pin(slot.bytes)
                 writer.put(slot)
         finally:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import triton
@@ -226,16 +226,22 @@ def launch_combine(jobs: Sequence[tuple[Any, ...]], counted: bool) -> list[tuple
     launches = []
     for group in alike(jobs, lambda base, models, *rest: (base, *models, rest[-1]), _options):
         base, models, *_, out = jobs[group.jobs[0]]
-        options = dict(group.options)
-        plain = options["CONSENSUS"] == "sum" and not any(options[part] for part in ("TRIM", "DROP", "KEEP"))
-        rows = [_row(*jobs[i]) for i in group.jobs]
-        launch = Launch("combine" if plain else "combine, trim and vote", rows, group.tensors, models)
+        options, rows = dict(group.options), [_row(*jobs[i]) for i in group.jobs]
+        launch = Launch(_form(options), rows, group.tensors, models)
         launch(
             combine_tile, len(models), BASE=base if base is None else base.dtype, OUT=out.dtype,
             COUNTED=counted, WORKING=working((base, *models)), **options,
         )  # fmt: skip
         launches.append((group.jobs, launch))
     return launches
+
+
+def _form(options: Mapping[str, str | bool]) -> str:
+    """As which the kernel's launch is set: by what takes longest of all that is asked of it."""
+    if options["DROP"]:
+        return "combine, drop"
+    plain = options["CONSENSUS"] == "sum" and not options["TRIM"] and not options["KEEP"]
+    return "combine" if plain else "combine, trim and vote"
 
 
 def _options(
