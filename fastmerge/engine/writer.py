@@ -137,7 +137,10 @@ class Writer:
         else:
             os.ftruncate(fd, file.size)
         if self._maps:
-            self._memory[file.name] = MemoryFile(fd, file.size)
+            try:
+                self._memory[file.name] = MemoryFile(fd, file.size)
+            except OSError:  # as where address space is limited: without maps it is only slower
+                self._maps = False
         # Where the system or file system has no such flag, everything goes through the cache.
         with suppress(AttributeError, OSError):
             self._direct[file.name] = os.open(path, os.O_WRONLY | os.O_DIRECT)

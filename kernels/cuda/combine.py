@@ -53,6 +53,12 @@ def _larger(a, b):
 
 
 @triton.jit
+def _direction(vote, WORKING: tl.constexpr):
+    """The vote's, 1 or −1: a number, since there are but few predicates."""
+    return tl.where(vote < 0, -1.0, 1.0).to(WORKING)
+
+
+@triton.jit
 def _unrolled(
     row, theta, offsets, start, n, FULL: tl.constexpr, SIDED: tl.constexpr, K: tl.constexpr, MODELS: tl.constexpr,
     BASE: tl.constexpr, CONSENSUS: tl.constexpr, SHARES: tl.constexpr, TRIM: tl.constexpr, DROP: tl.constexpr,
@@ -78,9 +84,9 @@ def _unrolled(
         vote = votes[0]
         for k in tl.static_range(1, K):
             vote = vote + votes[k]
-        sign = tl.where(vote < 0, -1.0, 1.0).to(WORKING)
+        direction = _direction(vote, WORKING)
         for k in tl.static_range(K):
-            agrees = sign * votes[k] > 0
+            agrees = direction * votes[k] > 0
             x = tl.where(agrees, terms[k], 0.0)
             delta = x if k == 0 else delta + x
             if SHARES:
@@ -108,11 +114,11 @@ def _looped(
         else:
             vote = tl.where(k > 0, vote + y, y)
     if CONSENSUS != "sum" and CONSENSUS != "max":
-        down = vote < 0
+        direction = _direction(vote, WORKING)
         for k in range(models):
             x, y, _ = _term(row, k, models, theta, offsets, start, n, FULL, False, ELEMENT, BASE, CONSENSUS, TRIM,
                             DROP, KEEP, ALIGNED, TILE, WORKING)  # fmt: skip
-            agrees = tl.where(down, -y, y) > 0
+            agrees = direction * y > 0
             x = tl.where(agrees, x, 0.0)
             delta = tl.where(k > 0, delta + x, x)
             if SHARES:
