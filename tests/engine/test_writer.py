@@ -127,6 +127,18 @@ def test_busy_files_of_memory_are_written_through_maps(
     assert set(taken) == {able and release >= (5, 14) and not isinstance(dispatch.load("native"), str)}
 
 
+def test_what_cannot_be_mapped_is_written_without(memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(descriptor: int, nbytes: int) -> MemoryFile:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(writer, "MemoryFile", refused)
+    files = [FilePlan(name, len(HEADER) + PIECE * PIECES, HEADER) for name in NAMES]
+    journal: Any = Lines(memory)
+    with Writer(memory, files, 4, 3 * PIECE, journal, 5) as out:
+        content, _ = fill(out)
+    assert {name: (memory / name).read_bytes() for name in NAMES} == content
+
+
 def test_a_full_file_system_of_memory_is_an_error(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not a signal, which touching a map's pages would end the process by."""
     monkeypatch.setattr(writer, "PIECE", 3 * PAGE)
