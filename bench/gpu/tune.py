@@ -29,7 +29,7 @@ TILES, WARPS, UNROLLED = (512, 1024, 2048, 4096), (2, 4, 8), (2, 4, 8, 16)
 SPANS, OF_SUMS = (2048, 4096, 8192), ((128, 1), (256, 1), (512, 2), (1024, 4))  # of sums; tiles and warps
 GAIN = 0.97
 ELEMENTS = 1 << 27
-STANDS_FOR = {"*": "blend"}  # the op by which the entry of all others is measured
+STANDS_FOR = {"*": "delta_sum"}  # the op by which the entry of all others is measured
 
 
 def candidates(now: Settings) -> list[Settings]:
