@@ -25,7 +25,8 @@ from roofline import tensors
 from timing import milliseconds
 
 DTYPES = {1: torch.bfloat16, 2: torch.bfloat16, 4: torch.float32, 8: torch.float64}
-TILES, WARPS, UNROLLED = (512, 1024, 2048, 4096), (2, 4, 8), (2, 4, 8, 16)
+TILES, WARPS = (512, 1024, 2048, 4096), (2, 4, 8)
+UNROLLED = (2, 4, 8)  # each number is compiled when first met, which takes seconds; more share one kernel
 SPANS, OF_SUMS = (2048, 4096, 8192), ((128, 1), (256, 1), (512, 2), (1024, 4))  # of sums; tiles and warps
 GAIN = 0.97
 ELEMENTS = 1 << 27
@@ -72,7 +73,7 @@ def best(entry: dict[str, Any]) -> tuple[Settings, str]:
         looped, unrolled = (time_of(replace(chosen, unrolled=limit), k) for limit in (1, k))
         if unrolled > GAIN * looped:
             break
-        chosen = replace(chosen, unrolled=k)
+        chosen = replace(chosen, unrolled=max(k, chosen.unrolled))
     table()[own] = chosen
     return chosen, reason
 
