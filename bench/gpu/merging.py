@@ -7,6 +7,9 @@ copied to the GPU while every output byte comes back, between page-locked memory
 with is the slower of the first and the last. Merge and floors alternate in one process, whose first merge is not
 counted: it makes the CUDA context and compiles. Memory is what torch's allocator takes of the card.
 
+The 13B shape comes with few layers, by all methods, and with as many as memory holds, by two: start and end, which take a
+tenth of a second, weigh on the first alone.
+
 Files lie in a tmpfs of huge pages where this process may mount one, and one merge's in /dev/shm as well, where a system
 takes three times as long to write a new file.
 """
@@ -17,6 +20,7 @@ import argparse
 import json
 import mmap
 import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -24,7 +28,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +53,11 @@ JOBS: dict[str, dict[str, float]] = {
     "dare_ties": {"density": 0.5},
     "fr": {},
 }
-OF_SIZE = {"7b": ("task_arithmetic", "emr"), "13b": tuple(JOBS)}
+WHOLE = ("task_arithmetic", "emr")  # of whole models, or of as many layers as memory holds
+OF_SIZE = {"7b": WHOLE, "13b": tuple(JOBS)}
 OF_ANY_K = "emr"  # merged with two and six models too, for the memory of the card
 BY_MERGEKIT = ("task_arithmetic", "ties")
+HELD = 0.8  # of the memory that is free, what files may take
 
 
 def write(folder: Path, models: int, layers: int, size: Size) -> list[Path]:
@@ -137,6 +143,18 @@ def files_in_memory() -> Iterator[tuple[str, Path]]:
         yield "tmpfs", Path(folder)
 
 
+def layers_held(size: Size, models: int) -> int:
+    """As many layers as memory holds of the files of a base, models and their merge."""
+    meminfo = Path("/proc/meminfo").read_text()
+    free = int(re.findall(r"MemAvailable: *(\d+) kB", meminfo)[0]) << 10
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with suppress(OSError, ValueError):  # where there is none
+            free = min(free, int(Path(limit).read_text()))
+    outside, layer = (2 * sum(torch.Size(shape).numel() for _, shape in tensors(n, size)) for n in (0, 1))
+    fit = (HELD * free / (models + 2) - outside) / (layer - outside)
+    return min(size.layers, int(fit))
+
+
 def files_of(folders: Sequence[Path]) -> list[Path]:
     return [file for folder in folders for file in sorted(folder.glob("*.safetensors"))]
 
@@ -211,7 +229,7 @@ def rows(layers: dict[str, int]) -> Iterator[dict[str, Any]]:
         }
 
     with files_in_memory() as (kind, scratch):
-        folders, of_size = made(scratch, kind, 6, "7b", 2)
+        folders, of_size = made(scratch, kind, 6, "7b", 8)
         for k in (2, 6):
             yield of_size | job(OF_ANY_K, {}, folders[: k + 1], scratch, link)
     for name, count in layers.items():
@@ -221,6 +239,12 @@ def rows(layers: dict[str, int]) -> Iterator[dict[str, Any]]:
                 yield of_size | job(method, JOBS[method], folders, scratch, link)
             for method in BY_MERGEKIT if name == "13b" and shutil.which("mergekit-yaml") else ():
                 yield of_size | against_mergekit(method, folders, scratch)
+        most = layers_held(SIZES[name], 3)
+        if name == "13b" and most > count:
+            with files_in_memory() as (kind, scratch):
+                folders, of_size = made(scratch, kind, 3, name, most)
+                for method in WHOLE:
+                    yield of_size | job(method, JOBS[method], folders, scratch, link)
     with tempfile.TemporaryDirectory(dir=IN_MEMORY) as folder:
         folders, of_size = made(Path(folder), "tmpfs", 3, "7b", 8)
         yield of_size | job("task_arithmetic", JOBS["task_arithmetic"], folders, Path(folder), link)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -105,16 +106,21 @@ class Pipeline:
 
     def _pin(self, writer: Writer, slots: Sequence[Slot]) -> None:
         """Hand slots out once they are pinned, one by one: the first load waits for one alone. Their pages are had
-        first, by one core: the others read, and wait for the driver while it pins."""
-        left = iter(slots)
-        try:
-            for slot in left:
-                slot.bytes.numpy()[::PAGE] = 0
-                self.devices[0].pin(slot.bytes)
-                writer.put(slot)
-        finally:
-            for slot in left:
-                writer.put(slot)
+        first, by as many cores as will write, which have nothing to write yet: the driver would do it by one, and let
+        all others wait for it."""
+        with ThreadPoolExecutor(self.WRITERS, "fastmerge-pages") as pool:
+            parts = [np.array_split(slot.bytes.numpy()[::PAGE], self.WRITERS) for slot in slots]
+            pages = [[pool.submit(part.fill, 0) for part in of_slot] for of_slot in parts]
+            left = zip(slots, pages, strict=True)
+            try:
+                for slot, had in left:
+                    wait(had)
+                    self.devices[0].pin(slot.bytes)
+                    writer.put(slot)
+            finally:
+                for slot, had in left:
+                    wait(had)
+                    writer.put(slot)
 
 
 class Groups:
