@@ -7,8 +7,8 @@ copied to the GPU while every output byte comes back, between page-locked memory
 with is the slower of the first and the last. Merge and floors alternate in one process, whose first merge is not
 counted: it makes the CUDA context and compiles. Memory is what torch's allocator takes of the card.
 
-The 13B shape comes with few layers, by all methods, and with as many as memory holds, by two: start and end, which take a
-tenth of a second, weigh on the first alone.
+The 13B shape comes with few layers, by all methods, and with as many as memory holds, by two: start and end, which
+take a tenth of a second, weigh on the first alone.
 
 Files lie in a tmpfs of huge pages where this process may mount one, and one merge's in /dev/shm as well, where a system
 takes three times as long to write a new file.

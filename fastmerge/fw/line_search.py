@@ -8,6 +8,7 @@ from collections.abc import Callable
 GOLDEN = (3 - math.sqrt(5)) / 2
 TOLERANCE = 1e-4  # of the step
 EVALUATIONS = 24
+NEAR_END = 0.99  # a function with one minimum that falls from here to 1 has it between them
 DEVIATION, NOISE = 1e-3, 1e-6  # from a parabola: of its depth, and of the value itself, as rounding makes it
 
 
@@ -36,6 +37,8 @@ def line_search(function: Callable[[float], float], start: float, slope: float) 
             _brent(value, vertex)
     elif value(1.0) == math.inf:
         _brent(value, GOLDEN)
+    elif value(NEAR_END) < value(1.0):
+        _brent(value, NEAR_END)
     best = min(seen, key=lambda step: (seen[step], step))
     return best, seen[best]
 

@@ -203,14 +203,21 @@ class _Run:
         )
         self.written = coefficients
 
+    def _reset(self) -> None:
+        candidates = self.vectors.candidates
+        alone = [1.0, *[0.0] * self.vectors.count]
+        rewrite(candidates, self.tensors, lambda name, out, bad: candidates.combining(name, alone, out, bad))
+
     @contextmanager
     def _kept_whole(self) -> Iterator[None]:
-        """Where a step fails, the model goes back to the one before."""
+        """Where a step fails, the model goes back to the one before, from the first to θ_0."""
         try:
             yield
         except Exception:
             if self.written is not None:
                 self._write(self.written)
+            else:
+                self._reset()
             raise
 
     def _record(self) -> AdaMergingRecord:

@@ -18,7 +18,7 @@ from ..fw.objectives import cross_entropy
 from .fisher_information import Labels, fisher_information
 from .record import FisherRecord
 from .result import Result
-from .statistics import Given, gathered, matched, shares, tensors_of
+from .statistics import Given, gathered, matched, restored, shares, tensors_of
 
 KIND = "Fisher information"
 
@@ -48,7 +48,8 @@ def fisher(
     it is found here (`labels`, `loss_fn`: see there), the model being each member in turn. weights: w_k by member,
     equal by default, divided by their sum. Sums are float64, rounded once; models and Fishers are streamed, so that
     memory holds the model and one block of them. Raises InputError with every problem before any work, MergeError
-    where a Fisher is negative or not finite, or a result is not; the model has its own weights then.
+    where a Fisher is negative or not finite, or a result is not, as where no F_k is above 0; the model has its own
+    weights then.
     """
     problems: list[str] = []
     candidates = attempt(problems, lambda: Candidates.of(model, pool, None, task_specific, False))
@@ -70,7 +71,7 @@ def fisher(
         every = slots(model, task_specific)
         return {name: slot for name, slot in every.items() if isinstance(tensors[name], nn.Parameter)}
 
-    with gathered(KIND, candidates, model, given, batches, find, wanted) as held:
+    with restored(candidates, model), gathered(KIND, candidates, model, given, batches, find, wanted) as held:
         scales = [share / norm for share, norm in zip(own, _norms(held, normalize), strict=True)]
 
         def make(name: str, out: Tensor, bad: list[str]) -> Work:
@@ -128,7 +129,7 @@ def _averaging(
     out: Tensor,
     bad: list[str],
 ) -> Work:
-    """Make one tensor. Its name joins `bad` where that is not finite: no F_k is above 0 there, or a weight is not."""
+    """Make one tensor. Its name joins `bad` where that is not finite. MergeError where no F_k is above 0."""
 
     def average(start: int, chunks: list[Tensor], _: list[Tensor]) -> None:
         part = out[start : start + chunks[0].numel()]
@@ -138,6 +139,8 @@ def _averaging(
             own = own.clamp(min=floor) * scales[k]
             above += own * chunk.to(part.device, torch.float64)
             below += own
+        if not below.all():
+            raise MergeError(f"tensor {name!r}: the {KIND} of every model is 0 in some element; pass a floor above 0")
         merged = above / below
         if not merged.isfinite().all() and name not in bad:
             bad.append(name)

@@ -17,7 +17,7 @@ from ..fw.objective import Batches
 from .gram_matrices import gram_matrices, linear_layers
 from .record import RegMeanRecord
 from .result import Result
-from .statistics import Given, gathered, matched, shares, tensors_of
+from .statistics import Given, gathered, matched, restored, shares, tensors_of
 
 KIND = "Gram matrices"
 RIDGE = 1e-9  # of the mean of the diagonal: where no model has an input, the result is the mean of the weights
@@ -45,7 +45,7 @@ def regmean(
     state dict, a folder or a .safetensors file, by name or in the pool's order; or `batches` by member, of which they
     are found here, the model being each member in turn. weights: w_k by member, equal by default, divided by their sum.
     Layers are solved one after another, in float64. Raises InputError with every problem before any work, MergeError
-    where a result is not finite; the model has its own weights then if Gram matrices were to be found.
+    where a result is not finite; the model has its own weights then.
     """
     problems: list[str] = []
     candidates = attempt(problems, lambda: Candidates.of(model, pool, None, task_specific, False))
@@ -65,7 +65,7 @@ def regmean(
     def wanted(found: Mapping[str, Member]) -> dict[str, Slot]:
         return _slots(linear_layers(model, task_specific), found)
 
-    with gathered(KIND, candidates, model, given, batches, find, wanted) as held:
+    with restored(candidates, model), gathered(KIND, candidates, model, given, batches, find, wanted) as held:
 
         def make(name: str, out: Tensor, bad: list[str]) -> Work:
             if name not in held.slots:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -55,8 +56,7 @@ def gathered(
 ) -> Iterator[Candidates]:
     """The statistics of all members, on disk or in memory as given; those found lie in a temporary folder.
 
-    `slots` says which tensors they must be. To find them the model takes each member's weights in turn; where that
-    fails it has its own again.
+    `slots` says which tensors they must be. To find them the model takes each member's weights in turn.
     """
     with tempfile.TemporaryDirectory(prefix="fastmerge-") as folder:
         if given is None:
@@ -69,6 +69,21 @@ def gathered(
         if problems:
             raise InputError(f"{kind} of {problem}" for problem in problems)
         yield held
+
+
+@contextmanager
+def restored(candidates: Candidates, model: nn.Module) -> Iterator[None]:
+    """Where what is done within fails, the model has its own weights again; a temporary file holds them meanwhile."""
+    before = Candidates(candidates.slots)
+    before.keep(INITIAL, model.state_dict())
+    try:
+        yield
+    except BaseException:
+        with torch.no_grad():
+            for name, tensor in tensors_of(model, candidates).items():
+                tensor.copy_(before.whole(name, 0))
+        torch.clear_autocast_cache()
+        raise
 
 
 def shares(names: Sequence[str], weights: Mapping[str, float] | None) -> list[float]:
@@ -93,16 +108,11 @@ def _found(
     candidates: Candidates, model: nn.Module, batches: Mapping[str, Batches], find: Find, folder: Path
 ) -> dict[str, Member]:
     tensors, found = tensors_of(model, candidates), dict[str, Member]()
-    before = Candidates(candidates.slots)
-    before.keep(INITIAL, model.state_dict())
-    try:
-        for k, name in enumerate(candidates.names):
-            _become(candidates, tensors, [float(k == j) for j in range(len(candidates.names))])
-            file = folder / f"{k}.safetensors"
-            save_file({n: t.cpu().contiguous() for n, t in find(batches[name]).items()}, file)
-            found[name] = file
-    finally:
-        _become(before, tensors, [1.0])
+    for k, name in enumerate(candidates.names):
+        _become(candidates, tensors, [float(k == j) for j in range(len(candidates.names))])
+        file = folder / f"{k}.safetensors"
+        save_file({n: t.cpu().contiguous() for n, t in find(batches[name]).items()}, file)
+        found[name] = file
     return found
 
 

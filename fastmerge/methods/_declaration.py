@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
 
+from ..weights import cancel
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -254,6 +256,6 @@ class NormalizedMethod(WeightedMethod):
 
     def problems(self, models: Sequence[str]) -> list[str]:
         problems = super().problems(models)
-        if not problems and self.normalize and sum(self.weights_of(models)) == 0:
+        if not problems and self.normalize and cancel(self.weights_of(models)):
             problems.append(f"{self.name}: the weights sum to zero; give others, or normalize=false")
         return problems

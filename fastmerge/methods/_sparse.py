@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from ._declaration import Block, Pass, Statistics, Subject, exact, of_models, per_model
+from ._declaration import Block, NormalizedMethod, Pass, Statistics, Subject, exact, of_models, per_model
 from ._modulators import TaskVectorMethod
 from ._seeds import drop_threshold, philox_key
 
@@ -179,10 +179,8 @@ class DroppingMethod(RandomMethod):
         return Kept(drop=[Drop(*own) for own in zip(keys, self.thresholds(models), strict=True)])
 
 
-class NormalizedSparseMethod(SparseMethod):
+class NormalizedSparseMethod(SparseMethod, NormalizedMethod):
     """Sums what is kept, and may divide by the sum of the weights."""
-
-    normalize: bool = Field(False, description="divide by the sum of the weights")
 
     def arguments(self, block: Block, models: Sequence[str], earlier: Sequence[Statistics]) -> dict[str, Any]:
         return super().arguments(block, models, earlier) | {"normalize": self.normalize}

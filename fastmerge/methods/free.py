@@ -132,10 +132,13 @@ class FREE(FourierMethod):
         return int(self.density * subject.columns)
 
     def prepare(self, block: Block, models: Sequence[str], earlier: Sequence[Statistics]) -> Prepared:
+        from .. import ops
+
         assert block.base is not None
         assert block.sums is not None
         if self.others == "base" and self.matrices(block.subject) is None:
             block.sums[KEPT] = 0.0
+            block.nonfinite += int(ops.moments(block.base, block.models).nonfinite.sum())
         elif self.rescale == "paper" or (self.tells_each and self.matrices(block.subject) is None):
             block.sums[BELOW] = absolute_sums(block.base, block.models)
         return super().prepare(block, models, earlier)

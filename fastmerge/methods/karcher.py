@@ -54,7 +54,8 @@ class Karcher(SpannedMethod):
         for _ in range(self.max_iter):
             dots = (cosines @ mean).clamp(-1, 1)
             angles = dots.acos()
-            factors = shares * torch.where(angles < self.tol, 0, angles / angles.sin())
+            # No arc is the shortest to an opposite direction, so that it has no part in the step.
+            factors = shares * torch.where(angles.sin() < self.tol, 0, angles / angles.sin())
             tangent = factors - (factors * dots).sum() * mean
             step = length(tangent)
             if not float(step) >= self.tol:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from ..weights import cancel
 from ._declaration import WeightedMethod
 from ._spanned import TaskVectorsOrModels
 
@@ -29,7 +30,7 @@ class MultiSLERP(TaskVectorsOrModels, WeightedMethod):
 
     def problems(self, models: Sequence[str]) -> list[str]:
         problems = super().problems(models)
-        if not problems and self.normalize_weights and sum(self.weights_of(models)) == 0:
+        if not problems and self.normalize_weights and cancel(self.weights_of(models)):
             problems.append("multislerp: the weights sum to zero; give others, or normalize_weights=false")
         return problems
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from ..weights import cancel
 from ._declaration import Subject, WeightedMethod
 from ._products import Groups
 from ._spanned import TaskVectorsOrModels
@@ -36,7 +37,7 @@ class NuSLERP(TaskVectorsOrModels, WeightedMethod):
 
     def problems(self, models: Sequence[str]) -> list[str]:
         problems = super().problems(models)
-        if not problems and sum(self.weights_of(models)) == 0:
+        if not problems and cancel(self.weights_of(models)):
             problems.append("nuslerp: the weights sum to zero; give others")
         return problems
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from ..targets import STACKS, excluded, matrices
-from ._declaration import Block, Finite, Method, Pass, Statistics, Subject
+from ._declaration import Block, Finite, Method, Pass, Statistics, Subject, exact
 from ._filter import Patterns
 from ._singular import HELD, merge_matrices
 
@@ -78,7 +79,7 @@ class TSVM(Method):
 
     def kept(self, full: int, models: int) -> int:
         """How many of `full` singular triplets each task keeps, at least one."""
-        return max(1, int(full * (1 / models if self.rank is None else self.rank)))
+        return max(1, int(full * (Fraction(1, models) if self.rank is None else exact(self.rank))))
 
     def merge(self, block: Block, _: Sequence[Statistics]) -> None:
         from .. import ops

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from .. import dispatch
 from ..arrays import takes_arrays
 from ..errors import InputError
+from ..weights import cancel
 from ._arguments import _accumulator, _check, _check_buffer, _empty, _Flat, _flat, _flat_all, _numbered, working_dtype
 from .records import BLOCK, packed_bytes
 from .results import Combined, Kept, KeptSums, Window
@@ -239,7 +240,7 @@ def _divisor(weights: list[float], k: int, normalize: bool, consensus: str, merg
     problems = []
     if len(weights) != k:
         problems.append(f"combine: {k} models need as many weights, there are {len(weights)}")
-    elif normalize and sum(weights) == 0:
+    elif normalize and cancel(weights):
         problems.append(f"combine: the weights {weights} sum to zero and cannot be normalized")
     if not voted and consensus not in ("sum", "max"):
         problems.append(

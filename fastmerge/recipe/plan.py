@@ -277,7 +277,7 @@ def plan(
             f"base: tasks are made from a base on disk, and {lead.place} is none; merge it into a folder first "
             "(fastmerge merge linear --model NAME=MODEL+ADAPTER)"
         )
-    chunk, lanes = portions_of(planned, alignment, names, budget, problems)
+    chunk, lanes = (0, 0) if problems else portions_of(planned, alignment, names, budget, problems)
     destination = None if out is None else Path(out).expanduser()
     if destination is not None:
         total = sum(layout.total_bytes for output in planned for layout in output.all_layouts)

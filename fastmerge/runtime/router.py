@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import os
 import tempfile
 from collections.abc import Sequence
@@ -69,11 +70,12 @@ class Router:
         """
         names, target = _labels(labels, tasks)
         _check(features, target, names, validation)
-        x = features.detach().to("cpu", torch.float32)
         kept_back = held_out(target, len(names), validation, seed)
-        mean, deviation = x[~kept_back].mean(0), x[~kept_back].std(0, correction=0)
-        deviation = torch.where(deviation > 0, deviation, 1)
-        weight, bias = _train((x[~kept_back] - mean) / deviation, target[~kept_back], len(names))
+        with torch.inference_mode(False), torch.enable_grad():
+            x = features.detach().to("cpu", torch.float32, copy=True)  # one of inference mode has no gradients
+            mean, deviation = x[~kept_back].mean(0), x[~kept_back].std(0, correction=0)
+            deviation = torch.where(deviation > 0, deviation, 1)
+            weight, bias = _train((x[~kept_back] - mean) / deviation, target[~kept_back], len(names))
         router = cls(tuple(names), weight, bias, mean, deviation)
         right = router._logits(x).argmax(1) == target
         for part, where in (("train", ~kept_back), ("validation", kept_back)):
@@ -175,7 +177,10 @@ def _labels(labels: Tensor | Sequence[str] | Sequence[int], tasks: Sequence[str]
         names = list(dict.fromkeys(given)) if tasks is None else list(tasks)
         place = {name: k for k, name in enumerate(names)}
         return names, torch.tensor([place.get(label, -1) for label in given])
-    numbers = [int(label) for label in given]
+    try:
+        numbers = [operator.index(label) for label in given]
+    except TypeError as error:
+        raise InputError("router: labels are either names of tasks or whole numbers, all alike") from error
     names = [str(k) for k in range(max(numbers, default=0) + 1)] if tasks is None else list(tasks)
     return names, torch.tensor([k if 0 <= k < len(names) else -1 for k in numbers])
 
@@ -213,8 +218,7 @@ def _train(x: Tensor, target: Tensor, tasks: int) -> tuple[Tensor, Tensor]:
         value.backward()  # type: ignore[no-untyped-call]
         return value
 
-    with torch.inference_mode(False), torch.enable_grad():
-        optimizer.step(loss)  # type: ignore[no-untyped-call]
+    optimizer.step(loss)  # type: ignore[no-untyped-call]
     return weight.detach(), bias.detach()
 
 

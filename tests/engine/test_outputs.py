@@ -149,6 +149,15 @@ def test_nothing_is_left_of_outputs_that_fail(tmp_path: Path) -> None:
     fm.merge("linear", base, folders, tmp_path / "out", outputs={"a": allow, "b": allow})
 
 
+def test_outputs_of_different_readings(tmp_path: Path) -> None:
+    """Said, beside what else is wrong."""
+    base, folders = family(tmp_path, 2)
+    with pytest.raises(InputError) as caught:
+        fm.plan("ties", base, folders, tmp_path, outputs={"a": {}, "b": {"scope": "global"}})
+    assert caught.value.problems[0] == "outputs need different numbers of readings (a 1, b 4); merge them apart"
+    assert "exists already" in caught.value.problems[-1]
+
+
 @pytest.mark.parametrize(
     ("outputs", "tensors", "said"),
     [

@@ -153,8 +153,9 @@ def test_the_projection_is_the_nearest_point(point: list[float], simplex: Simple
         (lambda x: (x - 0.2) ** 4, -4 * 0.2**3, 0.2),
         (lambda x: (x - 0.4) ** 2 if x < 0.9 else float("nan"), -0.8, 0.4),
         (lambda x: 5.0 if x else 0.0, -1.0, 0.0),
+        (lambda x: -x + 10 * max(0, x - 0.9) ** 2, -1.0, 0.95),
     ],
-    ids=["parabola", "beyond", "line", "uphill", "kink", "flat", "not a number", "no descent"],
+    ids=["parabola", "beyond", "line", "uphill", "kink", "flat", "not a number", "no descent", "near the end"],
 )
 def test_line_search(function: Any, slope: float, best: float) -> None:
     asked: list[float] = []

@@ -173,8 +173,10 @@ def test_a_loss_that_is_no_number_is_named() -> None:
     assert all(torch.equal(t, expected[n]) for n, t in model.state_dict().items())
     bad = members(2)
     bad["m1"]["up.weight"][0, 0] = torch.nan
+    untouched = Classifier(0)
     with pytest.raises(MergeError, match=r"'up\.weight'"):
-        fm.ada_merging(Classifier(0), bad, [features(0)])
+        fm.ada_merging(untouched, bad, [features(0)])
+    assert all(torch.equal(t, Classifier(0).state_dict()[n]) for n, t in untouched.state_dict().items())
 
 
 @pytest.mark.parametrize(

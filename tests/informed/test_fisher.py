@@ -115,13 +115,17 @@ def test_the_mean_by_its_formula(options: dict[str, Any], tmp_path: Path) -> Non
 
 
 def test_where_no_model_cares_there_is_the_mean() -> None:
-    """And where one alone does, its weight; a Fisher of zeros and no floor is an error that leaves the model alone."""
+    """And where one alone does, its weight; a Fisher of zeros and no floor, or a member that is not finite, is an error
+    that leaves the model alone."""
     pool = {"a": {"weight": torch.ones(1, 2)}, "b": {"weight": torch.full((1, 2), 3.0)}}
     fishers = {"a": {"weight": torch.tensor([[0.0, 0.0]])}, "b": {"weight": torch.tensor([[0.0, 1e9]])}}
     model = nn.Linear(2, 1, bias=False)
     assert fm.fisher(model, pool, fishers).state_dict["weight"].tolist() == [[2.0, 3.0]]
-    with pytest.raises(MergeError, match=r"'weight'.*not finite"):
-        fm.fisher(model, pool, fishers, floor=0)
+    wild = {"a": {"weight": torch.ones(1, 2)}, "b": {"weight": torch.tensor([[torch.nan, 1]])}}
+    for members_, floor, said in ((pool, 0, "0 in some element; pass a floor"), (wild, 1e-6, "not finite")):
+        with pytest.raises(MergeError, match=rf"'weight'.*{said}"):
+            fm.fisher(model, members_, fishers, floor=floor)
+        assert model.weight.tolist() == [[2.0, 3.0]]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, BF16])

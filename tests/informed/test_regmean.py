@@ -135,9 +135,14 @@ def test_wrong_arguments(options: dict[str, Any], message: str) -> None:
     assert all(torch.equal(t, model.state_dict()[n]) for n, t in Classifier(0).state_dict().items())
 
 
-def test_inputs_that_are_not_finite_are_named() -> None:
+def test_what_is_not_finite_is_named() -> None:
     """And the model, which was each member in turn, has its own weights again."""
     model = Classifier(0)
+    bad = members(3)
+    bad["m1"]["down.weight"][0, 0] = torch.nan
+    with pytest.raises(MergeError, match=r"'down\.weight'.*not finite"):
+        fm.regmean(model, bad, [{"up.weight": torch.eye(5)}] * 3)
+    assert all(torch.equal(t, model.state_dict()[n]) for n, t in Classifier(0).state_dict().items())
     with pytest.raises(MergeError, match=r"inputs of 'up\.weight' are not finite"):
         fm.regmean(model, members(3), batches={**BATCHES, "m2": [torch.full((3, 5), torch.inf)]})
     assert all(torch.equal(t, model.state_dict()[n]) for n, t in Classifier(0).state_dict().items())

@@ -112,3 +112,9 @@ def test_tsvm_equals_float64(rank: float | None) -> None:
 def test_tsvm_takes_a_share_of_singular_vectors() -> None:
     with pytest.raises(InputError, match="rank"):
         merged("tsvm", [[1.0]], rank=0)
+
+
+def test_tsvm_takes_the_share_as_it_is_written() -> None:
+    """0.29 of 100, which floating point makes 28.99…"""
+    found = merged("tsvm", [[0.0] * 100] * 100, torch.arange(1.0, 101).diag().tolist(), rank=0.29)
+    assert int((torch.tensor(found).diagonal() > 0.5).sum()) == 29

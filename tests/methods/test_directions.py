@@ -58,6 +58,8 @@ R2, R3 = 2**0.5, 3**0.5
         ("karcher", {}, ([[1.0, 0], [0, 0]], [[0.0, 3], [0, 0]]), [[R2, R2], [0, 0]]),
         ("karcher", {}, ([[2.0, 0], [0, 0]], [[0.0, 0], [0, 0]]), [[1, 0], [0, 0]]),  # zero lends its length alone
         ("karcher", {}, (ZERO, ZERO), ZERO),
+        # One is opposite to the others, so that no arc to it is the shortest.
+        ("karcher", {}, ([[1.0, 0], [0, 0]], [[2.0, 0], [0, 0]], [[-0.7, 0], [0, 0]]), [[3.7 / 3, 0], [0, 0]]),
     ],
 )
 def test_by_hand(method: str, params: dict[str, Any], models: tuple[Rows, ...], expected: Rows) -> None:
@@ -194,7 +196,15 @@ def test_too_few_models(method: str, params: dict[str, Any], said: str) -> None:
         merged(method, ZERO, ZERO, **params)
 
 
-def test_opposite_weights() -> None:
+@pytest.mark.parametrize("weights", [[1, -1], [0.3, -0.1 - 0.2]], ids=["zero", "rounded"])
+def test_opposite_weights(weights: list[float]) -> None:
     for method in ("nuslerp", "multislerp"):
         with pytest.raises(InputError, match="sum to zero"):
-            merged(method, ZERO, ZERO, ZERO, weights=[1, -1])
+            merged(method, ZERO, ZERO, ZERO, weights=weights)
+
+
+@given(st.lists(st.floats(-1, 1), min_size=3, max_size=6).filter(lambda values: min(map(abs, values)) > 1e-3))
+def test_karcher_of_numbers_has_their_mean_length(values: list[float]) -> None:
+    """Directions on a line are equal or opposite."""
+    found = float(np.asarray(merged("karcher", [[0.0]], *[[[value]] for value in values])).item())
+    assert abs(found) == pytest.approx(sum(map(abs, values)) / len(values), rel=1e-5)

@@ -236,10 +236,13 @@ def test_bad_parameters(method: str, params: dict[str, Any], said: str) -> None:
     assert len(caught.value.problems) == 1
 
 
-def test_nan_is_named() -> None:
+@pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=["nan", "infinity"])
+def test_what_is_not_finite_is_named(value: float) -> None:
+    """Of experts even where the tensor is not merged."""
     base, models = family()
-    models["m1"]["layers.1.bias"][3] = float("nan")
-    for method, params in (("fr", {}), ("free", {}), ("free", {"scope": "global"}), ("emr", {"prefilter": {}})):
+    models["m1"]["layers.1.bias"][3] = value
+    free = [{}, {"scope": "global"}, {"others": "base"}, {"others": "base", "rescale": 3}]
+    for method, params in (("fr", {}), *(("free", own) for own in free), ("emr", {"prefilter": {}})):
         with pytest.raises(MergeError, match=r"'layers\.1\.bias'.*m1"):
             fm.merge_state_dicts(method, base, models, **params)
 

@@ -207,6 +207,7 @@ def test_what_is_not_finite_is_named(method: str, value: float) -> None:
         ("linear", {"weights": [1.0]}, "1 weights for 2 models"),
         ("linear", {"weights": {"m0": 1, "mx": 1}}, "weights are for m0, mx"),
         ("linear", {"weights": [1.0, -1.0]}, "sum to zero"),
+        ("linear", {"weights": [0.3, -0.1 - 0.2]}, "sum to zero"),
         ("linear", {"modulators": True}, "no parameter 'modulators'"),
     ],
 )

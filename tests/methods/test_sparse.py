@@ -200,6 +200,9 @@ def test_order_of_models_does_not_move_the_drops() -> None:
     assert set(first.tolist()) == {0.0, 2.0, 32.0, 34.0}
 
 
+OPPOSITE = {"normalize": True, "weights": [1, -1]}
+
+
 @pytest.mark.parametrize(
     ("method", "params", "said"),
     [
@@ -213,6 +216,7 @@ def test_order_of_models_does_not_move_the_drops() -> None:
         ("della", {"density": 0.9, "epsilon": 0.2}, "epsilon 0.2 of a is too large.*at most 0.1"),
         ("dare_ties", {"rescale": "l2"}, "rescale"),
         ("dare_linear", {"density": float("nan")}, "density"),
+        *((method, OPPOSITE, "weights sum to zero") for method in ("breadcrumbs", "dare_linear", "della_linear")),
         ("slerp", {"t": 0.5}, "slerp merges 1 model, these are 2"),
         ("tall_masks", {"threshold": -1}, "threshold"),
     ],
@@ -221,4 +225,5 @@ def test_bad_parameters(method: str, params: dict[str, Any], said: str) -> None:
     base = {"w": torch.zeros(3)}
     with pytest.raises(InputError, match=said) as caught:
         fm.merge_state_dicts(method, base, {"a": base, "b": base}, **params)
+    assert not caught.value.problems[0].startswith("combine")  # before any work
     assert len(caught.value.problems) <= 2

@@ -32,6 +32,8 @@ class Body(nn.Module):
         self.batches: list[int] = []
 
     def forward(self, x: Tensor, kind: str = "tensor", names: list[str] | None = None, **extra: Any) -> Any:
+        if kind == "pair":
+            return self(x.second)
         self.batches.append(len(x))
         y = self.classifier(self.body(x))
         several = {
@@ -40,6 +42,8 @@ class Body(nn.Module):
             "named": Pair(y, y.sum(1)),
             "dict": {"y": y, "loss": y.mean(), "none": None, "deep": [y]},
             "other": [y, "".join(names or ())],
+            "texts": names,
+            "numbered": {0: y},
         }
         return several[kind]
 
@@ -66,7 +70,7 @@ def router() -> Router:
 @pytest.fixture
 def routed(live: TaskModel, router: Router) -> RoutedModel:
     live.set_task(None)
-    return RoutedModel(live, router, lambda x, *_, **__: x)
+    return RoutedModel(live, router, lambda x, *_, **__: x.first if isinstance(x, Pair) else x)
 
 
 def alone(live: TaskModel, x: Tensor, task: str) -> Tensor:
@@ -91,7 +95,7 @@ def test_order_is_that_of_the_inputs(live: TaskModel, router: Router, order: lis
 MIXED = torch.cat([centred(k, 1, k) for k in (2, 0, 1, 0)])
 
 
-@pytest.mark.parametrize("kind", ["tuple", "named", "dict", "other"])
+@pytest.mark.parametrize("kind", ["tuple", "named", "dict", "other", "numbered"])
 def test_outputs_keep_their_kind(routed: RoutedModel, kind: str) -> None:
     """Tuples, named tuples, mappings, nested ones; losses and what is no tensor by sample."""
     live, names = routed.task_model, ["a", "b", "c", "d"]
@@ -113,8 +117,23 @@ def test_outputs_keep_their_kind(routed: RoutedModel, kind: str) -> None:
         )
     else:
         assert torch.equal(y[0], plain)
-        assert y[1] == ["a", "bd", "c", "bd"]
+        assert kind == "numbered" or y[1] == ["a", "bd", "c", "bd"]
     assert live.current is None
+
+
+@pytest.mark.parametrize(
+    "rows", [[0, 1, 2, 3], [0, 1, 0, 1], [1, 3], []], ids=["mixed", "in halves", "one task", "none"]
+)
+def test_outputs_do_not_depend_on_the_mixture(routed: RoutedModel, rows: list[int]) -> None:
+    """Texts are the samples', a loss is one a sample; of no sample, what the model itself says of it."""
+    names = [f"sample {i}" for i in range(len(rows))]
+    with torch.no_grad():
+        assert routed(MIXED[rows], kind="texts", names=names) == names
+        y = routed(MIXED[rows], kind="dict")
+        pair = routed(Pair(MIXED[rows], MIXED[rows]), kind="pair") if rows else None
+    assert y["y"].shape == (len(rows), 2)
+    assert y["loss"].shape == ((len(rows),) if rows else ())
+    assert pair is None or torch.equal(pair, y["y"])
 
 
 def test_heads_of_different_sizes_give_a_list(tmp_path: Path, router: Router) -> None:

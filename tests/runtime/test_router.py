@@ -53,6 +53,8 @@ def test_labels_are_names_or_places() -> None:
     assert torch.equal(by_name.weight, by_place.weight)
     assert by_place.tasks == by_name.tasks
     assert Router.fit(x, places).tasks == ("0", "1", "2")
+    with torch.inference_mode():
+        assert torch.equal(Router.fit(x.clone(), names).weight, by_name.weight)
     assert Router.fit(x, names, ["t2", "t0", "t1"]).predict(x) == by_name.predict(x)
 
 
@@ -143,6 +145,7 @@ X, LABELS = samples(30)
         (lambda: Router.fit(X, LABELS, [*TASKS, "t3"]), "no samples of t3"),
         (lambda: Router.fit(X, LABELS, [*TASKS, "t2"]), "two tasks have one name"),
         (lambda: Router.fit(X, LABELS, validation=1.0), "validation is 1.0"),
+        (lambda: Router.fit(X, ["t0", *range(29)]), "labels are either names of tasks or whole numbers"),
         (lambda: Router.fit(X, LABELS).weights(X[:, 1:]), r"features must be \[N, 40\]"),
     ],
 )
