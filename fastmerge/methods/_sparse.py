@@ -190,7 +190,7 @@ class VotingMethod(TaskVectorMethod):
     """Elects a sign by element and merges what agrees with it (TIES-Merging)."""
 
     vote: Literal["weighted", "unweighted", "count"] = Field(
-        "weighted", description="the sign of Σ w_k τ_k, of Σ τ_k, or of most models"
+        "weighted", description="the sign of Σ w_k τ_k, of Σ τ_k (kept, but not rescaled), or of most models"
     )
     merge: Literal["sum", "mean", "weighted_mean"] = Field(
         "sum", description="what agrees is summed, or divided by its number or weights"

@@ -30,7 +30,8 @@ class PCB(Method):
 
     The score is exp(K · n(|τ_k|)²) · tanh(τ_k · Σ_j τ_j), n bringing a tensor's magnitudes to 0 … 1. Of each tensor the
     `density` highest scores take part; s_k goes from 0 at the least of them to 1 at the highest, and is 0 where a score
-    is not positive. So the released code has it, of the whole task vector where this is tensor by tensor: of 10 000
+    is not positive. The released code has it so of the whole task vector, where this is tensor by tensor; there, scores
+    that are not positive compete too, which shows at high densities, and tanh takes what is not clamped. Of 10 000
     elements, the smallest and the largest magnitude are clamped to the next.
     """
 
