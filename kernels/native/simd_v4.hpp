@@ -7,7 +7,12 @@ struct VF {
     __m512 v;
     struct Mask {
         __mmask16 m;
-        uint32_t bits() const { return m; }
+        // By an instruction of its own: GCC 12 may write the mask to memory as two bytes, and read it as four.
+        uint32_t bits() const {
+            uint32_t bits;
+            asm("kmovw %1, %0" : "=r"(bits) : "k"(m));
+            return bits;
+        }
         Mask operator&(Mask o) const { return {__mmask16(m & o.m)}; }
         Mask operator|(Mask o) const { return {__mmask16(m | o.m)}; }
         static Mask from(uint32_t b) { return {__mmask16(b)}; }
