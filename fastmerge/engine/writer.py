@@ -115,6 +115,7 @@ class Writer:
         self._unsynced: set[str] = set()
         self._syncing = threading.Lock()
         self._synced = time.monotonic()
+        self._lost = False  # whether waiting for the disk has failed, after which nobody knows what is there
         self.slots = [Slot(slot_bytes) for _ in range(slots)]
         for slot in self.slots:
             self._free.put(slot)
@@ -265,8 +266,14 @@ class Writer:
                 while self._lines and self._lines[0][0] <= self._written():  # never again, where waiting fails
                     lines.append(self._lines.popleft()[1])
                 files, self._unsynced = self._unsynced, set()
-            for file in files:
-                fdatasync(self._cached[file])
+            if self._lost:
+                return
+            try:
+                for file in files:
+                    fdatasync(self._cached[file])
+            except OSError:
+                self._lost = True
+                raise
             if lines:
                 self._journal.append(lines)
 

@@ -171,3 +171,39 @@ def test_an_error_of_one_thread_is_told_and_nothing_after_it_is_journaled(
         run()
     assert len(journal.seen) < PIECES * len(NAMES) // 2
     assert list(journal.seen) == [b"%d" % i for i in range(len(journal.seen))]
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_what_the_disk_has_lost_is_never_journaled(
+    threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A system tells once that it could not write, and forgets it: what is finished meanwhile was lost as well."""
+    began, go = threading.Event(), threading.Event()
+
+    def failing(_: int) -> None:
+        monkeypatch.setattr(writer, "fdatasync", lambda _: None)
+        began.set()
+        go.wait(60)
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(writer, "SYNC_SECONDS", 0.0)
+    monkeypatch.setattr(writer, "fdatasync", failing)
+    journal: Any = Lines(tmp_path)
+
+    def run() -> None:
+        with Writer(tmp_path, [FilePlan(name, PAGE, HEADER) for name in NAMES], 2, PAGE, journal, threads) as out:
+            for name in NAMES[:2]:
+                slot = out.slot()
+                slot.segments.append(Segment(slot.take(9, len(HEADER), torch.uint8)[0], 9, name, len(HEADER)))
+                out.put(slot)
+            held = [out.slot(), out.slot()]  # so all is written
+            out.finish(b"first")
+            assert began.wait(60)
+            out.finish(b"second")
+            go.set()
+            for slot in held:
+                out.put(slot)
+
+    with pytest.raises(OSError, match="Input/output"):
+        run()
+    assert not journal.seen
