@@ -114,6 +114,8 @@ class EmrWeights(Weights):
         memory = _memory([theta for _, theta in thetas])
         known, switch = self._ready.get(row, (None, None))
         if switch is None or known != memory:
+            if known is not None:  # the model has moved, and no switch that was ready is of any use
+                self._ready.clear()
             scale = self.artefact.record.rescalers[row]
             parts = [(self.source[n], self.unified[n], self.masks[n][row], scale, theta) for n, theta in thetas]
             switch = ops.modulation(parts)
@@ -227,6 +229,8 @@ class ExpertWeights(Weights):
         key, memory = (*self._touched, None, *active), _memory([theta for *_, theta in thetas])
         known, switch = self._ready.get(key, (None, None))
         if switch is None or known != memory:
+            if known is not None:  # the model has moved, and no switch that was ready is of any use
+                self._ready.clear()
             switch = ops.scattering([(theta, self._change(n, place, theta, active)) for n, place, theta in thetas])
             self._ready[key] = memory, switch
         switch()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 from pathlib import Path
 
@@ -236,6 +237,20 @@ def test_resident_artefacts_give_the_same_bits(tmp_path: Path, tied: bool) -> No
             plain.set_task(task)
             resident.set_task(task)
             assert same(models[1], bits(models[0])), task
+
+
+@pytest.mark.parametrize("kind", ["artefact", "folder"])
+def test_a_moved_model_leaves_nothing_behind(kind: str, request: pytest.FixtureRequest) -> None:
+    """Switches that were ready for its memory go, and with them what they held of it."""
+    live = fm.runtime.load(request.getfixturevalue(kind), Net(1), resident=True)
+    for task in ("math", "law", "math", "law"):
+        live.set_task(task)
+    before = {p.untyped_storage().data_ptr() for p in live.model.parameters()}
+    live.model.double()
+    live.set_task("math")
+    gc.collect()
+    tensors = [x for x in gc.get_objects() if type(x) is Tensor and x.dtype != F64 and x.device.type != "meta"]
+    assert not before & {x.untyped_storage().data_ptr() for x in tensors if x.numel()}
 
 
 def test_resident_experts_give_the_same_bits(tmp_path: Path) -> None:
