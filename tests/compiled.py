@@ -34,6 +34,7 @@ MANY, ALL_REGISTERS, MOST_SPILLS = 4, 255, 0.02
 # Bytes a thread: to get by with 40 or 72 registers, some loops over models store a word once and load it once; older
 # releases spill some registers of the last, short tile.
 MOST_STACK = 8 if RELEASE >= (3, 9) else 16
+OFFSETS = {f"arith.{op}" for op in ("muli", "addi", "subi", "extsi")} | {"tt.splat", "tt.broadcast", "tt.expand_dims"}
 
 
 class Target:
@@ -67,6 +68,7 @@ class Code:
     local: int
     instructions: collections.Counter[str]
     ptx: collections.Counter[str]
+    narrow: set[str]  # products of 32 bits that addresses are made of
 
 
 class Launched(NamedTuple):
@@ -113,7 +115,27 @@ def read(launched: Launched) -> Code:
     ptx = re.findall(r"^\s*(?:@!?%\w+\s+)?([a-z][\w.]*)\s", kernel.asm["ptx"], re.MULTILINE)
     counters = collections.Counter(machine), collections.Counter(ptx)
     elements = options.get("TILE", 0) // (32 * options.get("num_warps", 4))
-    return Code(kernel.name, options.get("K", 1), elements, *map(int, found.groups()), *counters)
+    narrow = narrow_products(kernel.asm["ttir"])
+    return Code(kernel.name, options.get("K", 1), elements, *map(int, found.groups()), *counters, narrow)
+
+
+def narrow_products(code: str) -> set[str]:
+    """The products of two numbers of 32 bits, neither a constant, that an address is counted from."""
+    made = {name: (op, rest) for name, op, rest in re.findall(r"^\s*(%\w+) = ([\w.]+) (.*)", code, re.MULTILINE)}
+    found, seen = set[str](), set[str]()
+    left = [re.findall(r"%\w+", rest)[1] for op, rest in made.values() if op == "tt.addptr"]
+    while left:
+        name = left.pop()
+        op, rest = made.get(name, ("", ""))
+        if name in seen or op not in OFFSETS:
+            continue
+        seen.add(name)
+        factors = re.findall(r"%\w+", rest.partition(":")[0])
+        constant = any(made.get(own, ("", ""))[0] == "arith.constant" for own in factors)
+        if op == "arith.muli" and not constant and re.search(r": (tensor<\d+x)?i32>?", rest):
+            found.add(name)
+        left += factors
+    return found
 
 
 def objections(code: Code) -> list[str]:
@@ -140,4 +162,6 @@ def objections(code: Code) -> list[str]:
         fused += [name for name in code.instructions if name.startswith(("FFMA", "DFMA", "HFMA2.BF16"))]
     if fused:
         found.append("fused multiplication and addition")
+    if code.name.endswith("_tile") and code.narrow:
+        found.append("an address is counted in 32 bits")
     return found

@@ -20,7 +20,7 @@ def _term(
     tau = load(pointer(row + HEAD + k, ELEMENT, ALIGNED), offsets, n, FULL, WORKING)
     if BASE is not None:
         tau = tau - theta
-    return tl.load(weights + k * groups + group).to(WORKING) * tau
+    return tl.load(weights + k * tl.cast(groups, tl.int64) + group).to(WORKING) * tau
 
 
 @triton.jit

@@ -41,6 +41,11 @@ class Row(NamedTuple):
     fields: Sequence[Sequence[Tensor | float | int]] = ()
     sums: Tensor | None = None
 
+    def widened(self, dtype: torch.dtype) -> Row:
+        """The same with its models, the first of the fields, in a dtype that holds their values."""
+        models = [model.to(dtype) if isinstance(model, Tensor) else model for model in self.fields[0]]
+        return self._replace(fields=(models, *self.fields[1:]))
+
     def numbers(self, first_block: int) -> list[int]:
         head = self.elements, first_block, self.sums, *self.head
         nothing = [0] * (HEAD - len(head))
@@ -105,7 +110,13 @@ class Launch:
         many sums every program writes to `partial`, of several tiles."""
         self.device, self.count, self.columns = tensors[0].device, len(rows), columns
         kinds, own = tuple([t.dtype for t in tensors]), tuple([t.dtype for t in models])
-        span, self.constants = form(op, kinds, own, aligned(tensors), self.count == 1, columns > 0)
+        even = aligned(tensors)
+        if len(set(own)) > 1 and len(own) > settings(max(d.itemsize for d in kinds), op, even).unrolled:
+            # What is loaded in a loop has one type. Widening is exact; so many models of several are rare.
+            wide = working_dtype(models)
+            rows = self.widened = [row.widened(wide) for row in rows]  # kept until they are launched
+            kinds, own = (*kinds, wide), (wide,) * len(models)
+        span, self.constants = form(op, kinds, own, even, self.count == 1, columns > 0)
         self.spans = BLOCK // span  # programs a block
         blocks = [-(-row.elements // BLOCK) for row in rows]
         firsts = [0, *accumulate(blocks)]
@@ -171,8 +182,7 @@ def form(
     tile, warps, tiles = chosen.tile, chosen.warps, 1
     constants: dict[str, Any] = {"ALIGNED": aligned, "SINGLE": single, "TILE": tile, "num_warps": warps}
     if models:
-        # Models of several dtypes are always unrolled: what is loaded in a loop has one type.
-        unrolled = len(models) <= chosen.unrolled or len(set(models)) > 1
+        unrolled = len(models) <= chosen.unrolled
         constants |= {"K": len(models) if unrolled else 0, "MODELS": models if unrolled else models[:1]}
     if summed:
         tiles = chosen.tiles
@@ -197,6 +207,8 @@ def upload(numbers: Tensor, device: torch.device) -> Tensor:
 def rejection(capability: tuple[int, int], version: str) -> str | None:
     """Why this GPU with this version of Triton would not give the bits of the reference, or None."""
     release = tuple(int(part) for part in version.split(".")[:2])
+    if release < (3, 6):
+        return f"Triton {version} is too old for these kernels; install 3.6 or newer"
     if capability >= (10, 0) and release < (3, 9):
         return f"Triton {version} fuses multiplication and addition on sm_{capability[0]}{capability[1]}; install 3.9"
     if capability < (8, 0):

@@ -21,8 +21,9 @@ def _tile(
     up = pointer(row + 5, WORKING, False) + place // columns * rank
     down = pointer(row + 6, WORKING, False) + place % columns
     delta = tl.load(up) * tl.load(down)
+    step = tl.cast(columns, tl.int64)
     for j in range(1, rank):
-        delta = delta + tl.load(up + j) * tl.load(down + j * columns)
+        delta = delta + tl.load(up + j) * tl.load(down + j * step)
     theta = load(pointer(row + 3, BASE, ALIGNED), offsets, n, FULL, WORKING)
     scale = number(row + 7, WORKING)
     store(pointer(row + 4, OUT, ALIGNED), offsets, theta + scale * delta, n, FULL)

@@ -29,7 +29,11 @@ N = 65_536
 NAMES = [name for name in calls(torch.zeros(N), [torch.zeros(N)]) if name.partition(",")[0] in OPS]
 MANY = [op for op in OPS if hasattr(cuda, f"{op}_many")]
 FEW = [((BF16,), 3), ((BF16,), 8), ((BF16,), 9), ((F32,), 3)]
-ALL = [((dtype,), k) for dtype in DTYPES for k in (1, 4, 8, 9)] + [((BF16, F32), 3), ((F16, BF16, F64), 5)]
+ALL = [((dtype,), k) for dtype in DTYPES for k in (1, 4, 8, 9)] + [
+    ((BF16, F32), 3),
+    ((F16, BF16, F64), 5),
+    ((BF16, F32), 17),
+]
 # As many checkpoints of a pool as stay in registers.
 OF_A_POOL = [("inner_products", ((dtype,), 16 if dtype == F32 else 12)) for dtype in DTYPES]
 OF_ONE_DTYPE = {"gather", "scatter"}  # which refuse an expert whose values are of another than theta
@@ -182,6 +186,18 @@ def test_fusion_gate(kernel: Any, options: dict[str, Any], objects: bool) -> Non
 
 
 @triton.jit
+def striding_tile(x, out, stride, SIZE: tl.constexpr):
+    offsets = tl.arange(0, SIZE)
+    tl.store(out + offsets, tl.load(x + tl.program_id(0) * stride + offsets))
+
+
+def test_address_gate_can_fail() -> None:
+    x = torch.zeros(1024)
+    found = complaints(90, lambda: striding_tile[(1,)](x, x, 48, SIZE=1024, **enqueue.OPTIONS))
+    assert "striding_tile: an address is counted in 32 bits" in found
+
+
+@triton.jit
 def spilling(x, out, SIZE: tl.constexpr):
     """Keeps more values alive than there are registers."""
     offsets = tl.arange(0, SIZE)
@@ -218,7 +234,13 @@ def test_settings_at_odd_addresses() -> None:
 
 @pytest.mark.parametrize(
     ("capability", "version", "refused"),
-    [((9, 0), "3.6.0", False), ((10, 0), "3.6.0", True), ((10, 0), "3.9.0", False), ((7, 5), "3.9.0", True)],
+    [
+        ((9, 0), "3.6.0", False),
+        ((9, 0), "3.5.1", True),
+        ((10, 0), "3.6.0", True),
+        ((10, 0), "3.9.0", False),
+        ((7, 5), "3.9.0", True),
+    ],
 )
 def test_rejections(capability: tuple[int, int], version: str, refused: bool) -> None:
     assert (launch.rejection(capability, version) is not None) == refused
