@@ -97,6 +97,8 @@ class Cuda:
         self.place = torch.device(name)
         self.incoming, self.computing, self.outgoing, self.checking = (CudaStream(self.place) for _ in range(4))
         self._pinned: set[int] = set()
+        # Other streams than the one that memory was freed in are about to fill it.
+        torch.cuda.current_stream(self.place).synchronize()
 
     def empty(self, nbytes: int) -> Tensor:
         return torch.empty(nbytes, dtype=torch.uint8, device=self.place)
@@ -115,17 +117,19 @@ class Cuda:
 
     def pin(self, memory: Tensor) -> None:
         runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
-        if int(runtime.cudaHostRegister(memory.data_ptr(), memory.numel(), 1)) == 0:  # for every GPU's context
-            self._pinned.add(memory.data_ptr())
-            return
-        with suppress(RuntimeError):  # what is launched next is told of the failure
-            torch.zeros(1, device=self.place)
+        with torch.cuda.device(self.place):  # else of a thread the first GPU, which may not be meant to be used
+            if int(runtime.cudaHostRegister(memory.data_ptr(), memory.numel(), 1)) == 0:  # for every GPU's context
+                self._pinned.add(memory.data_ptr())
+                return
+            with suppress(RuntimeError):  # what is launched next is told of the failure
+                torch.zeros(1, device=self.place)
 
     def unpin(self, memory: Tensor) -> None:
         if memory.data_ptr() in self._pinned:
             self._pinned.remove(memory.data_ptr())
             runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
-            runtime.cudaHostUnregister(memory.data_ptr())
+            with torch.cuda.device(self.place):
+                runtime.cudaHostUnregister(memory.data_ptr())
 
     def free(self) -> int:
         cached = torch.cuda.memory_reserved(self.place) - torch.cuda.memory_allocated(self.place)

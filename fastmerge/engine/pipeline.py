@@ -108,19 +108,18 @@ class Pipeline:
         """Hand slots out once they are pinned, one by one: the first load waits for one alone. Their pages are had
         first, by as many cores as will write, which have nothing to write yet: the driver would do it by one, and let
         all others wait for it."""
-        with ThreadPoolExecutor(self.WRITERS, "fastmerge-pages") as pool:
-            parts = [np.array_split(slot.bytes.numpy()[::PAGE], self.WRITERS) for slot in slots]
-            pages = [[pool.submit(part.fill, 0) for part in of_slot] for of_slot in parts]
-            left = zip(slots, pages, strict=True)
-            try:
-                for slot, had in left:
+        left = deque(slots)
+        try:
+            with ThreadPoolExecutor(self.WRITERS, "fastmerge-pages") as pool:
+                parts = [np.array_split(slot.bytes.numpy()[::PAGE], self.WRITERS) for slot in slots]
+                pages = [[pool.submit(part.fill, 0) for part in of_slot] for of_slot in parts]
+                for had in pages:
                     wait(had)
-                    self.devices[0].pin(slot.bytes)
-                    writer.put(slot)
-            finally:
-                for slot, had in left:
-                    wait(had)
-                    writer.put(slot)
+                    self.devices[0].pin(left[0].bytes)
+                    writer.put(left.popleft())
+        finally:  # no page is being had any more
+            for slot in left:
+                writer.put(slot)
 
 
 class Groups:
@@ -380,7 +379,11 @@ class _Drain:
         checking = self._device.checking
         checking.wait(item.event)
         with checking.current():
-            sums = item.work.done()
+            try:
+                sums = item.work.done()
+            except torch.OutOfMemoryError:  # for a few numbers; what is kept for later may have the room
+                self._device.forget()
+                sums = item.work.done()
         item.finished(item.work, sums)
 
 

@@ -84,9 +84,9 @@ def combine(
     """Generalised task arithmetic: base + scale · consensus_k(w_k · τ_k) / divisor (Ilharco et al. 2023).
 
     Without a base, τ_k is θ_k itself. weights: K numbers, ones by default; `kept` says which elements take part, the
-    others count as 0 (trimming, DARE's drop); `factors`, K numbers, rescale what is left of each, and neither a divisor nor
-    an unweighted vote counts them; its cuts and drops count elements from the start of the tensor, of which
-    the first here is number `offset`, a multiple of BLOCK. `as_delta` leaves base off. Without `out` the result has
+    others count as 0 (trimming, DARE's drop); `factors`, K numbers, rescale what is left of each, and neither a divisor
+    nor an unweighted vote counts them; its cuts and drops count elements from the start of the tensor, of which the
+    first here is number `offset`, a multiple of BLOCK. `as_delta` leaves base off. Without `out` the result has
     `dtype`, or base's (the first model's).
 
     consensus "sum" adds the terms; `normalize` divides by the sum of the weights. "max" takes, per element, the term of

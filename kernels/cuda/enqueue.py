@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import triton.language as tl
 from torch import Tensor
+from triton.runtime import driver
 
 # Multiplication and addition round separately on every backend; later releases of Triton fuse them unless told not to.
 OPTIONS = {"enable_fp_fusion": False}
@@ -37,6 +38,17 @@ def enqueue(kernel: Any, grid: tuple[int, int, int], first: Tensor, /, *others: 
     compiled = kernel[grid](*arguments, **named, **OPTIONS)
     if compiled is not None:  # the interpreter compiles nothing
         _compiled[key] = compiled, [named[name] for name in kernel.arg_names[len(arguments) :]]
+
+
+def build_launcher() -> None:
+    """Have Triton build, where it has not yet, what it launches kernels by. Raises RuntimeError where it cannot."""
+    try:
+        driver.active.utils  # noqa: B018
+    except Exception as error:
+        what = (str(error) or type(error).__name__).splitlines()[0]
+        raise RuntimeError(
+            f"Triton cannot build what it launches kernels by ({what}); install a C compiler and the headers of Python"
+        ) from error
 
 
 def _kind(x: Tensor | int) -> Hashable:

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import os
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from ctypes import POINTER, byref, c_char_p, c_int, c_size_t, c_void_p
@@ -24,6 +25,7 @@ from .launch import on_device
 THREADS = 256  # of every block, as the sources say
 OPTIONS = ("-std=c++17", "--fmad=false")
 MAJORS = (13, 12)  # of CUDA
+OUT_OF_MEMORY = 2  # a CUresult
 
 Argument = ctypes.c_longlong | ctypes.c_int | ctypes.c_void_p
 
@@ -32,6 +34,11 @@ Argument = ctypes.c_longlong | ctypes.c_int | ctypes.c_void_p
 def library() -> ctypes.CDLL:
     """NVRTC, of torch's CUDA version where it has one. Raises RuntimeError, saying what to install."""
     majors = (int(torch.version.cuda.split(".")[0]),) if torch.version.cuda else MAJORS
+    if not {*majors} <= {*MAJORS}:
+        wanted = " or ".join(map(str, sorted(MAJORS)))
+        raise RuntimeError(
+            f"PyTorch is built for CUDA {majors[0]}; install one for CUDA {wanted} (https://pytorch.org/get-started)"
+        )
     folders = [Path(entry, "nvidia", part, "lib") for entry in sys.path for part in ("cuda_nvrtc", "cu13")]
     names = [f"libnvrtc.so.{major}" for major in majors]
     files = [str(folder / name) for name in names for folder in folders if (folder / name).is_file()]
@@ -75,17 +82,21 @@ def compile_source(source: str, capability: tuple[int, int], defines: Mapping[st
         nvrtc.nvrtcDestroyProgram(byref(program))
 
 
-def compiled(source: str, capability: tuple[int, int], defines: Mapping[str, int]) -> bytes:
-    """What compile_source gives, kept in the user's cache folder, since it takes seconds."""
+def compiled(source: str, capability: tuple[int, int], defines: Mapping[str, int], *, anew: bool = False) -> bytes:
+    """What compile_source gives, kept in the user's cache folder, since it takes seconds.
+
+    anew: what is kept there is no good.
+    """
     what = repr((source, capability, sorted(defines.items()), OPTIONS, version()))
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     file = cache / "fastmerge" / f"{hashlib.sha256(what.encode()).hexdigest()}.cubin"
     with suppress(OSError):
-        return file.read_bytes()
+        if not anew:
+            return file.read_bytes()
     code = compile_source(source, capability, defines)
     with suppress(OSError):  # what cannot be kept is compiled again
         file.parent.mkdir(parents=True, exist_ok=True)
-        scratch = file.with_suffix(f".{os.getpid()}")
+        scratch = file.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
         scratch.write_bytes(code)
         scratch.replace(file)
     return code
@@ -127,9 +138,11 @@ def _function(file: str, kernel: str, defines: tuple[tuple[str, int], ...], devi
 def _module(file: str, defines: tuple[tuple[str, int], ...], device: int) -> c_void_p:
     """A source's machine code, loaded on a GPU for as long as the process lives."""
     source = Path(__file__).with_name(file).read_text()
-    code = compiled(source, torch.cuda.get_device_capability(device), dict(defines))
+    capability = torch.cuda.get_device_capability(device)
     module = c_void_p()
-    status = _driver().cuModuleLoadData(byref(module), code)
+    status = _driver().cuModuleLoadData(byref(module), compiled(source, capability, dict(defines)))
+    if status:  # as of a file that was cut short
+        status = _driver().cuModuleLoadData(byref(module), compiled(source, capability, dict(defines), anew=True))
     _check(status, f"loading what NVRTC {'.'.join(map(str, version()))} has compiled; the driver may be too old for it")
     return module
 
@@ -148,4 +161,5 @@ def _check(status: int, doing: str) -> None:
     if status:
         text = c_char_p()
         _driver().cuGetErrorString(status, byref(text))
-        raise RuntimeError(f"CUDA driver, {doing}: {(text.value or b'unknown error').decode()}")
+        kind = torch.OutOfMemoryError if status == OUT_OF_MEMORY else RuntimeError
+        raise kind(f"CUDA driver, {doing}: {(text.value or b'unknown error').decode()}")

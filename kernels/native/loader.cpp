@@ -121,7 +121,12 @@ Loader::Loader(uintptr_t staging, int64_t nbytes, int threads, int device, uintp
       part_(nbytes / (threads * PARTS) / 64 * 64),
       destination_(destination(device, stream, threads * PARTS)) {
     if (part_ <= 0) throw std::invalid_argument("too little staging memory for so many threads");
-    for (int i = 0; i < threads; ++i) threads_.emplace_back([this, i] { run(i); });
+    try {
+        for (int i = 0; i < threads; ++i) threads_.emplace_back([this, i] { run(i); });
+    } catch (...) {  // where the system has no more threads, those that run must end first
+        close();
+        throw;
+    }
 }
 
 int64_t Loader::begin(std::vector<Span> spans) {

@@ -22,8 +22,8 @@ pytestmark = pytest.mark.skipif(on_cpu.COMPILER is None, reason="no g++ here")
 class Driver:
     """libcuda's functions that are called, as ctypes calls them. What is loaded are its defines; kernels are names."""
 
-    def __init__(self, context: bool = True, refuses: bool = False) -> None:
-        self.context, self.refuses = context, refuses
+    def __init__(self) -> None:
+        self.context, self.refuses = True, 0  # with what status
         self.calls: list[str] = []
         self.names: list[str] = []
 
@@ -41,7 +41,7 @@ class Driver:
     def _cuModuleLoadData(self, module: Any, code: bytes) -> int:  # noqa: N802
         self.defines = code.decode()
         module._obj.value = 7
-        return 209 if self.refuses else 0
+        return self.refuses if code else 200
 
     def _cuModuleGetFunction(self, function: Any, module: Any, name: bytes) -> int:  # noqa: N802
         assert module.value == 7
@@ -63,11 +63,12 @@ class Driver:
 
 
 @pytest.fixture
-def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Driver]:
+def driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Driver]:
     made = Driver()
     monkeypatch.setattr(nvrtc, "_driver", lambda: made)
     monkeypatch.setattr(nvrtc, "on_device", lambda _: nullcontext())
-    monkeypatch.setattr(nvrtc, "compiled", lambda source, capability, defines: repr([*defines.items()]).encode())
+    monkeypatch.setattr(nvrtc, "compile_source", lambda *given: repr([*given[2].items()]).encode())
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(nvrtc, "version", lambda: (12, 9))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: SimpleNamespace(cuda_stream=99))
@@ -112,6 +113,25 @@ def test_a_new_thread_takes_the_context_of_torch(driver: Driver) -> None:
 
 
 def test_an_old_driver_is_told(driver: Driver) -> None:
-    driver.refuses = True
+    driver.refuses = 209
     with pytest.raises(RuntimeError, match=r"NVRTC 12\.9 .* driver may be too old for it: no kernel image"):
         histogram(torch.zeros(9), torch.ones(9))
+
+
+def test_no_memory_is_told_as_torch_tells_it(driver: Driver) -> None:
+    """So that a merge goes on in smaller blocks."""
+    driver.refuses = nvrtc.OUT_OF_MEMORY
+    with pytest.raises(torch.OutOfMemoryError):
+        histogram(torch.zeros(9), torch.ones(9))
+
+
+def test_a_damaged_file_is_compiled_again(driver: Driver, tmp_path: Path) -> None:
+    histogram(torch.zeros(9), torch.ones(9))
+    (file,) = tmp_path.rglob("*.cubin")
+    whole = file.read_bytes()
+    file.write_bytes(b"")
+    nvrtc._module.cache_clear()
+    nvrtc._function.cache_clear()
+    assert int(histogram(torch.zeros(9), torch.ones(9)).sum()) == 9
+    assert file.read_bytes() == whole
+    assert [*tmp_path.rglob("*.cubin*")] == [file]

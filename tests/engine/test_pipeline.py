@@ -16,7 +16,7 @@ from host_device import HostDevice
 
 import fastmerge as fm
 from fastmerge import dispatch, gpus
-from fastmerge.engine import merge, pipeline
+from fastmerge.engine import merge, passes, pipeline
 from fastmerge.engine.identity import backend
 from fastmerge.engine.statistics import Kept
 from fastmerge.engine.works import Reading
@@ -144,6 +144,50 @@ def fail_once_computing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline._Run, "_fill", failing)
 
 
+def test_out_of_memory_where_sums_are_looked_at(
+    checkpoints: tuple[Path, dict[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is kept for later is given back, and they are looked at again."""
+    settle, calls = passes.Share.settle, [0]
+
+    def failing(self: passes.Share) -> None:
+        calls[0] += 1
+        if calls[0] == 2:
+            raise torch.OutOfMemoryError("simulated")
+        settle(self)
+
+    merge.execute(planned(checkpoints, "emr", tmp_path / "cpu" / "out"))
+    monkeypatch.setattr(passes.Share, "settle", failing)
+    device = HostDevice()
+    piped(monkeypatch, planned(checkpoints, "emr", tmp_path / "out"), [device])
+    assert device.forgotten == 1
+    assert content(tmp_path / "out") == content(tmp_path / "cpu" / "out")
+
+
+@pytest.mark.parametrize("what", ["thread", "pin"])
+def test_what_cannot_be_made_ready_ends_the_merge(
+    what: str, checkpoints: tuple[Path, dict[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With an error; nobody waits for memory that will not come."""
+    start, device = threading.Thread.start, HostDevice()
+
+    def starting(self: threading.Thread) -> None:
+        if self.name.startswith("fastmerge-pages"):
+            raise RuntimeError("no more threads")
+        start(self)
+
+    def pin(_: torch.Tensor) -> None:
+        raise RuntimeError("no more page-locked memory")
+
+    if what == "thread":
+        monkeypatch.setattr(threading.Thread, "start", starting)
+    else:
+        monkeypatch.setattr(device, "pin", pin)
+    monkeypatch.setattr(device, "unpin", lambda _: None)
+    with pytest.raises(RuntimeError, match="no more"):
+        piped(monkeypatch, planned(checkpoints, "emr", tmp_path / "out"), [device])
+
+
 def test_no_room_at_all_is_told(
     checkpoints: tuple[Path, dict[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -243,6 +287,8 @@ STATES = {
     "no driver": ({"available": False}, "driver is missing or too old"),
     "too few": ({"index": 3}, "numbered from 0"),
     "old": ({"capability": (7, 0)}, "sm_80 is the least"),
+    "no compiler": ({"compiler": False}, "install a C compiler"),
+    "CUDA 11": ({"version": "11.8", "nvrtc": False}, "install one for CUDA 12 or 13"),
     "no NVRTC": ({"nvrtc": False}, "pip install 'nvidia-cuda-nvrtc"),
     "no cuFFT": ({"cufft": False}, "pip install 'nvidia-cufft"),
     "no Triton": ({"backend": "Triton is not installed: pip install"}, "pip install"),
@@ -250,11 +296,20 @@ STATES = {
 }
 
 
+class Compilerless:
+    """Triton's, where it finds no compiler."""
+
+    @property
+    def active(self) -> object:
+        raise RuntimeError("Failed to find C compiler.")
+
+
 @pytest.mark.parametrize("name", STATES)
 def test_why_a_gpu_cannot_be_used(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each reason says what to do."""
     pytest.importorskip("triton", reason="Triton is not installed")
-    from fastmerge.kernels.cuda import cufft, nvrtc
+    from fastmerge.kernels import cuda
+    from fastmerge.kernels.cuda import cufft, enqueue, nvrtc
 
     given, expected = STATES[name]
     monkeypatch.setattr(torch.version, "cuda", given.get("version", "12.8"))
@@ -268,6 +323,10 @@ def test_why_a_gpu_cannot_be_used(name: str, monkeypatch: pytest.MonkeyPatch) ->
         else:
             monkeypatch.setattr(module.ctypes, "CDLL", lambda *_: (_ for _ in ()).throw(OSError()))
             module.library.cache_clear()
+    if given.get("compiler", True):
+        monkeypatch.setattr(cuda, "build_launcher", lambda: None)
+    else:
+        monkeypatch.setattr(enqueue, "driver", Compilerless())
     if "backend" in given:
         monkeypatch.setattr(dispatch, "load", lambda _: given["backend"])
     reason = gpus.why_not(f"cuda:{given.get('index', 1)}")

@@ -132,6 +132,29 @@ def test_too_little_staging_is_refused() -> None:
         native.Loader(memory.data_ptr(), memory.numel(), 16, -1, 0)
 
 
+WITHOUT_THREADS = """
+import resource
+import numpy as np
+from fastmerge.kernels.native import Loader
+memory = np.zeros(1 << 20, np.uint8)
+with open("/proc/self/statm") as used:
+    room = int(used.read().split()[0]) * resource.getpagesize() + (30 << 20)
+resource.setrlimit(resource.RLIMIT_AS, (room, room))
+try:
+    Loader(memory.ctypes.data, memory.nbytes, 64, -1, 0)
+except RuntimeError as error:
+    print("refused:", error)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of Linux")
+def test_a_system_without_threads_is_told(tmp_path: Path) -> None:
+    """Those that run end before the error is raised, and the process goes on."""
+    command = [sys.executable, "-c", WITHOUT_THREADS]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (ended.returncode, ended.stdout[:8]) == (0, "refused:"), ended.stderr
+
+
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if COMPILER is None:
