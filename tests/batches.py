@@ -1,15 +1,17 @@
-"""Many tensors in one launch: each has the bits that a call of its own gives."""
+"""Many tensors in one launch, or made ready together: each has the bits that a call of its own gives."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from fastmerge.kernels import cuda
-from tensors import BF16, F32, assert_same_bits, make
+from tensors import BF16, F16, F32, F64, assert_same_bits, expert_of, make
 from torch import Tensor
 
 from fastmerge import ops
+from fastmerge.errors import InputError
 
 
 def job(op: str, n: int, k: int, dtype: torch.dtype, device: str) -> tuple[Any, ...]:
@@ -48,3 +50,31 @@ def check_batches(op: str, device: str) -> int:
         for x, y in zip(outputs(op, a), outputs(op, b), strict=True):
             assert_same_bits(x.cpu(), y.cpu(), f"{op}_many {form}")
     return len(forms)
+
+
+def scatters(device: str = "cpu") -> list[tuple[Tensor, list[ops.Expert]]]:
+    """Tensors and experts of them, of which a later one has some elements of an earlier one."""
+    forms = (5000, BF16), (70_000, BF16), (3, F32), (66_001, F64), (1, F16), (0, BF16)
+    thetas = [make(n, dtype, seed=n, special=n > 8) for n, dtype in forms]
+    experts = [[expert_of(theta > least, least * theta) for least in (-1.0, 0.5)] for theta in thetas]
+    return [
+        (theta.to(device), [ops.Expert(*(part.to(device) for part in expert)) for expert in own])
+        for theta, own in zip(thetas, experts, strict=True)
+    ]
+
+
+def check_scattering(device: str, backend: str | None = None) -> int:
+    """Experts of all tensors, made ready once, then put in twice; those that do not fit are refused."""
+    given, expected = scatters(device), scatters()
+    switch = ops.scattering(given, backend=backend)
+    for value in (0, 0.25):
+        switch()
+        for (theta, _), (own, experts) in zip(given, expected, strict=True):
+            ops.scatter(own, experts, backend="reference")
+            assert_same_bits(theta.cpu(), own, f"scattering {theta.dtype} n={theta.numel()}")
+            theta.fill_(value)
+            own.fill_(value)
+    theta, (expert, _) = given[1]
+    with pytest.raises(InputError, match="counts and offsets are not those of"):
+        ops.scattering([given[0], (theta, [expert._replace(counts=expert.counts - 1)])], backend=backend)()
+    return len(given)

@@ -6,16 +6,21 @@ import ctypes
 import queue
 import threading
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastmerge import dispatch
+from fastmerge.engine.stream import Work
 
 POISON = 0xA5
+
+_current: ContextVar[HostStream | None] = ContextVar("current", default=None)
 
 
 class HostEvent:
@@ -30,34 +35,73 @@ class HostEvent:
 
 
 class HostStream:
-    """Does what is put in in a thread of its own, `lag` seconds later."""
+    """Does what is put in in a thread of its own, `lag` seconds later. Errors are told when an event is asked for."""
 
     def __init__(self, lag: float) -> None:
         self._lag = lag
-        self._tasks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._error: BaseException | None = None
+        self._tasks: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         threading.Thread(target=self._run, daemon=True).start()
 
     def _run(self) -> None:
         while True:
-            self._tasks.get()()
+            self._do(self._tasks.get())
 
-    def copy(self, to: Tensor, source: Tensor) -> None:
+    def _do(self, task: Callable[[], object]) -> None:
+        try:
+            task()
+        except BaseException as error:
+            self._error = error
+
+    def put(self, task: Callable[[], object]) -> None:
         def later() -> None:
             time.sleep(self._lag)
-            to.copy_(source)
+            task()
 
         self._tasks.put(later)
+
+    def copy(self, to: Tensor, source: Tensor) -> None:
+        self.put(lambda: to.copy_(source))
 
     def wait(self, event: Any) -> None:
         self._tasks.put(event.synchronize)
 
     def record(self) -> HostEvent:
+        if self._error is not None:
+            raise self._error
         event = HostEvent()
         self._tasks.put(event.set)
         return event
 
-    def current(self) -> AbstractContextManager[Any]:
-        return nullcontext()
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        token = _current.set(self)
+        try:
+            yield
+        finally:
+            _current.reset(token)
+
+
+def late(work: Work) -> Work:
+    """The work, done when the current stream comes to it, at once where there is none. Until then its results are
+    poisoned; what it reads is read then."""
+
+    def put(task: Callable[[], object], memory: Sequence[Tensor] = ()) -> None:
+        stream = _current.get()
+        if stream is None:
+            task()
+            return
+        for tensor in memory:
+            tensor.view(torch.uint8).fill_(POISON)
+        stream.put(task)
+
+    prepare = work.prepare
+    return replace(
+        work,
+        begin=lambda place: put(lambda: work.begin(place)),
+        run=lambda start, sources, memory: put(lambda: work.run(start, sources, memory), memory),
+        prepare=prepare and (lambda sources, memory: put(lambda: prepare(sources, memory), memory)),
+    )
 
 
 class HostCompute(HostStream):
@@ -73,6 +117,9 @@ class HostCompute(HostStream):
         event = HostEvent()
         event.set()
         return event
+
+    def current(self) -> AbstractContextManager[Any]:
+        return nullcontext()
 
 
 class HostLoader:
@@ -106,18 +153,25 @@ class HostLoader:
 class HostDevice:
     """`room`: bytes that can be had at a time; more is out of memory, as is every call of `empty` in `fails`.
 
-    `loads`: whether there is a loader, where the native backend is.
+    `loads`: whether there is a loader, where the native backend is. `computes`: by how many seconds works that are
+    `late` lag, 0 where they are computed at once.
     """
 
     def __init__(
-        self, lag: float = 0.001, room: int = 1 << 40, fails: set[int] | None = None, loads: bool = True
+        self,
+        lag: float = 0.001,
+        room: int = 1 << 40,
+        fails: set[int] | None = None,
+        loads: bool = True,
+        computes: float = 0,
     ) -> None:
         self.place = torch.device("cpu")
         self.incoming, self.outgoing = HostStream(lag), HostStream(lag)
-        self.computing, self.checking = HostCompute(), HostCompute()
+        self.computing, self.checking = HostStream(computes) if computes else HostCompute(), HostCompute()
         self.room, self.fails, self.loads = room, fails or set(), loads
         self.calls = self.forgotten = 0
-        self._given: list[Tensor] = []  # kept, since a copy may come after whoever does not wait for it
+        self._given: list[Tensor] = []
+        self._gone: list[Tensor] = []  # kept, since a copy may come after whoever does not wait for it
         self.pinned: set[int] = set()
 
     def empty(self, nbytes: int) -> Tensor:
@@ -147,3 +201,12 @@ class HostDevice:
 
     def forget(self) -> None:
         self.forgotten += 1
+        for memory in self._given:  # another may have it now
+            memory.fill_(POISON)
+        self._gone += self._given
+        self._given = []
+
+    def disturbed(self) -> bool:
+        """Whether memory was written to that had been given back."""
+        self.incoming.record().synchronize()
+        return not all(memory.eq(POISON).all() for memory in self._gone)

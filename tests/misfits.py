@@ -32,5 +32,9 @@ def check_misfits(op: str, backend: object, device: str) -> int:
         assert not calls[op](theta, *misfit), f"{op} takes {misfit}"
         assert not theta.any(), f"{op} changes the tensor"
         assert misfit[2].eq(1).all(), f"{op} changes the values"
+        if op == "scatter":
+            jobs = [(torch.zeros(N, device=device), experts) for experts in ([fit], [fit, misfit], [fit])]
+            assert backend.scattering(jobs) is None, f"scattering takes {misfit}"  # type: ignore[attr-defined]
+            assert not any(theta.any() for theta, _ in jobs), "scattering changes a tensor"
     assert calls[op](torch.zeros(N, device=device), *fit)
     return len(misfits)

@@ -17,7 +17,7 @@ from triton.runtime import interpreter
 
 TESTS = Path(__file__).parents[1]
 sys.path[:0] = [str(TESTS), str(TESTS / "ops")]
-from batches import check_batches
+from batches import check_batches, check_scattering
 from fastmerge.kernels import cuda
 from misfits import check_misfits
 from tensors import BF16, F16, F32, F64, make
@@ -67,7 +67,8 @@ def check(op: str) -> int:
                 what = f"{'+'.join(map(str, dtypes))} K={k} n={n}"
                 compare(op, "cuda", inputs, dtypes[0] if n % 2 else dtypes[-1], what)
                 cases += 1
-    return cases + check_batches(op, "cpu") + check_misfits(op, cuda, "cpu")
+    cases += check_batches(op, "cpu") + check_misfits(op, cuda, "cpu")
+    return cases + (check_scattering("cpu", "cuda") if op == "scatter" else 0)
 
 
 def main(ops: list[str]) -> None:

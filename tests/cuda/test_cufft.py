@@ -26,7 +26,7 @@ def fake() -> Iterator[Cufft]:
 
 
 def transformed(x: Tensor) -> Tensor:
-    spectrum = torch.empty(len(x), x.shape[1] // 2 + 1, dtype=x.dtype.to_complex())
+    spectrum = torch.empty(len(x), x.shape[1] // 2 + 1, dtype=x.dtype.to_complex(), device=x.device)
     cufft.forward(x, spectrum)
     return spectrum
 
@@ -99,6 +99,16 @@ def test_few_plans_are_kept(fake: Cufft, monkeypatch: pytest.MonkeyPatch) -> Non
     del used
     gc.collect()
     assert [plan["batch"] for plan in fake.plans.values()] == [5, 6]
+
+
+def test_each_gpu_has_plans_of_its_own(fake: Cufft, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as are kept, and found again there."""
+    used: list[tuple[torch.device, int]] = []
+    monkeypatch.setattr(cufft.Plan, "run", lambda plan, source, *_: used.append((source.device, plan.handle)))
+    monkeypatch.setattr(cufft, "PLANS", 1)
+    for device in ("cpu", "meta", "cpu", "meta"):
+        transformed(torch.zeros(3, 4, device=device))
+    assert used == [(torch.device("cpu"), 1), (torch.device("meta"), 2)] * 2
 
 
 @pytest.mark.parametrize(("status", "error"), [(2, torch.OutOfMemoryError), (8, RuntimeError)])

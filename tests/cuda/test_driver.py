@@ -26,6 +26,7 @@ class Driver:
         self.context, self.refuses = True, 0  # with what status
         self.calls: list[str] = []
         self.names: list[str] = []
+        self.launched: list[int] = []
 
     def __getattr__(self, name: str) -> Any:
         def call(*given: Any) -> int:
@@ -52,6 +53,7 @@ class Driver:
     def _cuLaunchKernel(self, function: Any, *given: Any) -> int:  # noqa: N802
         blocks, _, _, threads, _, _, shared, stream, arguments, extra = given
         assert (shared, stream.value, extra) == (0, 99, None)
+        self.launched.append(function.value)
         source = Path(nvrtc.__file__).with_name(magnitude.SOURCE).read_text()
         built = on_cpu.library(source, tuple(eval(self.defines)))
         built[f"run_{self.names[function.value - 1]}"](blocks, threads, arguments)
@@ -110,6 +112,19 @@ def test_a_new_thread_takes_the_context_of_torch(driver: Driver) -> None:
     driver.context = False
     histogram(torch.zeros(9), torch.ones(9))
     assert driver.calls.index("cuDevicePrimaryCtxRetain") < driver.calls.index("cuCtxSetCurrent")
+
+
+def test_each_gpu_has_modules_of_its_own(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled for what it is capable of, loaded once there, and launched from there."""
+    launch, asked = nvrtc.launch, list[int]()
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda gpu: asked.append(gpu) or (9, gpu))
+    for gpu in (0, 1, 0, 1):
+        on = SimpleNamespace(device=torch.device("cuda", gpu))
+        monkeypatch.setattr(nvrtc, "launch", lambda *given, on=on: launch(*given[:-1], on))
+        assert histogram(torch.zeros(9), torch.ones(9)).sum() == 9
+    assert asked == [0, 1]
+    assert driver.calls.count("cuModuleLoadData") == 2
+    assert driver.launched == [1, 2, 1, 2]
 
 
 def test_an_old_driver_is_told(driver: Driver) -> None:

@@ -13,7 +13,7 @@ from fastmerge.kernels.cuda.enqueue import OPTIONS, enqueue
 
 GRID = 3, 1, 1
 ROOM = torch.zeros(64)
-NAMES = ["x", "n", "TILE", "WORKING"]  # of the kernel's parameters
+NAMES = ["x", "y", "n", "TILE", "WORKING"]  # of the kernel's parameters
 
 
 class Kernel:
@@ -33,41 +33,50 @@ class Kernel:
         return launch
 
 
-def launch(kernel: Kernel, x: torch.Tensor = ROOM, n: int = 5, tile: int = 64, dtype: Any = torch.float32) -> None:
-    enqueue(kernel, GRID, x, n, TILE=tile, WORKING=dtype, num_warps=4)
+def launch(
+    kernel: Kernel,
+    x: torch.Tensor = ROOM,
+    y: torch.Tensor = ROOM,
+    n: int = 5,
+    tile: int = 64,
+    dtype: Any = torch.float32,
+) -> None:
+    enqueue(kernel, GRID, x, y, n, TILE=tile, WORKING=dtype, num_warps=4)
 
 
 def test_what_is_compiled_is_launched_with_new_arguments() -> None:
     kernel, other = Kernel(), ROOM.clone()
     launch(kernel)
-    launch(kernel, other, 7)
+    launch(kernel, other, n=7)
     assert kernel.compiled == [{"TILE": 64, "WORKING": tl.float32, "num_warps": 4, **OPTIONS}]
-    (_, first, n), (_, second, m, *constants) = kernel.launched
+    (_, first, _, n), (_, second, _, m, *constants) = kernel.launched
     assert first is ROOM
     assert second is other
     assert (n, m) == (5, 7)
     assert constants == [64, tl.float32], "in the order of the signature, without options"
 
 
-@pytest.mark.parametrize(
-    "changed",
-    [
-        {"x": ROOM[1:]},
-        {"x": ROOM.double()},
-        {"n": 1},
-        {"n": 16},
-        {"n": (1 << 31) + 1},
-        {"n": -(1 << 31) - 1},
-        {"tile": 32},
-        {"dtype": torch.float64},
-    ],
-    ids=["alignment", "dtype", "one", "sixteen", "large", "small", "tile", "working"],
-)
-def test_what_triton_compiles_for_is_compiled_anew(changed: dict[str, Any]) -> None:
+CHANGES: dict[str, dict[str, Any]] = {
+    "alignment": {"x": ROOM[1:]},
+    "alignment of another": {"y": ROOM[1:]},
+    "dtype": {"x": ROOM.double()},
+    "dtype of another": {"y": ROOM.double()},
+    "device": {"x": ROOM.to("meta"), "y": ROOM.to("meta")},
+    "one": {"n": 1},
+    "sixteen": {"n": 16},
+    "large": {"n": (1 << 31) + 1},
+    "small": {"n": -(1 << 31) - 1},
+    "tile": {"tile": 32},
+    "working": {"dtype": torch.float64},
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_what_triton_compiles_for_is_compiled_anew(name: str) -> None:
     kernel = Kernel()
     for _ in range(2):
         launch(kernel)
-        launch(kernel, **changed)
+        launch(kernel, **CHANGES[name])
     assert len(kernel.compiled) == 2
     assert len(kernel.launched) == 4
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from adapters import lora, write_adapter
 from folders import content, near, state, write
-from host_device import HostDevice
+from host_device import HostDevice, late
 
 import fastmerge as fm
 from fastmerge import dispatch, gpus
@@ -71,7 +71,7 @@ def piped(
     """Carry out a plan on these devices."""
     monkeypatch.setattr(merge, "open_devices", lambda _: devices)
     merge.execute(made, done)
-    assert not any(device.pinned for device in devices)
+    assert not any(device.pinned or device.disturbed() for device in devices)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -88,6 +88,31 @@ def test_same_bytes_as_on_the_cpu(
         monkeypatch.setattr(pipeline, "STAGING", 6 * 30_000 * count)
         piped(monkeypatch, made, [HostDevice(loads=loads) for _ in range(count)])
         assert content(out) == expected
+
+
+@pytest.fixture
+def lagging(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Works are computed when the device comes to them, and not when it is asked."""
+    works = Reading.works
+    monkeypatch.setattr(Reading, "works", lambda reading: [late(work) for work in works(reading)])
+
+
+@pytest.mark.usefixtures("lagging")
+@pytest.mark.parametrize(("blocks", "fails"), [(1, set()), (8, {2})], ids=["", "out of memory"])
+@pytest.mark.parametrize("method", ["emr", "ties", "fr"])
+def test_same_bytes_where_computing_lags(
+    method: str,
+    blocks: int,
+    fails: set[int],
+    checkpoints: tuple[Path, dict[str, Path]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Results leave, sums are looked at, and memory is filled again or let go of once what uses them is computed."""
+    merge.execute(planned(checkpoints, method, tmp_path / "cpu" / "out"))
+    out = tmp_path / "piped" / "out"
+    piped(monkeypatch, planned(checkpoints, method, out, blocks), [HostDevice(fails=fails, computes=0.02)])
+    assert content(out) == content(tmp_path / "cpu" / "out")
 
 
 @pytest.mark.parametrize("vocab", ["base", "pad"])
@@ -120,7 +145,7 @@ def test_out_of_memory_shrinks_blocks(
     merge.execute(planned(checkpoints, method, tmp_path / "cpu" / "out"))
     expected = content(tmp_path / "cpu" / "out")
     for i, fails in enumerate(({1}, {2}, {3}, set())):
-        device, out = HostDevice(fails=fails), tmp_path / str(i) / "out"
+        device, out = HostDevice(0.001 if fails else 0.01, fails=fails, loads=bool(fails)), tmp_path / str(i) / "out"
         if not fails:
             fail_once_computing(monkeypatch)
         piped(monkeypatch, planned(checkpoints, method, out, 4), [device])
@@ -243,7 +268,32 @@ class NeverHeld(HostDevice):
         self.outgoing.record = self.computing.record  # type: ignore[method-assign]
 
 
-@pytest.mark.parametrize("fault", [NeverWaits, NeverHeld])
+class NeverComputed(HostDevice):
+    """A planted fault: what goes out does not wait until it is computed."""
+
+    def __init__(self) -> None:
+        super().__init__(computes=0.02)
+        self.outgoing.wait = lambda event: None  # type: ignore[method-assign]
+
+
+class NeverSummed(HostDevice):
+    """A planted fault: sums are looked at before they are computed."""
+
+    def __init__(self) -> None:
+        super().__init__(computes=0.02)
+        self.checking.wait = lambda event: None  # type: ignore[method-assign]
+
+
+class NeverUsed(HostDevice):
+    """A planted fault: what is computed with is taken for used at once."""
+
+    def __init__(self) -> None:
+        super().__init__(computes=0.02)
+        self.computing.record = self.checking.record  # type: ignore[method-assign]
+
+
+@pytest.mark.usefixtures("lagging")
+@pytest.mark.parametrize("fault", [NeverWaits, NeverHeld, NeverComputed, NeverSummed, NeverUsed])
 def test_what_does_not_wait_shows(
     fault: type[HostDevice],
     checkpoints: tuple[Path, dict[str, Path]],
@@ -251,9 +301,9 @@ def test_what_does_not_wait_shows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The test's device tells a pipeline that misses an event from one that does not."""
-    merge.execute(planned(checkpoints, "emr", tmp_path / "cpu" / "out"))
+    merge.execute(planned(checkpoints, "fr", tmp_path / "cpu" / "out"))
     try:
-        piped(monkeypatch, planned(checkpoints, "emr", tmp_path / "out"), [fault()])
+        piped(monkeypatch, planned(checkpoints, "fr", tmp_path / "out"), [fault()])
     except MergeError:  # what had not arrived was no number
         return
     assert content(tmp_path / "out") != content(tmp_path / "cpu" / "out")
