@@ -59,6 +59,7 @@ class Inputs:
                 with file.open("rb") as stream:
                     self._maps[file] = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
             except OSError as error:
+                self._maps.clear()
                 raise InputError(f"{file}: {self._unopened(error)}") from None
             self._addresses[file] = np.frombuffer(self._maps[file], np.uint8).ctypes.data
             self._present[file] = np.zeros(-(-len(self._maps[file]) // mmap.PAGESIZE), np.bool_)

@@ -153,10 +153,16 @@ def stopped(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("what", [disk_full, file_too_large, stopped], ids=lambda own: own.__name__)
-@pytest.mark.parametrize("where", ["save_file", "write_json"])
+@pytest.mark.parametrize(
+    ("where", "what"),
+    [
+        ("save_file", disk_full),
+        *((where, what) for where in ("save_file", "write_json") for what in (file_too_large, stopped)),
+    ],
+    ids=lambda own: own if isinstance(own, str) else own.__name__,
+)
 def test_nothing_is_left_of_one_that_ends_early(
-    what: Callable[..., None], where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    where: str, what: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There is nothing to resume, and nobody is told to."""
     base = state(0, torch.float32, SHAPES)

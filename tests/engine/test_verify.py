@@ -348,7 +348,7 @@ def test_an_index(name: str, change: str, tmp_path: Path, monkeypatch: pytest.Mo
 def test_memory(tmp_path: Path) -> None:
     """As much as the merge was given, where that is not the default."""
     fm.merge(**job("linear", tmp_path), out=tmp_path / "out")
-    with pytest.raises(InputError, match="needs at least .*; pass --memory"):
+    with pytest.raises(InputError, match=r"needs at least .*; pass --memory"):
         fm.verify(tmp_path / "out", memory="10kB")
     assert not fm.verify(tmp_path / "out", memory="3GiB").problems
 
@@ -358,7 +358,7 @@ def test_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     base = state(0, torch.float32)
     write(tmp_path / "a" / "base", base)
     write(tmp_path / "a" / "m", near(base, 1))
-    write_adapter(tmp_path / "a" / "lora", lora({"layers.0": (33, 8)}, 2, 1))
+    write_adapter(tmp_path / "a" / "lora", lora({"layers.0": (33, 8)}, 4, 1))
     monkeypatch.chdir(tmp_path / "a")
     fm.merge("emr", "base", {"m": "m", "l": "base+lora"}, "emr")
     (tmp_path / "b").mkdir()

@@ -162,14 +162,13 @@ def test_as_many_files_as_the_system_lets_be_open(tmp_path: Path) -> None:
     assert len({inputs.descriptor(file) for file in inputs.files}) == 40
 
 
-@pytest.mark.usefixtures("few_descriptors")
-def test_more_files_than_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_files_than_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """One clear line, of maps and of reading without."""
     headers = many(tmp_path)
+    inputs = Inputs(headers)
+    request.getfixturevalue("few_descriptors")
     monkeypatch.setattr(mapping, "_let_open", lambda _: None)
     with pytest.raises(InputError, match=r"\.safetensors: cannot be opened beside 39 others.*ulimit -n"):
         Inputs(headers)
-    inputs = Inputs(headers[:5])
     with pytest.raises(ResumableError, match=r"ulimit -n\).*--resume"):
-        for file in inputs.files:
-            inputs.descriptor(file)
+        [inputs.descriptor(file) for file in inputs.files]
