@@ -15,7 +15,7 @@ from ..formats.mapping import Inputs
 from ..formats.safetensors import DTYPES, TensorInfo
 from ..methods._declaration import Pass, Statistics, Written
 from ..ops import BLOCK
-from ..recipe.outputs import Output
+from ..recipe.outputs import Output, own_dtype
 from ..recipe.plan import MergePlan, inputs
 from ..recipe.preflight import TensorPlan
 from .culprit import check_finite, differing
@@ -71,7 +71,7 @@ class Reading:
         for output in plan.outputs:
             if "merged" in self.writes(output):
                 places = output.layouts["merged"].places
-                works += [(position[t.name], _copy_of(t, places[t.name])) for t in plan.alignment.base_specific]
+                works += [(position[t.name], self._own(t, places[t.name])) for t in plan.alignment.base_specific]
             if self.last:
                 for label, layout in output.heads.items():
                     own = plan.alignment.task_specific[label]
@@ -147,6 +147,19 @@ class Reading:
         if known and self.plan.method.nonfinite == "error" and not all(sums.isfinite().all() for sums in known):
             return None
         return known
+
+    def _own(self, info: TensorInfo, place: Place) -> Work:
+        """A tensor of base's own, in the dtype of the result."""
+        plan, dtype = self.plan, own_dtype(info.dtype, self.plan.dtype)
+        if dtype == info.dtype:
+            return _copy_of(info, place)
+
+        def run(_: int, sources: list[Tensor], targets: list[Tensor]) -> None:
+            if ops.combine(None, sources, out=targets[0]).nonfinite and plan.method.nonfinite == "error":
+                tensor = TensorPlan(info.name, info.shape, info.dtype, info, ())
+                check_finite(tensor, (), self.files, plan.chunk, plan.method)
+
+        return Work(info.numel, (Source(info),), (Target((place,), dtype),), run)
 
     def _copying(self, tensor: TensorPlan) -> Work:
         """An integer tensor: compared, and copied where a merged model is written."""

@@ -336,3 +336,13 @@ def test_strange_architectures(architectures: object, root: Path) -> None:
     code, out, error = run("info", root / "base", "--json")
     assert code == 0, error
     assert isinstance(json.loads(out)["architecture"], str)
+
+
+def test_tables_where_no_terminal_is(tmp_path: Path) -> None:
+    """A row is a line, however long, for what reads it."""
+    name = ".".join(["layers"] * 60)
+    tensors = {name: torch.ones(2, 2), "other": torch.ones(3)}
+    a, b = write(tmp_path / "a", tensors), write(tmp_path / "b", near(tensors, 1))
+    lines = run("diff", a, b)[1].splitlines()
+    assert len(lines) == 4
+    assert any(line.startswith(name) for line in lines)

@@ -394,3 +394,18 @@ def test_records_of_other_merges_are_not_copied(tmp_path: Path) -> None:
     fm.merge("linear", base, models, tmp_path / "out")
     left = {path.name for path in (tmp_path / "out").glob("*.json")}
     assert left == {"config.json", "tokenizer.json", "fastmerge.json"}
+
+
+def test_tensors_of_bases_own_have_the_dtype_too(tmp_path: Path) -> None:
+    """All of a result's weights do, as its configuration says; integers stay what they are, infinities are told."""
+    base = state(0, torch.float32) | {"head.weight": torch.randn(3, 8), "head.ids": torch.arange(5)}
+    write(tmp_path / "base", base)
+    models = {"m": write(tmp_path / "m", near(state(0, torch.float32), 1))}
+    fm.merge("linear", tmp_path / "base", models, tmp_path / "out", dtype="bfloat16", task_specific=["head.*"])
+    result = read(tmp_path / "out")
+    assert {t.dtype for t in result.values()} == {torch.bfloat16, torch.int64}
+    assert_same_bits(result["head.weight"], base["head.weight"].bfloat16(), "head")
+    assert not fm.verify(tmp_path / "out", samples=None).problems
+    write(tmp_path / "large", base | {"head.weight": torch.full((3, 8), 1e9)})
+    with pytest.raises(MergeError, match=r"'head\.weight': the result leaves the range"):
+        fm.merge("linear", tmp_path / "large", models, tmp_path / "x", dtype="float16", task_specific=["head.*"])
