@@ -6,12 +6,13 @@ import os
 import platform
 from collections import Counter
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from . import gpus
 from .formats import emr, experts
+from .formats.folder import holds
 from .formats.models import open_model
+from .formats.spec import local_path
 
 
 def examine() -> dict[str, Any]:
@@ -77,8 +78,9 @@ def _versions() -> dict[str, str]:
 
 def describe(path: str) -> dict[str, Any]:
     """What a checkpoint, an EMR artefact or a folder of experts holds, from headers only."""
-    if (Path(path) / emr.RECORD).is_file():
-        artefact = emr.EmrArtefact(Path(path))
+    place = local_path(path)
+    if holds(place, emr.RECORD):
+        artefact = emr.EmrArtefact(place)
         return {
             "kind": "EMR artefact",
             "method": artefact.record.method,
@@ -88,8 +90,8 @@ def describe(path: str) -> dict[str, Any]:
             "parameters": sum(info.numel for info in artefact.unified.values()),
             "bytes": sum(info.nbytes for part in (artefact.unified, artefact.masks) for info in part.values()),
         }
-    if (Path(path) / experts.RECORD).is_file():
-        folder = experts.ExpertsFolder(Path(path))
+    if holds(place, experts.RECORD):
+        folder = experts.ExpertsFolder(place)
         return {
             "kind": "experts",
             "method": folder.record.method,
@@ -108,9 +110,11 @@ def describe(path: str) -> dict[str, Any]:
         }
     checkpoint = open_model(path, "checkpoint", fetch=False)
     tensors = checkpoint.tensors.values()
+    named = checkpoint.config.get("architectures")
+    architectures = named if isinstance(named, list) and named else ["unknown"]
     return {
         "kind": "checkpoint" if checkpoint.adapter is None else f"{checkpoint.adapter.get('peft_type')} adapter",
-        "architecture": ", ".join(checkpoint.config.get("architectures") or ["unknown"]),
+        "architecture": ", ".join(map(str, architectures)),
         "files": len(checkpoint.headers),
         "tensors": len(tensors),
         "parameters": sum(info.numel for info in tensors),

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from ..errors import InputError, VerifyError
 from ..interrupts import raised
-from .app import JsonOption, RenameOption, SpecificOption, app, check, pairs, renames
+from .app import JsonOption, MemoryOption, RenameOption, SpecificOption, app, check, pairs, renames
 from .output import echo_json, err, errors, out, progress, show_rows
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ def verify(
     everything: Annotated[bool, typer.Option("--all", help="merge all again")] = False,
     hashes: Annotated[bool, typer.Option("--hash", help="hash all files, and add the hashes to the record")] = False,
     seed: Annotated[int, typer.Option("--seed", help="of the choice of blocks")] = 0,
+    memory: MemoryOption = "1GiB",
     as_json: JsonOption = False,
 ) -> None:
     """Check a merged folder against its record, and blocks of it against its inputs."""
@@ -61,7 +62,16 @@ def verify(
         count = None if everything else samples
         try:
             with raised(), progress(f"verifying {folder}", None, as_json) as advance:
-                found = run(folder, base=base, models=places, samples=count, hashes=hashes, seed=seed, progress=advance)
+                found = run(
+                    folder,
+                    base=base,
+                    models=places,
+                    samples=count,
+                    hashes=hashes,
+                    seed=seed,
+                    memory=memory,
+                    progress=advance,
+                )
         except VerifyError as error:
             found = error.verification
         _show_verification(found, as_json)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,9 @@ from ..errors import FastmergeError
 if TYPE_CHECKING:
     from ..engine.report import Report
 
-out = Console()
+WIDE = 100_000  # letters: what reads a table where no terminal is finds every row in one line
+
+out = Console(width=None if sys.stdout.isatty() else WIDE)
 err = Console(stderr=True)
 
 

@@ -16,6 +16,7 @@ from ..errors import InputError
 from ..formats.mapping import Inputs
 from ..formats.models import open_models
 from ..recipe.memory import MAX_CHUNK
+from ..recipe.plan import name_problems
 from ..recipe.preflight import Rename, TensorPlan, align
 from .run_pass import Progress
 from .stream import Source, Work, stream
@@ -74,7 +75,7 @@ def diff(
     task_specific: patterns of tensors to leave out; rename: for "A" and "B", (old, new) prefixes. Raises InputError
     where the checkpoints do not fit together.
     """
-    problems: list[str] = []
+    problems = name_problems(["A", "B"], rename or {})
     origin, models = open_models(base, [("A", a), ("B", b)], problems)
     if problems:
         raise InputError(problems)

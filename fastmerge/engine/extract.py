@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -18,11 +19,11 @@ from ..formats.adapter import adapter_config, is_conv1d
 from ..formats.checkpoint import ADAPTER_CONFIG, Checkpoint
 from ..formats.dtypes import TORCH_DTYPES
 from ..formats.expanded import stored, stored_bytes
-from ..formats.folder import model_card, write_json
+from ..formats.folder import encoded, model_card, write_json
 from ..formats.mapping import Inputs
 from ..formats.models import open_models
 from ..formats.safetensors import DTYPES
-from ..recipe.destination import output_problems
+from ..recipe.destination import output_folder, output_problems
 from ..recipe.plan import DTYPE_NAMES
 from ..recipe.preflight import TensorPlan, align
 from .factor import factor
@@ -73,7 +74,7 @@ def extract_lora(
     there is NaN or infinity.
     """
     problems: list[str] = []
-    out = Path(out).expanduser()
+    out = output_folder(out)
     if rank < 1:
         problems.append(f"rank is {rank}; expected a number from 1 up")
     if dtype not in DTYPE_NAMES:
@@ -88,19 +89,23 @@ def extract_lora(
     chosen: list[TensorPlan] = []
     if alignment is not None:
         chosen = [t for t in alignment.tensors if _wanted(t, tensors)]
-        if not chosen:
+        names = [tensor.name for tensor in alignment.tensors]
+        unused = [pattern for pattern in tensors if not any(fnmatchcase(name, pattern) for name in names)]
+        problems += [f"--tensors {pattern!r} matches no tensor{nearest(pattern, names)}" for pattern in unused]
+        if not chosen and not unused:
             problems.append(
                 "there is no matrix to extract: embeddings and output heads are left out; name some by --tensors"
             )
         total = sum(rank * sum(t.shape) for t in chosen) * DTYPES[DTYPE_NAMES[dtype]]
-        problems += output_problems(out, total, [f for c in checkpoints for f in c.folders], overwrite=overwrite)
+        problems += output_problems(out, total, [path for c in checkpoints for path in c.places], overwrite=overwrite)
     if problems or alignment is None or origin is None:
         raise InputError(problems)
 
     inputs = Inputs([header for checkpoint in checkpoints for header in checkpoint.headers])
     extracted = _Extracted(origin, rank, TORCH_DTYPES[DTYPE_NAMES[dtype]], seed)
     wanted = {tensor.name for tensor in chosen}
-    with Publication(out, {"fastmerge": __version__, "extraction": str(model)}, overwrite=overwrite) as publication:
+    fingerprint = {"fastmerge": __version__, "extraction": str(model)}
+    with Publication(out, fingerprint, overwrite=overwrite, resumable=False) as publication:
         for tensor, delta in _task_vectors(alignment.tensors, inputs, progress):
             extracted.take(tensor, delta, tensor.name in wanted)
         inputs.check_unchanged()
@@ -161,7 +166,11 @@ class _Extracted:
         turned = is_conv1d(self._base, module)
         found = factor(delta.t() if turned else delta, self.rank, self._seed, tensor.name)
         for part, value in (("A", found.down), ("B", found.up)):
-            self.tensors[f"base_model.model.{module}.lora_{part}.weight"] = value.to(self._dtype).contiguous()
+            stored = value.to(self._dtype).contiguous()
+            if not stored.isfinite().all():
+                name = next(name for name, code in DTYPE_NAMES.items() if TORCH_DTYPES[code] == self._dtype)
+                raise MergeError(f"tensor {tensor.name!r}: its factors leave the range of {name}; pass a wider --dtype")
+            self.tensors[f"base_model.model.{module}.lora_{part}.weight"] = stored
         self.ranks[module] = found.down.shape[0]
         self.transposed |= turned
         self._kept[tensor.name] = found.kept
@@ -177,7 +186,10 @@ class _Extracted:
 
 
 def _write(extracted: _Extracted, found: Extraction, base: Checkpoint, folder: Path, title: str) -> None:
-    save_file(extracted.tensors, folder / "adapter_model.safetensors", {"format": "pt"})
+    try:
+        save_file(extracted.tensors, folder / "adapter_model.safetensors", {"format": "pt"})
+    except SafetensorError as error:  # as its library calls a full disk
+        raise MergeError(f"{found.out}: cannot be written: {error}; mend that and start again") from None
     config = adapter_config(base, extracted.ranks, extracted.rank, extracted.transposed)
     write_json(folder / ADAPTER_CONFIG, config)
     content = found.to_dict()
@@ -185,4 +197,4 @@ def _write(extracted: _Extracted, found: Extraction, base: Checkpoint, folder: P
     write_json(folder / RECORD, content)
     lines = [f"A LoRA adapter of rank {found.rank}, taken from a model against {base.place}: {SOURCE}."]
     lines += [f"\nIt keeps {found.total:.2%} of what the model differs by. By tensor: `{RECORD}`."]
-    (folder / "README.md").write_text(model_card(title, lines, config), encoding="utf-8")
+    (folder / "README.md").write_bytes(encoded(model_card(title, lines, config)))

@@ -30,7 +30,7 @@ def gather_statistics(plan: MergePlan, count: int) -> list[Statistics]:
             base = files.whole(tensor.base) if tensor.base else None
             run_tensor(work, base if plan.method.uses_base else None, models, base if base is not None else models[0])
             if not work.acceptable([output.method.nonfinite == "allow"]):
-                check_finite(tensor, plan.names, files, plan.chunk)
+                check_finite(tensor, plan.names, files, plan.chunk, plan.method)
             work.gather([gathered])
         found.append(gathered)
     return found

@@ -34,7 +34,8 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 class Publication:
     """A context in which the output grows in `folder`; left without an error, it is renamed to `out`.
 
-    Left by an interruption or a ResumableError it is kept, to be gone on with; after other MergeErrors it is removed.
+    Left by an interruption or a ResumableError it is kept, to be gone on with, where it is `resumable`; after other
+    MergeErrors it is removed.
     `notes` tell what was found. `published`: all was done when the merge was stopped, and `folder` is `out` itself.
     """
 
@@ -42,12 +43,21 @@ class Publication:
     journal: Journal
     published = False
 
-    def __init__(self, out: Path, fingerprint: Fingerprint, *, overwrite: bool = False, resume: bool = False) -> None:
+    def __init__(
+        self,
+        out: Path,
+        fingerprint: Fingerprint,
+        *,
+        overwrite: bool = False,
+        resume: bool = False,
+        resumable: bool = True,
+    ) -> None:
         self.out = out
         self.partial = partial_folder(out)
         self._fingerprint = fingerprint
         self._overwrite = overwrite
         self._resume = resume
+        self._resumable = resumable
         self._lock = -1
         self.notes: list[str] = []
 
@@ -56,6 +66,7 @@ class Publication:
             self._lock = self._locked()
             self._open()
         except BaseException as error:
+            self._tidy()
             self._unlock()
             if isinstance(error, OSError):
                 raise self._told(error) from None
@@ -63,18 +74,31 @@ class Publication:
         return self
 
     def __exit__(self, failure: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
+        try:
+            self._end(error)
+        finally:
+            self._unlock()
+
+    def _end(self, error: BaseException | None) -> None:
         lasting = isinstance(error, MergeError) and not isinstance(error, ResumableError)
+        kept = self._resumable and not lasting
         try:
             if error is None:
                 self._publish()
-            if error is None or lasting:
-                shutil.rmtree(self.partial, ignore_errors=True)
+                kept = False
             if isinstance(error, OSError):
                 raise error
         except OSError as trouble:
             raise self._told(trouble) from None
         finally:
-            self._unlock()
+            if not kept:
+                shutil.rmtree(self.partial, ignore_errors=True)
+
+    def _tidy(self) -> None:
+        """Leave no hidden folder behind in which nothing was done."""
+        with suppress(OSError):
+            if self._lock >= 0 and os.listdir(self.partial) == ["lock"]:
+                shutil.rmtree(self.partial)
 
     def finished(self, number: int, files: Iterable[FilePlan]) -> dict[int, list[Tensor]]:
         """The sums of the works of a pass, which writes to these files, that were finished before."""
@@ -155,7 +179,7 @@ class Publication:
         fsync_all([*self.folder.rglob("*"), self.folder])
         if self.out.exists():
             if not self._overwrite:
-                raise ResumableError(f"{self.out}: has appeared while merging; move it and go on with --resume")
+                raise self._failure(f"{self.out}: has appeared while merging; move it")
             if not _exchange(self.folder, self.out):
                 self.out.rename(self.partial / "old")
                 self.folder.rename(self.out)
@@ -163,11 +187,15 @@ class Publication:
             self.folder.rename(self.out)
         fsync_all([self.out.parent])
 
-    def _told(self, error: OSError) -> ResumableError:
+    def _told(self, error: OSError) -> MergeError:
         if error.errno in FULL:
-            return ResumableError(f"{self.out}: the disk is full; make room and go on with --resume")
-        what = f"{error.filename or self.out}: {error.strerror or error}"
-        return ResumableError(f"{what}; mend it and go on with --resume")
+            return self._failure(f"{self.out}: the disk is full; make room")
+        return self._failure(f"{error.filename or self.out}: {error.strerror or error}; mend it")
+
+    def _failure(self, what: str) -> MergeError:
+        if self._resumable:
+            return ResumableError(f"{what} and go on with --resume")
+        return MergeError(f"{what} and start again")
 
 
 def _take(lock: int) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 from .. import __version__, gpus
 from ..formats import emr, experts, record
 from ..formats.checkpoint import Checkpoint, open_checkpoint
-from ..formats.folder import copy_side_files, model_card, set_dtype, write_json
+from ..formats.folder import copy_side_files, encoded, model_card, printable, set_dtype, write_json
 from ..formats.record import CheckpointRecord, FileRecord, MergeRecord
 from ..formats.tasks import BaseRecord
 from ..methods._declaration import Statistics
@@ -48,7 +48,7 @@ def write_side_files(
             write_json(own / "tasks" / model.label / "config.json", model.config)
     merged = merge_record(plan, output, folder, results, hashes)
     write_json(own / record.RECORD, merged.content())
-    (own / "README.md").write_text(card(merged, output.name or (plan.out.name if plan.out else "")), encoding="utf-8")
+    (own / "README.md").write_bytes(encoded(card(merged, output.name or (plan.out.name if plan.out else ""))))
 
 
 def merge_record(
@@ -108,20 +108,18 @@ def _dtype_name(code: str) -> str:
 
 def _input(plan: MergePlan, checkpoint: Checkpoint, hashes: Hashes) -> CheckpointRecord:
     files = [
-        FileRecord(file=h.file.name, size=h.size, header_sha256=h.digest, sha256=hashes.get(h.file))
+        FileRecord(file=printable(h.file.name), size=h.size, header_sha256=h.digest, sha256=hashes.get(h.file))
         for h in checkpoint.headers
     ]
-    return CheckpointRecord(source=plan.sources[checkpoint.label], files=files)
+    return CheckpointRecord(source=printable(plan.sources[checkpoint.label]), files=files)
 
 
 def _write_emr_record(
     plan: MergePlan, output: Output, folder: Path, statistics: Statistics, results: Mapping[str, list[float]]
 ) -> None:
-    files = {
-        kind: [file.name.removeprefix(output.folder) for file in output.layouts[kind].files] for kind in output.layouts
-    }
+    files = _emr_files(output)
     artefact = emr.EmrRecord(
-        **_tasks_record(plan, output),
+        **tasks_record(plan, output),
         rescalers=results["rescalers"],
         unified=files["unified"],
         masks=files["masks"],
@@ -137,7 +135,7 @@ def _write_experts_record(plan: MergePlan, output: Output, folder: Path, results
     params = output.parameters.record()["params"]
     kept = {"density": params.get("expert_density"), "scope": params.get("scope"), "rank": params.get("rank")}
     written = experts.ExpertsRecord(
-        **_tasks_record(plan, output),
+        **tasks_record(plan, output),
         experts={
             name: experts.ExpertRecord(file=f"{name}.safetensors", scale=scale, **kept)
             for name, scale in zip(plan.names, results["scales"], strict=True)
@@ -147,7 +145,26 @@ def _write_experts_record(plan: MergePlan, output: Output, folder: Path, results
     write_json(folder / experts.RECORD, written.model_dump(mode="json", exclude_none=True))
 
 
-def _tasks_record(plan: MergePlan, output: Output) -> dict[str, Any]:
+def tasks_said(plan: MergePlan, output: Output) -> dict[str, dict[str, Any]]:
+    """By the name of a record of tasks, what it says beside numbers, parameters and base."""
+    own: dict[str, dict[str, Any]] = {}
+    if "unified" in output.layouts:
+        own[emr.RECORD] = _emr_files(output)
+    if output.experts:
+        own[experts.RECORD] = {"experts": {name: f"{name}.safetensors" for name in plan.names}}
+    same = ("tasks", "aliases", "copied", "replaced")
+    return {name: {key: tasks_record(plan, output)[key] for key in same} | said for name, said in own.items()}
+
+
+def _emr_files(output: Output) -> dict[str, list[str]]:
+    """The files of the kinds that an EMR artefact has."""
+    return {
+        kind: [file.name.removeprefix(output.folder) for file in layout.files]
+        for kind, layout in output.layouts.items()
+    }
+
+
+def tasks_record(plan: MergePlan, output: Output) -> dict[str, Any]:
     """What the records of all folders of tasks say."""
     assert plan.base is not None
     return {
@@ -155,7 +172,7 @@ def _tasks_record(plan: MergePlan, output: Output) -> dict[str, Any]:
         "method": output.method.name,
         "params": output.parameters.record()["params"],
         "tasks": plan.names,
-        "base": BaseRecord(source=plan.sources["base"], files=plan.base.identity()),
+        "base": BaseRecord(source=printable(plan.sources["base"]), files=plan.base.identity()),
         "aliases": {t.name: list(t.aliases) for t in plan.alignment.tensors if t.aliases},
         "copied": [t.name for t in plan.alignment.tensors if t.copy],
         "replaced": [info.name for info in plan.alignment.base_specific],

@@ -14,11 +14,12 @@ from .. import ops
 from ..errors import InputError, MergeError, nearest
 from ..formats.checkpoint import Checkpoint
 from ..formats.dtypes import INTEGER_DTYPES, TORCH_DTYPES
-from ..formats.safetensors import TensorInfo
+from ..formats.safetensors import TensorInfo, limited
 from ..methods._declaration import Method, Statistics, Written
 from ..recipe.outputs import delta_dtype
 from ..recipe.parameters import Override, declare
 from ..recipe.preflight import Alignment, TensorPlan, align
+from .culprit import unequal
 from .passes import TensorPass
 from .statistics import Kept
 
@@ -78,6 +79,10 @@ def merge_state_dicts(
     names = list(models)
     if not names:
         raise InputError("there are no models to merge")
+    states = {**({} if base is None else {"base": base}), **models}
+    problems = [text for label, own in states.items() for text in _value_problems(own, label)]
+    if problems:
+        raise InputError(problems)
     parameters = declare(method, params, {}, tensors, names)
     declared = parameters.method
     if declared.uses_base and base is None:
@@ -93,6 +98,7 @@ def merge_state_dicts(
     if problems:
         raise InputError(problems)
 
+    _check_equal(alignment, base, models)
     merged: dict[str, Tensor] = {info.name: (base or {})[info.name] for info in alignment.base_specific}
     unified: dict[str, tuple[Tensor, Tensor]] = {}
     experts: dict[str, dict[str, ops.Expert | ops.LowRank]] = {name: {} for name in names}
@@ -104,7 +110,6 @@ def merge_state_dicts(
             stored = [models[name][info.name] for name, info in zip(names, tensor.models, strict=True)]
             labels, every = (["base", *names], [like, *stored]) if base else (names, stored)
             if tensor.copy:
-                _check_equal(tensor, labels, every)
                 merged[tensor.name] = like.clone()
                 continue
             one = parameters.of(tensor.name).passes_on(tensor.subject, names, alignment.wide)[number]
@@ -130,6 +135,11 @@ def merge_state_dicts(
     stats = {key: dict(zip(names, values, strict=True)) for key, values in declared.results(statistics).items()}
     heads = {n: {info.name: models[n][info.name] for info in alignment.task_specific[n]} for n in names}
     return Merged(merged, stats, heads, base or {}, unified, experts if any(experts.values()) else {})
+
+
+def _value_problems(state: StateDict, label: str) -> list[str]:
+    wrong = [(name, value) for name, value in state.items() if not isinstance(value, Tensor)]
+    return limited(wrong, lambda own: f"{label}: {own[0]!r} is of type {type(own[1]).__name__}; expected a tensor")
 
 
 def _described(state: StateDict, label: str) -> Checkpoint:
@@ -184,10 +194,15 @@ def _blame(tensor: TensorPlan, tensors: Sequence[Tensor], labels: Sequence[str])
     )
 
 
-def _check_equal(tensor: TensorPlan, labels: Sequence[str], tensors: Sequence[Tensor]) -> None:
-    for label, other in zip(labels[1:], tensors[1:], strict=True):
-        if not torch.equal(tensors[0], other):
-            raise MergeError(f"tensor {tensor.name!r} ({tensor.dtype}) differs between {labels[0]} and {label}")
+def _check_equal(alignment: Alignment, base: StateDict | None, models: Mapping[str, StateDict]) -> None:
+    """Integer tensors are copied, and must be equal."""
+    found = []
+    for tensor in (own for own in alignment.tensors if own.copy):
+        states = zip(models.items(), tensor.models, strict=True)
+        every = ([("base", base[tensor.name])] if base else []) + [(n, own[info.name]) for (n, own), info in states]
+        found += unequal(tensor, [label for label, _ in every], [value for _, value in every])
+    if found:
+        raise MergeError("\n".join(limited(found)))
 
 
 def _restore_aliases(

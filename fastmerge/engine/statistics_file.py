@@ -29,9 +29,9 @@ def statistics_file(out: Path, key: str) -> Path:
 def load(file: Path, key: str, limit: int) -> tuple[Kept, list[str]]:
     """What was kept, nothing where the file is not ours or damaged, and a note of that."""
     kept = Kept(limit=min(limit, LIMIT))
-    if not file.exists():
-        return kept, []
     try:
+        if not file.exists():
+            return kept, []
         header = read_header(file)
         data = bytearray(header.size if header.size <= 2 * LIMIT else 0)
         with file.open("rb") as stream:

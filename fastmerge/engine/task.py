@@ -15,14 +15,16 @@ from torch import Tensor
 
 from .. import __version__, ops
 from ..errors import InputError
+from ..formats.checkpoint import places as places_of
 from ..formats.contents import Contents, open_contents
 from ..formats.emr import EmrArtefact
 from ..formats.experts import ExpertsFolder
-from ..formats.folder import copy_side_files, model_card, write_json
+from ..formats.folder import copy_side_files, encoded, model_card, write_json
 from ..formats.layout import Layout, plan_layout
 from ..formats.mapping import Inputs
 from ..formats.safetensors import Header, TensorInfo
-from ..recipe.destination import output_problems
+from ..formats.spec import local_path
+from ..recipe.destination import output_folder, output_problems
 from ..recipe.memory import MAX_CHUNK
 from .identity import backend, digest, input_files, layout_files
 from .publish import Publication
@@ -51,22 +53,17 @@ def task(
     resume: go on where the same call was stopped. Raises InputError before any work where anything does not fit.
     """
     begin = time.perf_counter()
-    contents, destination = open_contents(Path(artefact).expanduser(), base, "--base"), Path(out)
+    contents, destination = open_contents(local_path(artefact), base, "--base"), output_folder(out)
     folder, source = contents.folder, contents.source
     folder.need([name])
     layout = plan_layout([(t.name, t.dtype, t.shape) for t in (source.tensors | contents.own[name]).values()])
     problems = _alias_problems(contents)
-    problems += output_problems(
-        destination,
-        layout.total_bytes,
-        [*dict.fromkeys((folder.path, source.path))],
-        overwrite=overwrite,
-        resume=resume,
-    )
+    headers = contents.headers([name])
+    places = [*source.places, *places_of(folder.path), *(header.file for header in headers)]
+    problems += output_problems(destination, layout.total_bytes, places, overwrite=overwrite, resume=resume)
     if problems:
         raise InputError(problems)
 
-    headers = contents.headers([name])
     inputs = Inputs(headers)
     making = _modulating(folder, name) if isinstance(folder, EmrArtefact) else _adding(folder, name, inputs)
     works = _works(contents, name, layout, making)
@@ -200,4 +197,4 @@ def _write_side_files(contents: Contents, name: str, layout: Layout, folder: Pat
     made = {"fastmerge": __version__, "task": name, "method": record.method}
     recipe = made | {"base": record.base.model_dump(mode="json")}
     card = model_card(title, [f"Task `{name}` of {kind} of {len(record.tasks)} models."], recipe)
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    (folder / "README.md").write_bytes(encoded(card))

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from .. import __version__
-from ..errors import InputError, MergeError, VerifyError, nearest
+from ..errors import InputError, MergeError, VerifyError, attempt, nearest
 from ..formats import experts
-from ..formats.checkpoint import Checkpoint
+from ..formats.checkpoint import Checkpoint, read_json
 from ..formats.emr import EmrArtefact
 from ..formats.experts import ExpertsFolder
-from ..formats.folder import to_json
+from ..formats.folder import encoded, holds, to_json
 from ..formats.models import open_models
 from ..formats.record import RECORD, FileRecord, MergeRecord, read_record
-from ..formats.safetensors import read_header
+from ..formats.safetensors import Header, read_header
+from ..formats.spec import local_path, recorded
 from ..methods import get, names
 from ..methods._declaration import Statistics
 from ..methods._filter import Filter
@@ -30,8 +33,9 @@ from .hashes import hash_files
 from .journal import fsync_all
 from .remerge import Remerge
 from .run_pass import Progress
-from .side_files import card, file_records
+from .side_files import card, file_records, tasks_said
 
+SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}\.safetensors")
 RTOL = 1e-12  # of sums, which another backend may add up in another order
 
 
@@ -69,17 +73,19 @@ def verify(
     samples: int | None = 16,
     hashes: bool = False,
     seed: int = 0,
+    memory: str | int = "1GiB",
     progress: Progress | None = None,
 ) -> Verification:
     """Check a folder made by `merge` against its record and its inputs.
 
     Looked at are the sizes and headers of all files, their hashes where they are recorded, and `samples` blocks of
     tensors (None: all), chosen by `seed`, which are merged again and compared to the byte. base, models: where inputs
-    are now, if no longer where the record says. hashes: hash all files, and record what was not recorded. Raises
-    InputError where there is nothing to verify, and VerifyError with everything that differs.
+    are now, if no longer where the record says. hashes: hash all files, and record what was not recorded. memory: bound
+    of the buffers, as of the merge. Raises InputError where there is nothing to verify, and VerifyError with everything
+    that differs.
     """
-    folder = Path(folder)
-    outputs = [] if (folder / RECORD).is_file() else sorted(path.parent for path in folder.glob(f"*/{RECORD}"))
+    folder = local_path(folder)
+    outputs = [] if holds(folder, RECORD) else sorted(path.parent for path in folder.glob(f"*/{RECORD}"))
     found = Verification(str(folder))
     for one in outputs or [folder]:
         record = read_record(one)
@@ -89,6 +95,7 @@ def verify(
         checks = _file_checks(one, record, inputs)
         known: dict[Path, str] = {}
         if not any(check.problems for check in checks):
+            inputs = {label: checkpoint.fetched() for label, checkpoint in inputs.items()}
             known, check = _hash_check(one, record, inputs, hashes)
             checks += [check] if known else []
             if record.method not in names():
@@ -97,7 +104,7 @@ def verify(
                 text = "filtered on a GPU, which the CPU's filter agrees with to 1e-6, but not to the byte"
                 found.notes.append(f"{one}: {text}; its blocks were not merged again")
             else:
-                checks += _merge_checks(one, record, inputs, samples, seed, progress)
+                checks += _merge_checks(one, record, inputs, samples, seed, memory, progress)
         found.checks += checks
         if hashes and not any(check.problems for check in checks):
             _add_hashes(one, record, inputs, known)
@@ -120,9 +127,17 @@ def _opened(folder: Path, record: MergeRecord, places: Mapping[str, str | Path])
         for label in places
         if label not in known
     ]
-    sources = {label: places.get(label, given.source) for label, given in known.items()}
     trouble: list[str] = []
-    base, models = open_models(sources.pop("base", None), list(sources.items()), trouble)
+    sources = dict(places)
+    for label, given in known.items():
+        source = places.get(label) or attempt(trouble, partial(recorded, given.source, label))
+        sources |= {} if source is None else {label: source}
+    base, models = open_models(
+        sources.get("base"),
+        [(label, sources[label]) for label in record.models if label in sources],
+        trouble,
+        fetch=False,
+    )
     for problem in trouble:
         label = problem.partition(":")[0]
         option = "--base PATH" if label == "base" else f"--model {label}=PATH"
@@ -135,6 +150,7 @@ def _opened(folder: Path, record: MergeRecord, places: Mapping[str, str | Path])
 def _file_checks(folder: Path, record: MergeRecord, inputs: Mapping[str, Checkpoint]) -> list[Check]:
     """Sizes and headers of the inputs and of the folder's own files."""
     checks = [Check("inputs"), Check("files")]
+    headers: list[Header] = []
     for label, given in record.inputs.items():
         before = [(file.size, file.header_sha256) for file in given.files]
         if [(header.size, header.digest) for header in inputs[label].headers] != before:
@@ -149,7 +165,26 @@ def _file_checks(folder: Path, record: MergeRecord, inputs: Mapping[str, Checkpo
             continue
         if (header.size, header.digest) != (file.size, file.header_sha256):
             checks[1].problems.append(f"{path}: has another size or header than what was merged")
+        headers.append(header)
+    if not checks[1].problems:
+        checks[1].problems += _index_problems(folder, record, headers)
     return checks
+
+
+def _index_problems(folder: Path, record: MergeRecord, headers: list[Header]) -> list[str]:
+    """Which indices of shards are not what the shards give."""
+    expected: dict[str, dict[str, str]] = {}
+    for file, header in zip(record.files, headers, strict=True):
+        if shard := SHARD.fullmatch(file.file):
+            expected.setdefault(f"{shard[1]}.safetensors.index.json", {}).update(
+                dict.fromkeys(header.tensors, header.file.name)
+            )
+    problems: list[str] = []
+    for name, weight_map in expected.items():
+        content = attempt(problems, partial(read_json, folder / name))
+        if content is not None and content.get("weight_map") != weight_map:
+            problems.append(f"{folder / name}: is not the index of the shards beside it")
+    return problems
 
 
 def _hash_check(
@@ -176,10 +211,12 @@ def _merge_checks(
     inputs: Mapping[str, Checkpoint],
     samples: int | None,
     seed: int,
+    memory: str | int,
     progress: Progress | None,
 ) -> list[Check]:
     """Blocks merged again, and the method's numbers."""
-    again = Remerge(_planned(record, {label: c.path for label, c in inputs.items()}), folder, samples, seed)
+    planned = _planned(record, {label: c.path for label, c in inputs.items()}, memory)
+    again = Remerge(planned, folder, samples, seed)
     trouble = []
     try:
         again.gather(progress)
@@ -191,13 +228,15 @@ def _merge_checks(
     except MergeError as error:
         trouble = [str(error)]
     checks = [Check(f"{again.blocks} blocks", again.problems + trouble)]
-    return checks if checks[0].problems else [*checks, *_number_checks(folder, record, again)]
+    if checks[0].problems:
+        return checks
+    return [*checks, *_task_checks(folder, again.plan), *_number_checks(folder, record, again)]
 
 
-def _planned(record: MergeRecord, paths: dict[str, Path]) -> MergePlan:
+def _planned(record: MergeRecord, paths: dict[str, Path], memory: str | int) -> MergePlan:
     """The merge of a record, of inputs that are in these places."""
     if record.mergekit:
-        return MergekitRecipe(record.mergekit).plan(dtype=record.dtype, places=paths)
+        return MergekitRecipe(record.mergekit).plan(dtype=record.dtype, memory=memory, places=paths)
     return plan(
         record.method,
         paths.pop("base", None),
@@ -208,6 +247,7 @@ def _planned(record: MergeRecord, paths: dict[str, Path]) -> MergePlan:
         rename=record.rename,
         vocab=record.vocab or "error",
         dtype=record.dtype,
+        memory=memory,
     )
 
 
@@ -227,7 +267,7 @@ def _number_checks(folder: Path, record: MergeRecord, again: Remerge) -> Iterato
         wrong = [
             f"{folder}: the sums of tensor {name!r} are not what its inputs give"
             for name, own in statistics[-1].sums.items()
-            if not torch.allclose(own, sums[name], rtol=RTOL, atol=0, equal_nan=True)
+            if not torch.allclose(_numbers(own), sums[name], rtol=RTOL, atol=0, equal_nan=True)
         ]
         yield Check(f"sums of {len(statistics[-1].sums)} tensors", wrong)
         sizes = {name: info.numel for name, info in artefact.unified.items()}
@@ -247,10 +287,27 @@ def _number_checks(folder: Path, record: MergeRecord, again: Remerge) -> Iterato
         yield Check(", ".join(expected), list(dict.fromkeys(wrong)))
 
 
+def _task_checks(folder: Path, plan: MergePlan) -> Iterator[Check]:
+    """What a record of tasks says beside numbers: which is whose, and what becomes of base's tensors."""
+    for name, said in tasks_said(plan, plan.outputs[0]).items():
+        stored = read_json(folder / name)
+        if "experts" in stored:
+            stored["experts"] = {task: own.get("file") for task, own in stored["experts"].items()}
+        wrong = [key for key, value in said.items() if stored.get(key) != value]
+        yield Check(name, [f"{folder / name}: its {key} are not those of the merge" for key in wrong])
+
+
+def _numbers(sums: torch.Tensor) -> torch.Tensor:
+    """Sums as a record has them: it tells no infinity from NaN."""
+    return torch.where(sums.isfinite(), sums, math.nan)
+
+
 def _close(one: list[float], other: list[float]) -> bool:
     """Equal, but for what sums of another backend may change in numbers rounded to float32."""
     pairs = zip(one, other, strict=True)
-    return len(one) == len(other) and all(math.isclose(a, b, rel_tol=1e-6) or a != a != b != b for a, b in pairs)
+    return len(one) == len(other) and all(
+        math.isclose(a, b, rel_tol=1e-6) if math.isfinite(a) or math.isfinite(b) else True for a, b in pairs
+    )
 
 
 def _add_hashes(
@@ -258,16 +315,21 @@ def _add_hashes(
 ) -> None:
     """Write the record with hashes, and the model card, if it still is the one that was made of the record."""
     readme = folder / "README.md"
-    card_is_ours = readme.is_file() and readme.read_text(encoding="utf-8") == card(record, folder.name)
+    card_is_ours = readme.is_file() and readme.read_bytes() == encoded(card(record, folder.name))
     for file, path in _all_files(folder, record, inputs):
         file.sha256 = hashes[path]
-    _replace(folder / RECORD, to_json(record.content()))
-    if card_is_ours:
-        _replace(readme, card(record, folder.name))
+    try:
+        _replace(folder / RECORD, to_json(record.content()))
+        if card_is_ours:
+            _replace(readme, card(record, folder.name))
+    except OSError as error:
+        raise MergeError(
+            f"{folder}: the hashes cannot be recorded: {error.strerror}; mend that, or leave --hash out"
+        ) from None
 
 
 def _replace(path: Path, text: str) -> None:
     scratch = path.with_name(f".{path.name}.partial")
-    scratch.write_text(text, encoding="utf-8")
+    scratch.write_bytes(encoded(text))
     fsync_all([scratch])
     os.replace(scratch, path)

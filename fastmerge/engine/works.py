@@ -9,17 +9,16 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..errors import MergeError
 from ..formats.experts import PARTS
 from ..formats.layout import FilePlan, Place
 from ..formats.mapping import Inputs
 from ..formats.safetensors import DTYPES, TensorInfo
 from ..methods._declaration import Pass, Statistics, Written
 from ..ops import BLOCK
-from ..recipe.outputs import Output
+from ..recipe.outputs import Output, own_dtype
 from ..recipe.plan import MergePlan, inputs
 from ..recipe.preflight import TensorPlan
-from .culprit import check_finite
+from .culprit import check_finite, differing
 from .passes import TensorPass
 from .statistics import Kept
 from .stream import Source, Target, Work, copy
@@ -72,7 +71,7 @@ class Reading:
         for output in plan.outputs:
             if "merged" in self.writes(output):
                 places = output.layouts["merged"].places
-                works += [(position[t.name], _copy_of(t, places[t.name])) for t in plan.alignment.base_specific]
+                works += [(position[t.name], self._own(t, places[t.name])) for t in plan.alignment.base_specific]
             if self.last:
                 for label, layout in output.heads.items():
                     own = plan.alignment.task_specific[label]
@@ -99,7 +98,7 @@ class Reading:
             pass_.prepare(*split(sources))
             found = [part.reshape(-1) for share in pass_.shares for expert in share.experts for part in expert]
             if [part.numel() for part in found] != [target.numel for target in experts]:  # NaN are in no expert
-                check_finite(tensor, plan.names, self.files, plan.chunk)
+                check_finite(tensor, plan.names, self.files, plan.chunk, plan.method)
             for part, stored in zip(found, memory, strict=True):
                 if part.is_floating_point():
                     ops.combine(None, [part], out=stored)
@@ -108,7 +107,7 @@ class Reading:
 
         def done() -> list[Tensor]:
             if not pass_.acceptable([output.method.nonfinite == "allow" for output in plan.outputs]):
-                check_finite(tensor, plan.names, self.files, plan.chunk)
+                check_finite(tensor, plan.names, self.files, plan.chunk, plan.method)
             return pass_.gather(self.gathered)
 
         def restore(sums: list[Tensor]) -> None:
@@ -149,10 +148,22 @@ class Reading:
             return None
         return known
 
+    def _own(self, info: TensorInfo, place: Place) -> Work:
+        """A tensor of base's own, in the dtype of the result."""
+        plan, dtype = self.plan, own_dtype(info.dtype, self.plan.dtype)
+        if dtype == info.dtype:
+            return _copy_of(info, place)
+
+        def run(_: int, sources: list[Tensor], targets: list[Tensor]) -> None:
+            if ops.combine(None, sources, out=targets[0]).nonfinite and plan.method.nonfinite == "error":
+                tensor = TensorPlan(info.name, info.shape, info.dtype, info, ())
+                check_finite(tensor, (), self.files, plan.chunk, plan.method)
+
+        return Work(info.numel, (Source(info),), (Target((place,), dtype),), run)
+
     def _copying(self, tensor: TensorPlan) -> Work:
         """An integer tensor: compared, and copied where a merged model is written."""
         plan = self.plan
-        labels = (["base"] if tensor.base else []) + plan.names
         places = tuple(
             output.layouts["merged"].places[name]
             for output in plan.outputs
@@ -161,12 +172,8 @@ class Reading:
         )
 
         def run(_: int, sources: list[Tensor], targets: list[Tensor]) -> None:
-            for label, other in zip(labels[1:], sources[1:], strict=True):
-                if not torch.equal(sources[0], other):
-                    raise MergeError(
-                        f"tensor {tensor.name!r} ({tensor.dtype}) differs between {labels[0]} and {label}; "
-                        "integer tensors are not merged and must be equal"
-                    )
+            if not all(torch.equal(sources[0], other) for other in sources[1:]):
+                raise differing(plan.alignment.tensors, plan.names, self.files)
             for target in targets:
                 copy(sources[0], target)
 

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, MergeError, attempt
+from .folder import printable
 from .hub import Missing, Snapshot, find
 from .safetensors import Header, TensorInfo, limited, read_header
-from .spec import hub_id
+from .spec import hub_id, local_path
 
 STEMS = ("model", "diffusion_pytorch_model", "adapter_model")  # names that Hugging Face libraries write
 ADAPTER_CONFIG = "adapter_config.json"
@@ -26,8 +27,8 @@ PIECES, PIECE = 256, 4096  # of a file that its sample consists of, and bytes of
 class Checkpoint:
     """The tensors of a checkpoint, in the order of its files, its config.json ({} without) and notes for the user.
 
-    `adapter` is the adapter_config.json of one that is an adapter, `place` where it was said to be, of the Hub with its
-    commit; `missing` is yet to be fetched from there.
+    `adapter` is the adapter_config.json of one that is an adapter, `place` where it is: a path in full, or the Hub's
+    name with its commit; `missing` is yet to be fetched from there.
     """
 
     path: Path
@@ -57,13 +58,24 @@ class Checkpoint:
         """Where its files lie."""
         return [self.path] if self.path.exists() else list(dict.fromkeys(header.file.parent for header in self.headers))
 
+    @property
+    def places(self) -> list[Path]:
+        """What is lost where a result replaces it: its folders and files, wherever links lead."""
+        found = [*self.folders, *(header.file for header in self.headers)]
+        return [place for path in found for place in places(path)]
+
     def identity(self) -> list[dict[str, Any]]:
         """What tells this checkpoint from another without reading all of its weights.
 
         Fine-tunes of one model have headers that are equal; samples of their files are not.
         """
         return [
-            {"file": h.file.name, "size": h.size, "header_sha256": h.digest, "sample_sha256": _sample(h.file)}
+            {
+                "file": printable(h.file.name),
+                "size": h.size,
+                "header_sha256": h.digest,
+                "sample_sha256": _sample(h.file),
+            }
             for h in self.headers
         ]
 
@@ -106,7 +118,7 @@ def open_checkpoint(path: str | Path, label: str, *, fetch: bool = True) -> Chec
         tuple(headers),
         tuple(f"{label}: {note}" for note in notes),
         kept.get(ADAPTER_CONFIG) if is_adapter else None,
-        str(path) if snapshot is None else f"{snapshot.repo}@{snapshot.commit}",
+        str(root.absolute()) if snapshot is None else f"{snapshot.repo}@{snapshot.commit}",
         () if missing is None else (missing,),
     )
     return opened.fetched() if fetch else opened
@@ -132,6 +144,12 @@ def _tensors(
     if unlisted:
         notes.append(f"{len(unlisted)} tensors that the index does not list are ignored ({unlisted[0]}, …)")
     return {name: tensor for name, tensor in tensors.items() if name in index}
+
+
+def places(path: Path) -> list[Path]:
+    """A folder or a file, and what links in the folder lead to."""
+    links = [inner for inner in path.iterdir() if inner.is_symlink()] if path.is_dir() else []
+    return [path, *(link.resolve() for link in links)]
 
 
 def same_files(recorded: Sequence[Mapping[str, Any]], checkpoint: Checkpoint) -> bool:
@@ -177,9 +195,9 @@ def read_json(file: Path) -> dict[str, Any]:
 def _locate(path: str, label: str) -> tuple[Path, Snapshot | None]:
     """A local path, or the place in the cache of a repository."""
     try:
-        root = Path(path).expanduser()
-    except RuntimeError as error:  # ~name of nobody
-        raise InputError(f"{label}: {path}: {error}; give the folder in full") from None
+        root = local_path(path)
+    except InputError as error:
+        raise InputError(f"{label}: {error}") from None
     if root.is_dir() or root.is_file():
         if root.is_file() and root.suffix != ".safetensors":
             raise InputError(f"{label}: {root} is no safetensors file; {_convert(root.suffix)}")

@@ -11,7 +11,9 @@ from . import emr, experts
 from .checkpoint import Checkpoint, open_checkpoint
 from .emr import EmrArtefact
 from .experts import ExpertsFolder
+from .folder import holds
 from .safetensors import FLOATS, Header, TensorInfo, read_header
+from .spec import recorded
 from .tasks import TasksRecord, read_record
 
 RECORDS = (emr.RECORD, experts.RECORD)
@@ -45,7 +47,7 @@ class Contents:
 
 def recorded_tasks(path: Path) -> list[str] | None:
     """The tasks of a folder; None where it is not one of tasks."""
-    file = next((path / name for name in RECORDS if (path / name).is_file()), None)
+    file = next((path / name for name in RECORDS if holds(path, name)), None)
     return None if file is None else read_record(file, TasksRecord).tasks
 
 
@@ -62,19 +64,27 @@ def _no_tasks(path: Path) -> InputError:
     return InputError(f"{path}: {kind}; give the folder of an EMR merge or of experts")
 
 
+def _recorded_base(folder: EmrArtefact, option: str) -> str:
+    """Where an artefact's base was."""
+    try:
+        return recorded(folder.record.base.source, "base")
+    except InputError as error:
+        raise InputError(f"{error}; say where it is now by {option}") from None
+
+
 def open_contents(path: Path, base: str | Path | None, option: str = "base=") -> Contents:
     """Open an EMR artefact, whose base lies where it says or at `base`, or a folder of experts. Headers only.
 
     option: how the caller is told to say where base is.
     """
     folder: EmrArtefact | ExpertsFolder
-    if (path / emr.RECORD).is_file():
+    if holds(path, emr.RECORD):
         folder = EmrArtefact(path)
-        source = open_checkpoint(base or folder.record.base.source, "base")
+        source = open_checkpoint(base or _recorded_base(folder, option), "base")
         own = {task: folder.own_tensors(task) for task in folder.tasks}
         folder.check_base(source, option, {name for tensors in own.values() for name in tensors})
         merged = set(folder.unified)
-    elif (path / experts.RECORD).is_file():
+    elif holds(path, experts.RECORD):
         folder = ExpertsFolder(path)
         source = folder.backbone
         own = {task: folder.own_tensors(task) for task in folder.tasks}

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from ..errors import InputError
 from .checkpoint import Checkpoint
 from .safetensors import TensorInfo, read_header
-from .tasks import PlainName, TaskFolder, TasksRecord, read_record
+from .tasks import Number, PlainName, TaskFolder, TasksRecord, read_record
 
 RECORD = "emr.json"
 
@@ -24,8 +24,8 @@ RECORD = "emr.json"
 class TensorSums(BaseModel):
     """Per task: Σ|τ_k| and Σ mask_k·|unified|, from which the rescalers come."""
 
-    magnitude: list[float]
-    kept: list[float]
+    magnitude: list[Number]
+    kept: list[Number]
 
 
 class EmrRecord(TasksRecord):
@@ -33,7 +33,7 @@ class EmrRecord(TasksRecord):
 
     format: Literal["fastmerge.emr"] = "fastmerge.emr"
     version: Literal[1] = 1
-    rescalers: list[float]
+    rescalers: list[Number]
     unified: list[PlainName]
     masks: list[PlainName]
     tensors: dict[str, TensorSums]

@@ -7,9 +7,31 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
+from ..errors import InputError
+
 SUFFIXES = {".json", ".txt", ".model", ".jinja", ".tiktoken", ".bpe", ".vocab", ".py"}
-RECORDS = {"emr.json", "experts.json", "router.json", "fastmerge.json"}  # of another merge
+RECORDS = {  # of another merge
+    "ada_merging.json",
+    "emr.json",
+    "experts.json",
+    "extraction.json",
+    "fastmerge.json",
+    "fisher.json",
+    "frank_wolfe.json",
+    "regmean.json",
+    "router.json",
+}
 SIZE_LIMIT = 100_000_000  # bytes
+
+
+def holds(folder: Path, name: str) -> bool:
+    """Whether a folder has such a file; InputError where that cannot be seen."""
+    try:
+        return (folder / name).is_file()
+    except OSError as error:  # no permission, or a name longer than the file system takes
+        raise InputError(
+            f"{folder}: cannot be looked at: {error.strerror}; mend that, or give another folder"
+        ) from None
 
 
 def copy_side_files(source: Path, folder: Path, leave_out: Collection[str] = ()) -> None:
@@ -26,12 +48,22 @@ def copy_side_files(source: Path, folder: Path, leave_out: Collection[str] = ())
 def write_json(file: Path, content: Any) -> None:
     """Write JSON the same to the byte every time."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(to_json(content), encoding="utf-8")
+    file.write_bytes(encoded(to_json(content)))
 
 
 def to_json(content: Any) -> str:
     """JSON the same to the byte every time."""
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def encoded(text: str) -> bytes:
+    """Text as UTF-8. What it has no bytes for, such as those of a path in another encoding, is escaped as JSON does."""
+    return text.encode(errors="backslashreplace")
+
+
+def printable(text: str) -> str:
+    """Text as `encoded` writes it."""
+    return encoded(text).decode()
 
 
 def set_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:

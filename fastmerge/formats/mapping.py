@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
 import numpy as np
 
-from ..errors import MergeError, ResumableError
+from ..errors import InputError, MergeError, ResumableError
 from .safetensors import Header, TensorInfo
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ POPULATE_READ, DONTNEED = 22, 4  # madvise(2) on Linux
 AHEAD = 4  # chunks
 LITTLE = 4 << 20  # bytes
 STEP = 64 << 20  # bytes of a file at a time, while nobody says which are needed first
+DESCRIPTORS = 4  # that a file may take: its map's, one to read it without, and both again in another pass
+OTHERS = 256  # descriptors that everything else may take
 
 Span = tuple[Path, int, int]  # bytes of a file
 Chunk = tuple[Sequence[Span], bool]  # and whether its pages are of no more use once it is behind
@@ -51,9 +53,14 @@ class Inputs:
         if sys.platform == "linux":
             self._madvise = ctypes.CDLL(None, use_errno=True).madvise  # releases the GIL, which mmap.madvise does not
             self._madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+        _let_open(DESCRIPTORS * len(self._headers) + OTHERS)
         for file in self._headers:
-            with file.open("rb") as stream:
-                self._maps[file] = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+            try:
+                with file.open("rb") as stream:
+                    self._maps[file] = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+            except OSError as error:
+                self._maps.clear()
+                raise InputError(f"{file}: {self._unopened(error)}") from None
             self._addresses[file] = np.frombuffer(self._maps[file], np.uint8).ctypes.data
             self._present[file] = np.zeros(-(-len(self._maps[file]) // mmap.PAGESIZE), np.bool_)
         self.check_unchanged()
@@ -105,8 +112,17 @@ class Inputs:
         """Of an open file, as long as these inputs live."""
         with self._opening:
             if file not in self._streams:
-                self._streams[file] = file.open("rb", buffering=0)
+                try:
+                    self._streams[file] = file.open("rb", buffering=0)
+                except OSError as error:
+                    raise ResumableError(f"{file}: {self._unopened(error)}, and go on with --resume") from None
         return self._streams[file].fileno()
+
+    def _unopened(self, error: OSError) -> str:
+        """Why a file could not be opened, and what to do."""
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            return f"cannot be opened beside {len(self._headers) - 1} others: allow more open files (ulimit -n)"
+        return f"cannot be opened: {error.strerror}; mend that"
 
     @property
     def files(self) -> dict[Path, int]:
@@ -151,6 +167,18 @@ class Inputs:
             f"{file}: bytes {start} to {stop} cannot be read{reason}; mend the disk or its network, "
             "and go on with --resume"
         )
+
+
+def _let_open(count: int) -> None:
+    """Let this process have so many files open, or as many as the system lets it."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < count:
+        with suppress(OSError, ValueError):  # more than the system has, where it says that there is no limit
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _tensor(memory: mmap.mmap, dtype: torch.dtype, count: int = -1, offset: int = 0) -> Tensor:

@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from ..errors import InputError
 from .checkpoint import read_json
+from .folder import holds
+from .tasks import Number
 
 RECORD = "fastmerge.json"
 
@@ -30,7 +32,7 @@ class FileRecord(BaseModel):
 
 
 class CheckpointRecord(BaseModel):
-    """An input, as the user called it, and its files."""
+    """An input, where it was (a path in full, or the Hub's name with its commit), and its files."""
 
     source: str
     files: list[FileRecord]
@@ -65,7 +67,7 @@ class MergeRecord(BaseModel):
     dtype: str | None = None
     base: CheckpointRecord | None = None
     models: dict[str, CheckpointRecord] = Field(min_length=1)
-    results: dict[str, list[float]] = {}
+    results: dict[str, list[Number]] = {}
     files: list[FileRecord]
 
     @property
@@ -82,7 +84,7 @@ class MergeRecord(BaseModel):
 def read_record(folder: Path) -> MergeRecord:
     """The record of a folder, or an InputError."""
     file = folder / RECORD
-    if not file.is_file():
+    if not holds(folder, RECORD):
         raise InputError(f"{folder}: was not made by fastmerge merge, it has no {RECORD}")
     try:
         return MergeRecord.model_validate(read_json(file))

@@ -47,10 +47,28 @@ def parse_spec(text: str | Path, folder: Path | None = None) -> ModelSpec:
     return ModelSpec(model, adapter)
 
 
+def local_path(text: str | Path) -> Path:
+    """A place on this disk, with its "~" expanded. Raises InputError where that cannot be."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:  # ~name of nobody
+        raise InputError(f"{text}: {error}; give the folder in full") from None
+
+
 def hub_id(place: str) -> tuple[str, str | None] | None:
     """The id and the revision ("org/name@revision") of a place that could be the Hub's; None for others."""
     match = HUB_ID.fullmatch(place)
     return None if match is None else (match[1], match[2])
+
+
+def recorded(source: str, label: str) -> str:
+    """A place as records have it; those of the Hub have a commit, so that others are not looked for there."""
+    spec = parse_spec(source)
+    for place in (spec.model, *([] if spec.adapter is None else [spec.adapter])):
+        found = hub_id(place)
+        if found is not None and found[1] is None and not _exists(place):
+            raise InputError(f"{label}: {place} does not exist here")
+    return source
 
 
 def _exists(place: str, folder: Path | None = None) -> bool:

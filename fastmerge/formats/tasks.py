@@ -5,11 +5,20 @@ tasks/NAME/    a task's own tensors (model.safetensors), such as its classificat
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    PlainSerializer,
+    ValidationError,
+    field_validator,
+)
 
 from ..errors import InputError, nearest
 from .checkpoint import Checkpoint, read_json, same_files
@@ -22,6 +31,16 @@ def _plain(name: str) -> str:
     return name
 
 
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+# JSON has no word for NaN; null is read as NaN again.
+Number = Annotated[
+    float,
+    BeforeValidator(lambda value: math.nan if value is None else value),
+    PlainSerializer(_finite, return_type=float | None),
+]
 PlainName = Annotated[str, AfterValidator(_plain)]  # of a file or folder, with no way out of the one it is in
 
 

@@ -17,6 +17,7 @@ from ..engine.reading import whole
 from ..engine.stream import Source, Target, Work, stream
 from ..errors import InputError, MergeError, attempt
 from ..formats.checkpoint import Checkpoint
+from ..formats.folder import printable
 from ..formats.layout import plan_layout
 from ..formats.mapping import Inputs
 from ..formats.models import open_model
@@ -91,7 +92,7 @@ class Candidates:
             if opened.adapter is not None:
                 raise InputError(f"{name}: {opened.path} is an adapter; write MODEL+ADAPTER")
             found = find(name, opened.tensors, self.slots, others)
-            identity = {"source": str(member), "files": opened.identity()}
+            identity = {"source": printable(opened.place), "files": opened.identity()}
             self.checkpoints[name] = opened
             self._take(name, found, identity, opened.headers, first)
 

@@ -20,9 +20,9 @@ from ..engine.state_dicts import CODES
 from ..engine.stream import Target, Work
 from ..errors import InputError
 from ..formats import record as merges
-from ..formats.folder import copy_side_files, model_card, set_dtype, write_json
+from ..formats.folder import copy_side_files, encoded, model_card, set_dtype, write_json
 from ..formats.layout import Layout, plan_layout
-from ..recipe.destination import output_problems
+from ..recipe.destination import output_folder, output_problems
 from ..recipe.plan import DTYPE_NAMES
 from .candidates import Candidates, check_combined
 from .record import RunRecord
@@ -34,12 +34,12 @@ def publish(
     record: RunRecord, candidates: Candidates, make: Making, own: Mapping[str, Tensor], out: Path, *, overwrite: bool
 ) -> Report:
     """Write what `make` makes of every slot and, as they are, `own` tensors to the folder `out`."""
-    begin = time.perf_counter()
+    begin, out = time.perf_counter(), output_folder(out)
     names = {slot: candidates.stored_name(slot) for slot in candidates.slots}
     kinds = [(names[slot], one.dtype, one.shape) for slot, one in candidates.slots.items()]
     kinds += [(name, CODES[tensor.dtype], tuple(tensor.shape)) for name, tensor in own.items()]
     layout = plan_layout(kinds)
-    inputs = [checkpoint.path for checkpoint in candidates.checkpoints.values()]
+    inputs = [path for checkpoint in candidates.checkpoints.values() for path in checkpoint.places]
     problems = output_problems(out, layout.total_bytes, inputs, overwrite=overwrite)
     if problems:
         raise InputError(problems)
@@ -110,7 +110,7 @@ def _write_side_files(record: RunRecord, candidates: Candidates, layout: Layout,
         write_json(folder / merges.RECORD, recipe)
     lines = [f"Merged from {len(record.pool)} models by {record.title} ({record.reference})."]
     lines += [f"\nSteps, choices and coefficients: `{record.file}`."]
-    (folder / "README.md").write_text(model_card(title, lines, recipe), encoding="utf-8")
+    (folder / "README.md").write_bytes(encoded(model_card(title, lines, recipe)))
 
 
 def _merge_record(record: RunRecord, layout: Layout) -> merges.MergeRecord | None:

@@ -60,7 +60,7 @@ class Recipe(BaseModel):
     max_length: int = Field(512, ge=2, description="tokens after which a text is cut off")
     device: str = "auto"
 
-    _folder: Path = PrivateAttr(Path())
+    _file: Path | None = PrivateAttr(None)
 
     def __init__(self, /, **content: Any) -> None:
         try:
@@ -76,12 +76,19 @@ class Recipe(BaseModel):
         recipe = attempt(problems, lambda: cls(**content))
         if recipe is None:
             raise InputError(f"{file}: {problem}" for problem in problems)
-        recipe._folder = file.parent
+        recipe._file = file
         return recipe
+
+    @property
+    def own_files(self) -> list[Path]:
+        """The recipe's own file, if it has one, and the files of its texts."""
+        texts = [Path(self.located(entry.path)) for entry in self.data.values()]
+        return [*([] if self._file is None else [self._file]), *texts]
 
     def located(self, path: str) -> str:
         """A path relative to the recipe's file; a Hub name stays what it is."""
-        spec = str(parse_spec(path, self._folder).relative_to(self._folder))
+        folder = Path() if self._file is None else self._file.parent
+        spec = str(parse_spec(path, folder).relative_to(folder))
         return str(Path(spec).expanduser()) if spec.startswith("~") else spec
 
 

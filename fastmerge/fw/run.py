@@ -9,8 +9,8 @@ from typing import Any
 
 from ..engine.report import Report
 from ..errors import InputError, attempt
-from ..formats.checkpoint import Checkpoint, open_checkpoint
-from ..recipe.destination import output_problems
+from ..formats.checkpoint import Checkpoint, open_checkpoint, places
+from ..recipe.destination import output_folder, output_problems
 from ..runtime.huggingface import from_folder
 from ..runtime.texts import find_device, tokenizer_of
 from . import objectives
@@ -24,7 +24,7 @@ from .texts import Sample, batches, read_samples
 
 def checkpoint_of(out: Path) -> Path:
     """Where a run that is to become the folder `out` keeps what it needs to go on."""
-    out = out.resolve()
+    out = out.expanduser().resolve()
     return out.with_name(f".{out.name}.frank_wolfe.json")
 
 
@@ -42,7 +42,7 @@ def run(
     A run that was stopped is gone on with by `resume`.
     """
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.read(recipe)
-    out, problems = Path(out), list[str]()
+    out, problems = output_folder(out), list[str]()
     settings = attempt(problems, lambda: _settings(recipe.parameters))
     opened = attempt(problems, lambda: open_checkpoint(recipe.located(recipe.model), "model"))
     samples = {}
@@ -103,7 +103,8 @@ def _labels(config: Mapping[str, Any]) -> dict[str, int]:
 def _output_problems(recipe: Recipe, opened: Checkpoint | None, out: Path, overwrite: bool) -> list[str]:
     inputs = [Path(recipe.located(path)) for path in (recipe.model, *recipe.pool.values())]
     total = sum(header.size for header in opened.headers) if opened else 0
-    return output_problems(out, total, [path for path in inputs if path.exists()], overwrite=overwrite)
+    kept = [place for path in inputs if path.exists() for place in places(path)]
+    return output_problems(out, total, [*kept, *recipe.own_files], overwrite=overwrite)
 
 
 def _loss(name: str) -> LossFn:

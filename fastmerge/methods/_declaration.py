@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from ..ops import Cut, Expert, LowRank
 
+FLOAT32 = 3.4e38  # the largest number of the type that most tensors are merged in, nearly
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Written = Literal["merged", "unified", "masks"]
 ExpertSize = int | tuple[int, int, int]  # elements of a sparse expert; or rows, rank and columns of a product
@@ -139,10 +140,13 @@ class Remarks:
 PerModel = float | tuple[float, ...] | dict[str, float]
 
 
-def per_model(low: float = -math.inf, high: float = math.inf, words: Sequence[str] = ()) -> Any:
+def per_model(
+    low: float = -math.inf, high: float = math.inf, words: Sequence[str] = (), *, optional: bool = False
+) -> Any:
     """The type of a parameter that may differ by model: a number for all, one a model in order, or by name.
 
-    One of `words` may stand for all of them. Also accepts the command line's "0.5", "0.3,0.7" and "math=0.3,code=0.7".
+    One of `words` may stand for all of them, and None where it is `optional`. Also accepts the command line's "0.5",
+    "0.3,0.7" and "math=0.3,code=0.7".
     """
 
     def number(value: Any) -> float:
@@ -168,7 +172,7 @@ def per_model(low: float = -math.inf, high: float = math.inf, words: Sequence[st
             return {str(name): number(own) for name, own in value.items()}
         if isinstance(value, (list, tuple)):
             return tuple(number(own) for own in value)
-        return None if value is None else number(value)
+        return None if value is None and optional else number(value)
 
     one = {"type": "number"} | ({"minimum": low, "maximum": high} if math.isfinite(high) else {})
     forms: list[dict[str, Any]] = [{"enum": list(words)}] if words else []
@@ -242,7 +246,9 @@ class WeightedMethod(Method):
     per_tensor = frozenset({"weights"})
     by_model: ClassVar[tuple[str, ...]] = ("weights",)
 
-    weights: per_model() = Field(None, description="one number a model, in order or by name; all ones by default")  # type: ignore[valid-type]
+    weights: per_model(optional=True) = Field(  # type: ignore[valid-type]
+        None, description="one number a model, in order or by name; all ones by default"
+    )
 
     def weights_of(self, models: Sequence[str]) -> list[float]:
         """The weights in the order of the models."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, PlainValidator, WithJsonSchema
 
 from . import _quantiles
-from ._declaration import Block, Pass, Statistics, Subject, exact
+from ._declaration import FLOAT32, Block, Pass, Statistics, Subject, exact
 from ._fourier import FourierMethod, Prepared, absolute_sums, single
 from ._rows import largest_of_rows
 
@@ -31,8 +31,8 @@ def _rescale(value: Any) -> str | float:
         number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
         number = math.nan
-    if not math.isfinite(number):
-        raise ValueError("expected 'released', 'paper', or a number")
+    if not abs(number) <= FLOAT32:
+        raise ValueError("expected 'released', 'paper', or a number that float32 can hold")
     return number
 
 

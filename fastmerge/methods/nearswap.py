@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from . import _select
-from ._declaration import Block, Method, Pass, Statistics
+from ._declaration import FLOAT32, Block, Method, Pass, Statistics
 
 
 class NearSwap(Method):
@@ -22,7 +22,7 @@ class NearSwap(Method):
     counts = (1, 1)
     per_tensor = frozenset({"t"})
 
-    t: float = Field(1e-4, ge=0, allow_inf_nan=False, description="how far a weight may move")
+    t: float = Field(1e-4, ge=0, le=FLOAT32, description="how far a weight may move")
 
     def passes(self, models: Sequence[str], wide: bool = False) -> tuple[Pass, ...]:
         return (Pass(self.merge, writes=("merged",), held=4 * _select.SLAB * (8 if wide else 4)),)

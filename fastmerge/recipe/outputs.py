@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from ..formats.checkpoint import Checkpoint
 from ..formats.experts import expert_layout
 from ..formats.layout import SHARD_LIMIT, Layout, plan_layout
-from ..formats.safetensors import DTYPES
+from ..formats.safetensors import DTYPES, FLOATS
 from ..methods._declaration import ExpertSize, Method, Pass, Statistics, Written
 from .parameters import Parameters
 from .preflight import Alignment, TensorPlan
@@ -56,7 +56,7 @@ def plan_output(
     layouts: dict[Written, Layout] = {}
     heads: dict[str, Layout] = {}
     if "merged" in written:
-        entries = {t.name: (t.name, t.dtype, t.shape) for t in alignment.base_specific}
+        entries = {t.name: (t.name, own_dtype(t.dtype, dtype), t.shape) for t in alignment.base_specific}
         for tensor in alignment.tensors:
             stored = tensor.dtype if tensor.copy else dtype or tensor.dtype
             entries |= {name: (name, stored, tensor.shape) for name in (tensor.name, *tensor.aliases)}
@@ -99,6 +99,11 @@ def plan_experts(
             stored = dtype or delta_dtype(tensor.dtype)
             entries.setdefault(name, []).append((tensor.name, tensor.numel, size, stored))
     return {name: expert_layout(name, own, output.folder) for name, own in entries.items()}
+
+
+def own_dtype(stored: str, dtype: str | None) -> str:
+    """What a tensor of base's own is written in, where the result has a dtype."""
+    return dtype if dtype and stored in FLOATS else stored
 
 
 def delta_dtype(dtype: str) -> str:

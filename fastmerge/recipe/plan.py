@@ -13,13 +13,13 @@ from .. import gpus
 from ..errors import InputError, attempt, nearest
 from ..formats.checkpoint import Checkpoint
 from ..formats.expanded import stored_bytes
-from ..formats.folder import set_dtype, to_json
+from ..formats.folder import encoded, set_dtype, to_json
 from ..formats.hub import Missing
 from ..formats.layout import FilePlan
 from ..formats.models import Location, open_models
-from ..formats.safetensors import Header, TensorInfo
+from ..formats.safetensors import LISTED, Header, TensorInfo
 from ..methods._declaration import Method, Pass, Statistics
-from .destination import output_problems
+from .destination import output_folder, output_problems
 from .memory import portions_of
 from .outputs import Output, delta_dtype, passes_on, plan_experts, plan_output
 from .parameters import Override, Parameters, declare
@@ -270,6 +270,7 @@ def plan(
         plan_output(name, parameters, alignment, lead or complete[0], names, code)
         for name, parameters in declared.items()
     )
+    notes += _left_out(planned, alignment)
     problems += _reading_problems(planned, names, alignment)
     problems += _vocabulary_problems(planned, alignment, lead)
     if lead is not None and not lead.path.exists() and any("unified" in output.layouts for output in planned):
@@ -278,10 +279,10 @@ def plan(
             "(fastmerge merge linear --model NAME=MODEL+ADAPTER)"
         )
     chunk, lanes = (0, 0) if problems else portions_of(planned, alignment, names, budget, problems)
-    destination = None if out is None else Path(out).expanduser()
+    destination = None if out is None else attempt(problems, partial(output_folder, out))
     if destination is not None:
         total = sum(layout.total_bytes for output in planned for layout in output.all_layouts)
-        given = [path for c in (lead, *complete) if c for path in c.folders]
+        given = [path for c in (lead, *complete) if c for path in c.places]
         problems += output_problems(destination, total, given, overwrite=overwrite, resume=resume)
     if problems:
         raise InputError(problems)
@@ -312,7 +313,7 @@ def plan(
 
 def parse_bytes(text: str | int) -> int:
     """ "8GiB", "500MB" or a number as bytes."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(text))
+    match = re.fullmatch(r"\s*(\d{1,30}(?:\.\d{1,30})?)\s*([A-Za-z]*)\s*", str(text))
     if not match or match[2].upper() not in UNITS:
         raise InputError(f"memory {text!r}: expected a size such as 8GiB or 500MB")
     return int(float(match[1]) * UNITS[match[2].upper()])
@@ -350,6 +351,16 @@ def _told_apart(wrong: Mapping[str, Sequence[str]]) -> list[str]:
     )
 
 
+def _left_out(outputs: Sequence[Output], alignment: Alignment) -> list[str]:
+    """A note of single tasks' tensors where outputs keep no tasks apart, and base has none in their place."""
+    kept = {info.name for info in alignment.base_specific}
+    lost = [f"{k}'s {t.name}" for k, own in alignment.task_specific.items() for t in own if t.name not in kept]
+    if not lost or any(output.heads for output in outputs):
+        return []
+    more = f", … and {len(lost) - LISTED} more" if len(lost) > LISTED else ""
+    return [f"{len(lost)} task-specific tensors are left out ({', '.join(lost[:LISTED])}{more})"]
+
+
 def _vocabulary_problems(outputs: Sequence[Output], alignment: Alignment, base: Checkpoint | None) -> list[str]:
     """What is stored against base cannot have rows that base lacks."""
     found = alignment.vocabulary
@@ -369,7 +380,7 @@ def _beside(alignment: Alignment, lead: Checkpoint, dtype: str | None) -> dict[s
     if found is None or found.rows == rows_of(lead):
         return {}
     config = set_rows(lead.config, found.rows)
-    content = to_json(set_dtype(config, dtype) if dtype else config).encode()
+    content = encoded(to_json(set_dtype(config, dtype) if dtype else config))
     return files_beside(found, lead) | ({"config.json": content} if config else {})
 
 

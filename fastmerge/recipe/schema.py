@@ -17,11 +17,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
 
-from ..errors import InputError, nearest
+from ..errors import InputError, attempt, nearest
 from ..formats.spec import parse_spec
 from ..methods import build, get, problem
 from ..methods._declaration import Method
 from ..methods._faults import Fault, faults
+from .destination import output_folder, overwritten
 from .layers import at_depth
 from .parameters import (
     Override,
@@ -121,7 +122,7 @@ class Recipe(BaseModel):
     memory: str | int = Field("1GiB", description="bound of the buffers")
     seed: int | None = Field(None, description="of methods that draw at random; short for their parameter")
 
-    _folder: Path | None = PrivateAttr(None)
+    _file: Path | None = PrivateAttr(None)
 
     def __init__(self, /, **content: Any) -> None:
         if "merge_method" in content:
@@ -151,7 +152,7 @@ class Recipe(BaseModel):
             recipe = cls(**content)
         except InputError as error:
             raise InputError(f"{file}: {problem}" for problem in error.problems) from None
-        recipe._folder = file.parent
+        recipe._file = file
         return recipe
 
     def plan(
@@ -166,10 +167,12 @@ class Recipe(BaseModel):
         hashes: bool = False,
     ) -> MergePlan:
         """Check the recipe against the checkpoints, and lay out the result. dtype and memory go before the recipe's."""
-        try:
-            return self._planned(out, dtype or self.dtype, memory or self.memory, device, overwrite, resume, hashes)
-        except InputError as error:
-            raise InputError(map(_in_our_words, error.problems)) from None
+        problems = [] if out is None else own_problems(self._file, out)
+        options = dtype or self.dtype, memory or self.memory, device, overwrite, resume, hashes
+        planned = attempt(problems, lambda: self._planned(out, *options))
+        if problems or planned is None:
+            raise InputError(map(_in_our_words, problems))
+        return planned
 
     def _planned(
         self,
@@ -216,9 +219,15 @@ class Recipe(BaseModel):
 
     def _path(self, path: str) -> str:
         """A path relative to the recipe's file; a Hub name stays what it is."""
-        if self._folder is None:
+        if self._file is None:
             return path
-        return str(parse_spec(path, self._folder).relative_to(self._folder))
+        folder = self._file.parent
+        return str(parse_spec(path, folder).relative_to(folder))
+
+
+def own_problems(file: Path | None, out: str | Path) -> list[str]:
+    """Whether the folder `out` would take the recipe itself with it."""
+    return [] if file is None else overwritten(output_folder(out), [file])
 
 
 def _by_field(declared: type[Method], model: str, own: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

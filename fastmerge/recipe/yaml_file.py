@@ -1,7 +1,8 @@
-"""Reading recipes from YAML 1.2 (JSON is part of it) as plain data: no tags, no anchors, no key twice."""
+"""Reading recipes from YAML 1.2 or JSON as plain data: no tags, no anchors, no key twice."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -28,11 +29,19 @@ def read_yaml(file: Path) -> dict[str, Any]:
     try:
         if file.stat().st_size > SIZE_LIMIT:
             raise InputError(f"{file}: larger than {SIZE_LIMIT:,} bytes, which no recipe is")
-        content = _data(yaml.compose(file.read_text(encoding="utf-8"), yaml.BaseLoader), set())
+        text = file.read_text(encoding="utf-8")
+        if file.suffix == ".json":  # not all of whose escapes YAML reads alike
+            content = json.loads(text, object_pairs_hook=_unique)
+        else:
+            content = _data(yaml.compose(text, yaml.BaseLoader), set())
     except OSError as error:
         raise InputError(f"{file}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise InputError(f"{file}: is no text in UTF-8, and no recipe") from None
+    except json.JSONDecodeError as error:
+        raise InputError(f"{file}: line {error.lineno}, column {error.colno}: {error.msg}") from None
+    except ValueError as error:  # an integer of thousands of digits
+        raise InputError(f"{file}: {error}") from None
     except RecursionError:
         raise InputError(f"{file}: is nested too deeply for a recipe") from None
     except yaml.MarkedYAMLError as error:
@@ -67,6 +76,15 @@ def _data(node: Any, seen: set[int]) -> Any:
         if key.value in content:  # keys are the text that stands there: a model may be called 1 or no
             raise _error(f"the key {key.value!r} is there twice", key)
         content[key.value] = _data(value, seen)
+    return content
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise yaml.YAMLError(f"the key {twice!r} is there twice")
     return content
 
 

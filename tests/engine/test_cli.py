@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -157,6 +158,7 @@ def test_bad_checkpoints(command: str, change: Change, root: Path) -> None:
         (["emr", "--model", "../x=again"], "model name '../x'"),
         (["emr", "--dtype", "bfloat"], "did you mean 'bfloat16'"),
         (["emr", "--memory", "lots"], "memory 'lots'"),
+        (["emr", "--memory", "9" * 400], "expected a size"),
         (["emr", "--memory", "10kB"], "needs at least"),
         (["emr", "--device", "cuda"], "device 'cuda'"),
         (["emr", "--rename", "c:x=y"], "there is no model 'c'"),
@@ -313,3 +315,34 @@ def test_the_program_itself(root: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert set(read(root / "out")) == set(state(0))
+
+
+def test_a_path_that_cannot_be_printed(root: Path) -> None:
+    """What is done is told all the same."""
+    out = root / os.fsdecode(b"out\xe9")
+    done = subprocess.run(
+        [Path(sys.executable).with_name("fastmerge"), "merge", "linear", *models(root), "--out", out],
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, b"Traceback" in done.stderr) == (0, False), done.stderr
+    assert b"wrote" in done.stdout
+    assert (out / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("architectures", [3, "LlamaForCausalLM", {}, [1, None], []])
+def test_strange_architectures(architectures: object, root: Path) -> None:
+    (root / "base" / "config.json").write_text(json.dumps({"architectures": architectures}))
+    code, out, error = run("info", root / "base", "--json")
+    assert code == 0, error
+    assert isinstance(json.loads(out)["architecture"], str)
+
+
+def test_tables_where_no_terminal_is(tmp_path: Path) -> None:
+    """A row is a line, however long, for what reads it."""
+    name = ".".join(["layers"] * 60)
+    tensors = {name: torch.ones(2, 2), "other": torch.ones(3)}
+    a, b = write(tmp_path / "a", tensors), write(tmp_path / "b", near(tensors, 1))
+    lines = run("diff", a, b)[1].splitlines()
+    assert len(lines) == 4
+    assert any(line.startswith(name) for line in lines)

@@ -108,3 +108,8 @@ def test_what_does_not_fit(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         fm.diff(tmp_path / "absent", tmp_path / "neither")
     assert len(caught.value.problems) == 2
+
+
+def test_a_renaming_of_nobody(folders: tuple[Path, Path, Path]) -> None:
+    with pytest.raises(InputError, match="--rename foo: there is no model 'foo'"):
+        fm.diff(*folders[:2], rename={"foo": [("x", "y")]})

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from adapters import lora, write_adapter
 from folders import content, near, read, state, write
+from safetensors import SafetensorError
 from typer.testing import CliRunner
 
 import fastmerge as fm
 from fastmerge.cli import app
+from fastmerge.engine import extract as module
 from fastmerge.engine.factor import factor
 from fastmerge.errors import InputError, MergeError
 
@@ -116,3 +121,56 @@ def test_on_the_command_line(tmp_path: Path) -> None:
     fm.merge("linear", None, {"one": f"{tmp_path / 'base'}+{tmp_path / 'lora'}"}, tmp_path / "one")
     one, two, merged = read(tmp_path / "one"), near(base, 1), read(tmp_path / "out")
     assert all(torch.allclose(merged[n], (one[n] + 0.5 * two[n]) / 1.5, atol=1e-6) for n in merged)
+
+
+def test_patterns_that_match_nothing(tmp_path: Path) -> None:
+    base = state(0, torch.float32, SHAPES)
+    write(tmp_path / "base", base)
+    write(tmp_path / "m", near(base, 1))
+    with pytest.raises(InputError, match=r"--tensors 'a\.weigth' matches no tensor; did you mean 'a\.weight'"):
+        fm.extract_lora(tmp_path / "base", tmp_path / "m", tmp_path / "out", tensors=["b.*", "a.weigth"])
+
+
+def test_factors_beyond_their_dtype(tmp_path: Path) -> None:
+    """An error that names the tensor, and no adapter of infinities."""
+    base = state(0, torch.float32, SHAPES)
+    write(tmp_path / "base", base)
+    write(tmp_path / "m", base | {"b.weight": base["b.weight"] * 1e12})
+    with pytest.raises(MergeError, match=r"'b\.weight': its factors leave the range of float16"):
+        fm.extract_lora(tmp_path / "base", tmp_path / "m", tmp_path / "out", dtype="float16")
+    fm.extract_lora(tmp_path / "base", tmp_path / "m", tmp_path / "out", dtype="bfloat16")
+
+
+def disk_full(*_: object) -> None:
+    raise SafetensorError("Error while serializing: No space left on device (os error 28)")
+
+
+def file_too_large(*_: object) -> None:
+    raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+
+
+def stopped(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("where", "what"),
+    [
+        ("save_file", disk_full),
+        *((where, what) for where in ("save_file", "write_json") for what in (file_too_large, stopped)),
+    ],
+    ids=lambda own: own if isinstance(own, str) else own.__name__,
+)
+def test_nothing_is_left_of_one_that_ends_early(
+    where: str, what: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is nothing to resume, and nobody is told to."""
+    base = state(0, torch.float32, SHAPES)
+    write(tmp_path / "base", base)
+    write(tmp_path / "m", near(base, 1))
+    monkeypatch.setattr(module, where, what)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(KeyboardInterrupt if what is stopped else MergeError) as caught:
+        fm.extract_lora(tmp_path / "base", tmp_path / "m", tmp_path / "out")
+    assert "--resume" not in str(caught.value)
+    assert sorted(tmp_path.iterdir()) == before

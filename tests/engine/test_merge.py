@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -126,6 +127,81 @@ def test_different_integers_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(MergeError, match=r"'ids'.*differs between base and m0"):
         fm.merge("emr", tmp_path / "base", models, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("count", [2, 15])
+@pytest.mark.parametrize("on_disk", [True, False])
+def test_all_different_integers_are_named(count: int, on_disk: bool, tmp_path: Path) -> None:
+    """The first ones, and how many more; and what can be done."""
+    base = state(0) | {f"ids.{i}": torch.arange(7) for i in range(count)} | {"same": torch.arange(3)}
+    models = {f"m{k}": base | {f"ids.{i}": torch.arange(7) + k + i % 2 for i in range(count)} for k in range(3)}
+    folders = {name: write(tmp_path / name, own) for name, own in {"base": base, **models}.items()}
+    origin = folders.pop("base")
+    with pytest.raises(MergeError) as caught:
+        fm.merge("linear", origin, folders, tmp_path / "out") if on_disk else fm.merge_state_dicts(
+            "linear", base, models
+        )
+    lines = str(caught.value).splitlines()
+    assert len(lines) == min(count, 11)
+    assert "'ids.0' (I64) differs between base and m1, m2;" in lines[0]
+    assert "'ids.1' (I64) differs between base and m0, m1, m2;" in lines[1]
+    assert all("--task-specific PATTERN" in line for line in lines[:10])
+    assert (lines[-1] == "… and 5 more like the last") == (count > 10)
+
+
+def test_task_specific_tensors_that_no_result_has(tmp_path: Path) -> None:
+    """Are told of, but not where base has its own, or the result each task's."""
+    base = state(0)
+    models = {
+        f"m{k}": write(tmp_path / f"m{k}", near(base, k + 1) | {"head.weight": torch.ones(k + 2, 8)}) for k in range(2)
+    }
+    write(tmp_path / "base", base)
+    write(tmp_path / "with", base | {"head.weight": torch.ones(1, 8)})
+    said = "2 task-specific tensors are left out (m0's head.weight, m1's head.weight)"
+    for method, origin, told in (
+        ("linear", None, True),
+        ("linear", "base", True),
+        ("linear", "with", False),
+        ("emr", "base", False),
+    ):
+        place = None if origin is None else tmp_path / origin
+        assert (said in fm.plan(method, place, models, task_specific=["head.*"]).notes) == told, (method, origin)
+
+
+@pytest.mark.parametrize("method", ["linear", "free", "twin"])
+@pytest.mark.parametrize("bad", [float("nan"), 3e38])
+def test_what_a_method_refuses_is_not_proposed(method: str, bad: float, tmp_path: Path) -> None:
+    """Not every method lets through what is not finite."""
+    base = state(0, torch.float32) | {"norm.weight": torch.full((8,), -bad)}
+    write(tmp_path / "base", base)
+    models = {"m": write(tmp_path / "m", base | {"norm.weight": torch.full((8,), bad)})}
+    with pytest.raises(MergeError, match=r"'norm\.weight'") as caught:
+        fm.merge(method, tmp_path / "base", models, tmp_path / "out", {"weights": 2} if method == "linear" else {})
+    assert ("nonfinite=allow" in str(caught.value)) == (method == "linear")
+
+
+@pytest.mark.parametrize("method", ["linear", "emr", "free"])
+def test_names_that_are_no_text(method: str, tmp_path: Path) -> None:
+    """Paths in another encoding and half of a surrogate pair: all that is written is UTF-8, and all JSON is read."""
+    root = tmp_path / os.fsdecode(b"caf\xe9")
+    try:
+        root.mkdir()
+    except OSError:
+        pytest.skip("this file system takes no such names")
+    base, models = family(root, 2)
+    for folder in (base, *models.values()):
+        (folder / "config.json").write_text('{"model_type": "test", "name": "\\ud800"}')
+    out = root / os.fsdecode(b"out\xe9")
+    fm.merge(method, base, models, out, dtype="float32")
+    if method == "linear":
+        fm.extract_lora(base, models["m0"], root / "lora", tensors=["layers.0.weight"])
+    else:
+        fm.task(out, "m0", root / "task", base=base)
+    for file in (path for path in root.rglob("*") if path.suffix in (".json", ".md")):
+        text = file.read_text(encoding="utf-8")
+        assert file.suffix == ".md" or json.loads(text)
+    assert not fm.verify(out, base=base, models=models).problems
+    assert json.loads((out / "config.json").read_text())["name"] == "\ud800"
 
 
 @pytest.mark.parametrize("method", ["linear", "task_arithmetic", "magmax", "emr"])
@@ -294,3 +370,42 @@ def test_memory_does_not_grow_with_models_or_size(method: str, tmp_path: Path) -
     if method != "fr":  # each of whose outputs holds transforms of its own
         measured["six outputs"] = peak(3, 8, 6)
     assert all(mib < 64 for mib in measured.values()), f"MiB beyond the files: {measured}"
+
+
+@pytest.mark.parametrize("value", [None, 3.5, [1.0], "x"], ids=str)
+@pytest.mark.parametrize("where", ["base", "m1"])
+def test_a_state_dict_of_something_else(value: object, where: str) -> None:
+    states: dict[str, dict[str, Any]] = {name: state(k) for k, name in enumerate(("base", "m0", "m1"))}
+    states[where]["norm.weight"] = value
+    base = states.pop("base")
+    with pytest.raises(
+        InputError, match=rf"{where}: 'norm\.weight' is of type {type(value).__name__}; expected a tensor"
+    ):
+        fm.merge_state_dicts("linear", base, states)
+
+
+def test_records_of_other_merges_are_not_copied(tmp_path: Path) -> None:
+    """A result whose base was made by any command has no record but its own."""
+    base, models = family(tmp_path, 1)
+    records = ["emr", "experts", "extraction", "frank_wolfe", "ada_merging", "fisher", "regmean", "router", "fastmerge"]
+    for name in records:
+        (base / f"{name}.json").write_text("{}")
+    (base / "tokenizer.json").write_text("{}")
+    fm.merge("linear", base, models, tmp_path / "out")
+    left = {path.name for path in (tmp_path / "out").glob("*.json")}
+    assert left == {"config.json", "tokenizer.json", "fastmerge.json"}
+
+
+def test_tensors_of_bases_own_have_the_dtype_too(tmp_path: Path) -> None:
+    """All of a result's weights do, as its configuration says; integers stay what they are, infinities are told."""
+    base = state(0, torch.float32) | {"head.weight": torch.randn(3, 8), "head.ids": torch.arange(5)}
+    write(tmp_path / "base", base)
+    models = {"m": write(tmp_path / "m", near(state(0, torch.float32), 1))}
+    fm.merge("linear", tmp_path / "base", models, tmp_path / "out", dtype="bfloat16", task_specific=["head.*"])
+    result = read(tmp_path / "out")
+    assert {t.dtype for t in result.values()} == {torch.bfloat16, torch.int64}
+    assert_same_bits(result["head.weight"], base["head.weight"].bfloat16(), "head")
+    assert not fm.verify(tmp_path / "out", samples=None).problems
+    write(tmp_path / "large", base | {"head.weight": torch.full((3, 8), 1e9)})
+    with pytest.raises(MergeError, match=r"'head\.weight': the result leaves the range"):
+        fm.merge("linear", tmp_path / "large", models, tmp_path / "x", dtype="float16", task_specific=["head.*"])

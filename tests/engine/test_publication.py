@@ -10,6 +10,7 @@ from stops import Stop, hidden, stop_after
 
 import fastmerge as fm
 from fastmerge.engine import publish
+from fastmerge.engine.merge import execute
 from fastmerge.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("journal_every_tensor")
@@ -104,3 +105,109 @@ def test_a_strange_folder_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="in the way"):
         fm.merge("linear", base, models, tmp_path / "out")
     assert (tmp_path / ".out.partial" / "thesis.tex").read_text() == "mine"
+
+
+def linked(folder: Path, into: Path) -> Path:
+    """A model whose files are links to those of another."""
+    folder.mkdir()
+    for file in into.iterdir():
+        (folder / file.name).symlink_to(file)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("what", "alone"),
+    [(what, None) for what in ("merge", "recipe", "extract", "task")]
+    + [("merge", "config.json"), ("task", "emr.json")],
+)
+def test_an_input_is_not_overwritten_through_links(what: str, alone: str | None, tmp_path: Path) -> None:
+    """A folder of links into the output is as much an input as the output itself, and so is each link."""
+    base, models = family(tmp_path, 2)
+    fm.merge("emr", base, models, tmp_path / "emr")
+    own = linked(tmp_path / "links", tmp_path / "emr" if what == "task" else models["m0"])
+    target = tmp_path / "emr" if what == "task" else models["m0"]
+    for file in own.iterdir():
+        if alone not in (None, file.name) and file.is_file():
+            data = file.read_bytes()
+            file.unlink()
+            file.write_bytes(data)
+    before = content(target)
+    (tmp_path / "r.yaml").write_text(f"method: linear\nmodels: {{a: {own}}}\n")
+    calls = {
+        "merge": lambda: fm.merge("linear", base, {"a": own}, target, overwrite=True),
+        "recipe": lambda: fm.run(tmp_path / "r.yaml", target, overwrite=True),
+        "extract": lambda: fm.extract_lora(base, own, target, overwrite=True),
+        "task": lambda: fm.task(own, "m0", target, overwrite=True),
+    }
+    with pytest.raises(InputError, match="would overwrite the input"):
+        calls[what]()
+    assert content(target) == before
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        "method: linear\nmodels: {{a: {m}}}\n",
+        "merge_method: linear\nmodels: [{{model: {m}, parameters: {{weight: 1}}}}]\n",
+    ],
+)
+def test_a_recipe_is_not_overwritten(recipe: str, tmp_path: Path) -> None:
+    _, models = family(tmp_path, 1)
+    (tmp_path / "out").mkdir()
+    file = tmp_path / "out" / "r.yaml"
+    file.write_text(recipe.format(m=models["m0"]))
+    with pytest.raises(InputError, match=r"would overwrite the input .*r\.yaml"):
+        fm.run(file, tmp_path / "out", overwrite=True)
+    assert file.exists()
+
+
+@pytest.mark.parametrize("out", [".", "x/../y", "y/.", "x/.."])
+def test_an_output_by_another_name(out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What "." and ".." mean is found once, whether the folders on the way exist or not."""
+    base, models = family(tmp_path, 2)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    where = (tmp_path / "here" / out).resolve()
+    fm.merge("linear", base, models, out, overwrite=True)
+    assert set(read(where)) == set(state(0))
+    assert hidden(where.parent) == []
+
+
+@pytest.mark.parametrize(
+    ("out", "said"),
+    [("a" * 256, "name too long"), ("a" * 250, "name too long"), ("a\0b", "NUL"), ("~nobody-at-all/x", "in full")],
+    ids=["too long", "too long when hidden", "NUL", "nobody's"],
+)
+def test_no_name_for_an_output(out: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, models = family(tmp_path, 2)
+    fm.merge("emr", base, models, tmp_path / "emr")
+    monkeypatch.chdir(tmp_path)
+    calls = (
+        lambda: fm.merge("linear", base, models, out),
+        lambda: fm.task(tmp_path / "emr", "m0", out),
+        lambda: fm.extract_lora(base, models["m0"], out),
+    )
+    for call in calls:
+        with pytest.raises(InputError, match=f"(?i){said}"):
+            call()
+
+
+@pytest.mark.parametrize(("mode", "said"), [(0o555, "cannot be written to"), (0o000, "(?i)permission denied")])
+def test_a_folder_that_is_closed(mode: int, said: str, as_nobody: Path) -> None:
+    """Found before any work, also where nothing below it can be seen."""
+    base, models = family(as_nobody, 2)
+    closed = as_nobody / "closed"
+    closed.mkdir()
+    closed.chmod(mode)
+    with pytest.raises(InputError, match=said):
+        fm.plan("linear", base, models, closed / "x" / "out")
+
+
+def test_the_loser_of_a_race_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The output appears after it was looked for, before the hidden folder is locked."""
+    base, models = family(tmp_path, 2)
+    prepared = fm.plan("linear", base, models, tmp_path / "out")
+    fm.merge("linear", base, models, tmp_path / "out")
+    with pytest.raises(InputError, match="exists already"):
+        execute(prepared)
+    assert hidden(tmp_path) == []

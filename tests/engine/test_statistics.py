@@ -214,3 +214,13 @@ def test_another_global_density_skips_a_pass(models: Models, tmp_path: Path) -> 
     second = fm.merge("ties", *models, tmp_path / "two", {"scope": "global", "density": 0.5})
     assert second.bytes_read * 4 == first.bytes_read * 3
     assert content(tmp_path / "two") == content(tmp_path / "elsewhere" / "two")
+
+
+def test_what_cannot_be_looked_at_does_not_matter(as_nobody: Path) -> None:
+    """A note, and the same result."""
+    models = family(as_nobody / "models")
+    fm.merge(Measured(), *models, as_nobody / "one")
+    (as_nobody / ".fastmerge").chmod(0o000)
+    report = fm.merge(Measured(), *models, as_nobody / "two")
+    assert any("gathered anew" in note for note in report.notes)
+    assert content(as_nobody / "two")["model.safetensors"] == content(as_nobody / "one")["model.safetensors"]

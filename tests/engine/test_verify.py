@@ -10,12 +10,16 @@ from typing import Any
 
 import pytest
 import torch
+from adapters import lora, write_adapter
 from folders import content, family, near, read, state, write
 
 import fastmerge as fm
+from fastmerge.doctor import describe
 from fastmerge.engine import remerge
 from fastmerge.errors import InputError, MergeError, VerifyError
+from fastmerge.formats import checkpoint, layout
 from fastmerge.formats.safetensors import read_header
+from fastmerge.recipe import outputs
 
 SHAPES = {
     "embed.weight": (300, 700),
@@ -293,3 +297,143 @@ def test_errors_are_merge_errors(tmp_path: Path) -> None:
     assert caught.value.exit_code == 1
     assert isinstance(caught.value, VerifyError)
     assert [bool(check.problems) for check in caught.value.verification.checks] == [False, False, True]
+
+
+def swapped_tasks(out: Path) -> str:
+    rewrite(out / "emr.json", lambda record: record["tasks"].reverse())
+    return r"emr\.json: its tasks are not those of the merge"
+
+
+def swapped_experts(out: Path) -> str:
+    def swap(record: dict[str, Any]) -> None:
+        one, other = record["experts"]["m0"], record["experts"]["m1"]
+        one["file"], other["file"] = other["file"], one["file"]
+
+    rewrite(out / "experts.json", swap)
+    return r"experts\.json: its experts are not those of the merge"
+
+
+def an_alias(out: Path) -> str:
+    rewrite(out / "experts.json", lambda record: record["aliases"].update({"norm.weight": ["layers.1.weight"]}))
+    return r"experts\.json: its aliases are not those of the merge"
+
+
+@pytest.mark.parametrize(("name", "change"), [("emr", swapped_tasks), ("free", swapped_experts), ("free", an_alias)])
+def test_which_task_is_whose(name: str, change: Callable[[Path], str], tmp_path: Path) -> None:
+    fm.merge(**job(name, tmp_path), out=tmp_path / "out")
+    said = change(tmp_path / "out")
+    with pytest.raises(VerifyError, match=said):
+        fm.verify(tmp_path / "out", samples=1)
+
+
+@pytest.mark.parametrize("change", ["gone", "other", "good"])
+@pytest.mark.parametrize("name", ["linear", "emr"])
+def test_an_index(name: str, change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shards are found by it: one that is missing, or says something else, is a difference."""
+    monkeypatch.setattr(outputs, "SHARD_LIMIT", 1000)
+    monkeypatch.setattr(layout.plan_layout, "__defaults__", ("model", 1000, None, ""))
+    fm.merge(**job(name, tmp_path), out=tmp_path / "out")
+    index = next((tmp_path / "out").glob("*.index.json"))
+    if change == "good":
+        assert not fm.verify(tmp_path / "out").problems
+        return
+    if change == "gone":
+        index.unlink()
+    else:
+        rewrite(index, lambda content: content["weight_map"].popitem())
+    with pytest.raises(VerifyError, match=index.name):
+        fm.verify(tmp_path / "out", samples=1)
+
+
+def test_memory(tmp_path: Path) -> None:
+    """As much as the merge was given, where that is not the default."""
+    fm.merge(**job("linear", tmp_path), out=tmp_path / "out")
+    with pytest.raises(InputError, match=r"needs at least .*; pass --memory"):
+        fm.verify(tmp_path / "out", memory="10kB")
+    assert not fm.verify(tmp_path / "out", memory="3GiB").problems
+
+
+def test_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where inputs lie is recorded in full, an adapter's model too: from elsewhere they are found again."""
+    base = state(0, torch.float32)
+    write(tmp_path / "a" / "base", base)
+    write(tmp_path / "a" / "m", near(base, 1))
+    write_adapter(tmp_path / "a" / "lora", lora({"layers.0": (33, 8)}, 4, 1))
+    monkeypatch.chdir(tmp_path / "a")
+    fm.merge("emr", "base", {"m": "m", "l": "base+lora"}, "emr")
+    (tmp_path / "b").mkdir()
+    monkeypatch.chdir(tmp_path / "b")
+    assert not fm.verify("../a/emr").problems
+    fm.task("../a/emr", "l", "task")
+    assert set(read(Path("task"))) == set(base)
+
+
+def test_a_record_of_relative_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As older releases wrote: what has no commit is no model of the Hub, and is not asked for there."""
+    base, models = family(tmp_path, 1)
+    fm.merge("emr", base, models, tmp_path / "out")
+    for name in ("fastmerge.json", "emr.json"):
+        rewrite(tmp_path / "out" / name, lambda record: record["base"].update(source="models/base"))
+    monkeypatch.setattr(checkpoint, "find", None)
+    with pytest.raises(InputError, match="base: models/base does not exist here; say where it is now by --base PATH"):
+        fm.verify(tmp_path / "out")
+    with pytest.raises(InputError, match="base: models/base does not exist here; say where it is now by --base"):
+        fm.task(tmp_path / "out", "m0", tmp_path / "task")
+
+
+def test_hashes_in_a_folder_that_is_closed(as_nobody: Path) -> None:
+    fm.merge(**job("linear", as_nobody), out=as_nobody / "out")
+    (as_nobody / "out").chmod(0o555)
+    with pytest.raises(MergeError, match="hashes cannot be recorded: Permission denied"):
+        fm.verify(as_nobody / "out", hashes=True)
+
+
+def test_a_card_that_is_no_text(tmp_path: Path) -> None:
+    fm.merge(**job("linear", tmp_path), out=tmp_path / "out")
+    (tmp_path / "out" / "README.md").write_bytes(b"\xff")
+    fm.verify(tmp_path / "out", hashes=True)
+    assert (tmp_path / "out" / "README.md").read_bytes() == b"\xff"
+
+
+@pytest.mark.parametrize("where", ["closed/out", "a" * 256])
+@pytest.mark.parametrize(
+    "look",
+    [
+        fm.verify,
+        describe,
+        lambda place: fm.task(place, "m0", "out"),
+        lambda place: fm.merge("linear", None, {"a": place}, "out"),
+    ],
+    ids=["verify", "info", "task", "merge"],
+)
+def test_where_nothing_can_be_seen(look: Callable[[str], Any], where: str, as_nobody: Path) -> None:
+    (as_nobody / "closed").mkdir(mode=0o000)
+    with pytest.raises(InputError, match=r"(?i)(permission denied|file name too long)"):
+        look(str(as_nobody / where))
+
+
+def test_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ "~" is a user's own folder for every command."""
+    base, models = family(tmp_path, 1)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    fm.merge("emr", base, models, "~/emr")
+    assert not fm.verify("~/emr").problems
+    assert describe("~/emr")["kind"] == "EMR artefact"
+    fm.task("~/emr", "m0", "~/task")
+    assert (tmp_path / "task" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_numbers_that_json_has_not(bad: float, tmp_path: Path) -> None:
+    """Are null in records, and NaN when they are read."""
+    base, models = family(tmp_path, 2)
+    tensors = read(base)
+    broken = read(models["m1"]) | {"norm.weight": tensors["norm.weight"] + torch.tensor(bad).bfloat16()}
+    shutil.rmtree(models["m1"])
+    write(models["m1"], broken)
+    fm.merge("emr", base, models, tmp_path / "out", {"nonfinite": "allow"})
+    for name in ("emr.json", "fastmerge.json"):
+        json.loads((tmp_path / "out" / name).read_text(), parse_constant=pytest.fail)
+    assert "null" in (tmp_path / "out" / "emr.json").read_text()
+    assert not fm.verify(tmp_path / "out", samples=None).problems
+    fm.task(tmp_path / "out", "m0", tmp_path / "task")

@@ -7,16 +7,17 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from fastmerge.errors import MergeError, ResumableError
+from fastmerge.errors import InputError, MergeError, ResumableError
 from fastmerge.formats import mapping
 from fastmerge.formats.mapping import Inputs, Little, ReadAhead, Span, head_start, populate_all
-from fastmerge.formats.safetensors import read_header
+from fastmerge.formats.safetensors import Header, read_header
 
 SIZES = 3 * 4096, 10 * 4096 + 17
 
@@ -134,3 +135,40 @@ def test_a_head_start_ends_when_it_is_told(inputs: Inputs) -> None:
     with head_start(inputs):
         pass
     assert "fastmerge-head-start" not in {thread.name for thread in threading.enumerate()}
+
+
+@pytest.fixture
+def few_descriptors() -> Iterator[None]:
+    """Eight more files may be open, until someone allows more."""
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    probe = os.dup(0)
+    os.close(probe)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (probe + 8, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def many(folder: Path) -> list[Header]:
+    for i in range(40):
+        save_file({f"x{i}": torch.arange(9)}, folder / f"{i}.safetensors")
+    return [read_header(folder / f"{i}.safetensors") for i in range(40)]
+
+
+@pytest.mark.usefixtures("few_descriptors")
+def test_as_many_files_as_the_system_lets_be_open(tmp_path: Path) -> None:
+    """Mapped and read without their maps."""
+    inputs = Inputs(many(tmp_path))
+    assert len({inputs.descriptor(file) for file in inputs.files}) == 40
+
+
+def test_more_files_than_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """One clear line, of maps and of reading without."""
+    headers = many(tmp_path)
+    inputs = Inputs(headers)
+    request.getfixturevalue("few_descriptors")
+    monkeypatch.setattr(mapping, "_let_open", lambda _: None)
+    with pytest.raises(InputError, match=r"\.safetensors: cannot be opened beside 39 others.*ulimit -n"):
+        Inputs(headers)
+    with pytest.raises(ResumableError, match=r"ulimit -n\).*--resume"):
+        [inputs.descriptor(file) for file in inputs.files]

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pydantic import Field, model_validator
 
 from fastmerge.errors import InputError
+from fastmerge.methods import get, names
 from fastmerge.methods._declaration import Finite, Method, of_models, per_model
 from fastmerge.recipe.layers import at_depth, depths
 from fastmerge.recipe.parameters import Parameters, declare
@@ -177,3 +178,25 @@ def test_the_record_says_what_was_said() -> None:
         "gamma": 0.0,
     }
     assert record["tensors"] == [{"match": ["*.mlp.*"], "parameters": {"scale": 0.5}}]
+
+
+GIVEN_UP = [
+    (name, own) for name in names() for own in get(name).by_model if get(name).model_fields[own].default is not None
+]
+
+
+@pytest.mark.parametrize(("method", "parameter"), GIVEN_UP)
+def test_nothing_is_no_number(method: str, parameter: str) -> None:
+    """Of a parameter by model too: none of its numbers is what it stands for."""
+    with pytest.raises(InputError, match=f"{parameter} is None; expected .*numbers"):
+        declare(method, {parameter: None}, {}, (), MODELS)
+    with pytest.raises(InputError, match=rf"tensors\[0\]\.{parameter} is None"):
+        declare(method, {}, {}, [("x", {parameter: None})], MODELS)
+
+
+@pytest.mark.parametrize(
+    ("method", "params"), [("free", {"rescale": 1e308}), ("free", {"rescale": "-1e39"}), ("nearswap", {"t": 1e308})]
+)
+def test_what_float32_cannot_hold(method: str, params: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"parameter (rescale|t) is"):
+        declare(method, params, {}, (), MODELS)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from fastmerge.errors import InputError
 from fastmerge.recipe.yaml_file import SIZE_LIMIT, read_yaml
 
-TEXTS = st.text(st.characters(codec="ascii", min_codepoint=32), max_size=8)
+TEXTS = st.text(max_size=8)
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(10**9), 10**9) | st.floats(allow_nan=False, allow_infinity=False) | TEXTS,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
@@ -98,3 +98,21 @@ def test_files_that_are_no_text(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "missing"):
         with pytest.raises(InputError, match="cannot be read"):
             read_yaml(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"a": 1,\n"a": 2}', "the key 'a' is there twice"),
+        ('{"a": 1,\n "b": }', "line 2, column 7: Expecting value"),
+        ("[]", "a recipe is a mapping"),
+        ('{"a": ' + "9" * 5000 + "}", "digits"),
+        ("[" * 100_000, "nested too deeply"),
+    ],
+    ids=["twice", "cut off", "list", "long", "deep"],
+)
+def test_json_that_is_no_recipe(text: str, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "recipe.json"
+    file.write_text(text)
+    with pytest.raises(InputError, match=rf"recipe\.json: .*{said}"):
+        read_yaml(file)

@@ -8,7 +8,7 @@ from typing import Any
 
 from ...errors import InputError
 from ...formats.checkpoint import Checkpoint
-from ...formats.folder import set_dtype, to_json
+from ...formats.folder import encoded, set_dtype, to_json
 from ..plan import DTYPE_NAMES, MergePlan
 from .config import MergekitConfig
 from .tokenizer import chat_template, files_of, home, read_tokenizer
@@ -39,7 +39,7 @@ def files_beside(
     opened: Mapping[str, Checkpoint],
 ) -> dict[str, bytes | None]:
     """Files by their names, which go before those of the lead; None are those that there must not be."""
-    files: dict[str, bytes | None] = {CONFIGURATION: text.encode()}
+    files: dict[str, bytes | None] = {CONFIGURATION: encoded(text)}
     files |= _tokenizer_files(config, words, plan, opened)
     said = plan.lead.config
     if said:
@@ -49,7 +49,7 @@ def files_beside(
         if plan.dtype is not None:
             made = set_dtype(made, next(name for name, code in DTYPE_NAMES.items() if code == plan.dtype))
         if made != said:
-            files["config.json"] = to_json(made).encode()
+            files["config.json"] = encoded(to_json(made))
     return files
 
 

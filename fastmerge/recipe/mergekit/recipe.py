@@ -18,6 +18,7 @@ from ...formats.spec import ModelSpec, parse_spec
 from ..destination import output_problems
 from ..plan import MergePlan, plan
 from ..preflight import align
+from ..schema import own_problems
 from .config import KEY, MergekitConfig
 from .dtypes import promoted
 from .folder import files_beside
@@ -46,9 +47,9 @@ class MergekitRecipe:
     Models are looked for from the working directory on, as mergekit does, then from the configuration's file on.
     """
 
-    def __init__(self, content: Mapping[str, Any], folder: Path | None = None, text: str | None = None) -> None:
+    def __init__(self, content: Mapping[str, Any], file: Path | None = None, text: str | None = None) -> None:
         self.content = dict(content)
-        self.folder = folder
+        self.file = file
         self.text = yaml.safe_dump(self.content, sort_keys=False) if text is None else text
         self.config = MergekitConfig(**self.content)
         problems: list[str] = []
@@ -64,7 +65,7 @@ class MergekitRecipe:
     def of(cls, content: Mapping[str, Any], file: Path) -> MergekitRecipe:
         """The configuration that was read from a file."""
         try:
-            return cls(content, file.parent, file.read_text(encoding="utf-8"))
+            return cls(content, file, file.read_text(encoding="utf-8"))
         except InputError as error:
             raise InputError(f"{file}: {problem}" for problem in error.problems) from None
 
@@ -84,6 +85,9 @@ class MergekitRecipe:
 
         dtype goes before the configuration's; `places` are where models are now, by the names of the record.
         """
+        problems = [] if out is None else own_problems(self.file, out)
+        if problems:
+            raise InputError(problems)
         opened = self._opened(places or {})
         try:
             woven = weave(self.config, self.method, opened)
@@ -134,7 +138,7 @@ class MergekitRecipe:
         """A model's place: from the working directory on, else from the configuration's file on."""
 
         def located(place: str) -> str:
-            beside = place if self.folder is None else str(self.folder / place)
+            beside = place if self.file is None else str(self.file.parent / place)
             return beside if Path(beside).exists() and not Path(place).expanduser().exists() else place
 
         spec = parse_spec(name)
@@ -154,8 +158,8 @@ class MergekitRecipe:
         read = {"base" if name == apart else self.labels[name]: own for name, own in opened.items() if name in used}
         checkpoints = tuple(replace(checkpoint, label=label) for label, checkpoint in read.items())
         if plan.out is not None:
-            folders = [folder for checkpoint in checkpoints for folder in checkpoint.folders]
-            problems = output_problems(plan.out, 0, folders, overwrite=plan.overwrite, resume=plan.resume)
+            places = [path for checkpoint in checkpoints for path in checkpoint.places]
+            problems = output_problems(plan.out, 0, places, overwrite=plan.overwrite, resume=plan.resume)
             if problems:
                 raise InputError(problems)
         return replace(plan, checkpoints=checkpoints, sources={c.label: c.place for c in checkpoints})

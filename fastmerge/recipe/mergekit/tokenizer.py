@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from ...errors import InputError
 from ...formats.checkpoint import Checkpoint, read_json
+from ...formats.folder import encoded, to_json
 
 Json = dict[str, Any]
 FAST, CONFIG, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
@@ -111,7 +111,7 @@ def files_of(tokenizer: Tokenizer, original: Tokenizer, template: str | None) ->
     if template is not None:
         config["chat_template"] = template
         if files[TEMPLATE] is not None:
-            files[TEMPLATE] = template.encode()
+            files[TEMPLATE] = encoded(template)
     if config:
         files[CONFIG] = _written(config)
     return files
@@ -137,4 +137,4 @@ def _read(file: Path) -> bytes | None:
 
 
 def _written(content: Json) -> bytes:
-    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+    return encoded(to_json(content))
