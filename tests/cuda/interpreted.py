@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -19,6 +20,8 @@ TESTS = Path(__file__).parents[1]
 sys.path[:0] = [str(TESTS), str(TESTS / "ops")]
 from batches import check_batches, check_scattering
 from fastmerge.kernels import cuda
+from fastmerge.kernels.cuda import launch
+from fastmerge.kernels.cuda.settings import settings, table
 from misfits import check_misfits
 from tensors import BF16, F16, F32, F64, make
 from test_conformance import DEVICES, compare
@@ -31,14 +34,18 @@ TINY = (0, 1, 7, 64)
 CASES: list[tuple[tuple[torch.dtype, ...], tuple[int, ...], tuple[int, ...]]] = [
     ((BF16,), (1, 2, 3, 4, 8, 9, 16), (1025,)),
     ((BF16,), (3,), (*TINY, 1024, 2053)),
-    ((F16,), (2, 9), (65, 1031)),
+    ((BF16,), (33, 64), (65,)),
+    ((F16,), (2, 4, 9), (65, 1031)),
     ((F32,), (1, 3, 8, 9), (7, 1025)),
-    ((F64,), (1, 5), (513,)),
+    ((F64,), (1, 2, 4, 5), (513,)),
     ((BF16, F32), (1, 5, 17), (1031,)),
     ((F16, BF16, F32), (3,), (65,)),
     ((F64, F16), (2, 5), (65, 515)),
 ]
 HEAVY = ("combine",)  # many forms in each case: fewer of them
+DTYPES = {2: BF16, 4: F32, 8: F64}  # by bytes
+Form = tuple[str, int, bool, int]  # of a launch: a key of the settings, and the number of models
+launched: set[Form] = set()
 
 
 class Kept:
@@ -46,6 +53,20 @@ class Kept:
 
     def restore(self) -> None:
         pass
+
+
+def watched() -> None:
+    """Keep what is launched over models of one dtype; those of several never loop."""
+    form = launch.form
+
+    def told(
+        op: str, tensors: Sequence[torch.dtype], models: Sequence[torch.dtype], aligned: bool, *others: bool
+    ) -> object:
+        if len(set(models)) == 1:
+            launched.add((op, max(dtype.itemsize for dtype in tensors), aligned, len(models)))
+        return form(op, tensors, models, aligned, *others)
+
+    launch.form = told
 
 
 def patched() -> None:
@@ -67,13 +88,34 @@ def check(op: str) -> int:
                 what = f"{'+'.join(map(str, dtypes))} K={k} n={n}"
                 compare(op, "cuda", inputs, dtypes[0] if n % 2 else dtypes[-1], what)
                 cases += 1
-    cases += check_batches(op, "cpu") + check_misfits(op, cuda, "cpu")
+    cases += check_limits(op) + check_batches(op, "cpu") + check_misfits(op, cuda, "cpu")
     return cases + (check_scattering("cpu", "cuda") if op == "scatter" else 0)
+
+
+def limits(op: str) -> set[Form]:
+    """About as many models as stay in registers: one fewer, as many, and one more, over which kernels loop."""
+    names = {key[0] for key, own in table().items() if key[0].partition(",")[0] == op and own.unrolled}
+    keys = {(name, widest, True) for name in names for widest in DTYPES} | {key for key in table() if key[0] in names}
+    about = {key: settings(key[1], key[0], key[2]).unrolled for key in keys}
+    return {(*key, k) for key, limit in about.items() for k in range(max(1, limit - 1), limit + 2)}
+
+
+def check_limits(op: str) -> int:
+    """Compare all that no other case has launched; of combine the sizes are some that are trimmed and dropped from."""
+    missing = {form[1:] for form in limits(op) - launched}
+    for widest, aligned, k in sorted(missing):
+        n = next(n for n in range(65, 130) if (7 * n + k) % 64 in range(9, 16))
+        count = k + 2 if op == "mask_against" else k + 1  # its first model is what it holds the others against
+        inputs = [make(n, DTYPES[widest], seed=97 * i + n, misaligned=not aligned) for i in range(count)]
+        compare(op, "cuda", inputs, DTYPES[widest], f"{DTYPES[widest]} K={k} n={n} {'' if aligned else 'not '}aligned")
+    assert limits(op) <= launched, f"not launched: {limits(op) - launched}"
+    return len(missing)
 
 
 def main(ops: list[str]) -> None:
     warnings.simplefilter("ignore")  # NumPy's, of infinities and NaN
     patched()
+    watched()
     dispatch.DEVICES["cuda"], DEVICES["cuda"] = ("cpu",), "cpu"
     for op in ops:
         begin = time.perf_counter()

@@ -17,8 +17,9 @@ import timing
 import torch
 from fastmerge.kernels.cuda import nvrtc
 from interpreted import patched
+from offsets import check_offsets
 
-from fastmerge import dispatch
+from fastmerge import dispatch, ops
 
 
 def once(call: Callable[[], object], *_: int) -> float:
@@ -37,6 +38,8 @@ def main(folder: Path) -> None:
     nvrtc.launch = on_cpu.launcher(Path(nvrtc.__file__).parent)
     dispatch.DEVICES["cuda"], dispatch.PREFERENCE["cpu"] = ("cpu",), ("cuda", "reference")
     timing.DEVICE, timing.milliseconds, timing.Copy = "cpu", once, Copy  # type: ignore[assignment, misc]
+    assert check_offsets(ops.BLOCK + 3, ops.BLOCK, "cpu") > 0
+
     import roofline
     import small
     import tune

@@ -10,6 +10,7 @@ from batches import check_batches
 from fastmerge.kernels import cuda
 from fastmerge.kernels.cuda import brackets
 from misfits import check_misfits
+from offsets import check_offsets
 from ops.test_conformance import compare
 from selections import HARD, ranks_of
 from tensors import BF16, F16, F32, F64, make
@@ -100,7 +101,7 @@ def test_a_result_is_the_same_each_time(op: str) -> None:
 
 @pytest.mark.slow
 def test_more_than_32_bits_of_elements() -> None:
-    """The last elements of 2^31 + 3 are elected like any other."""
+    """The last elements of 2^31 + 3 are elected and ranked like any other."""
     n = 2**31 + 3
     if torch.cuda.mem_get_info()[0] < 11 * n:
         pytest.skip("needs 24 GB of GPU memory")
@@ -109,3 +110,14 @@ def test_more_than_32_bits_of_elements() -> None:
     elected = ops.elect(base, models, backend="cuda")
     assert elected.unified[-5:].eq(1).all()
     assert elected.magnitude.tolist() == [n, n / 2]
+    del elected
+    assert ops.kth_magnitude(base, models, [[n - 2]] * 2, backend="cuda") == [[(1.0, n - 2)], [(0.5, n - 2)]]
+
+
+@pytest.mark.slow
+def test_more_than_32_bits_of_offsets() -> None:
+    """Where an element is decides whether it is kept, and what it is weighted with, beyond 2^31 as before."""
+    n = 2**31 + ops.BLOCK + 3
+    if torch.cuda.mem_get_info()[0] < 10 * n:
+        pytest.skip("needs 22 GB of GPU memory")
+    assert check_offsets(n, 2**31, "cuda") > 0

@@ -40,6 +40,7 @@ ROOMS = {
     "interrupts": 8,
     "late": 8,
     "errors": 8,
+    "weights": 8,
 }
 
 
