@@ -19,8 +19,6 @@ from .app import app as app
 def main() -> None:
     """Run the command line; exit codes: 0 done, 1 failed while running, 2 bad input, 130 and 143 stopped."""
     end_at_once()
-    if isinstance(
-        sys.stdout, io.TextIOWrapper
-    ):  # paths may have bytes that no encoding has, and encodings lack letters
+    if isinstance(sys.stdout, io.TextIOWrapper):  # paths may have bytes that are no text, and encodings lack letters
         sys.stdout.reconfigure(errors="backslashreplace")
     app()
