@@ -52,6 +52,30 @@ def check_batches(op: str, device: str) -> int:
     return len(forms)
 
 
+def modulations(device: str = "cpu") -> list[tuple[Tensor, Tensor, Tensor, float, Tensor]]:
+    """What switches an EMR artefact's tensors: of two dtypes, which are two launches."""
+    found = []
+    for i, (n, dtype) in enumerate([(5000, BF16), (70_000, BF16), (1, BF16), (3001, F32), (0, F32)]):
+        base, unified = (make(n, dtype, seed=i + j, special=False).to(device) for j in (0, 10))
+        mask = ops.pack_bits(unified > 0)
+        found.append((base, unified, mask, 0.5 + i, torch.empty_like(base)))
+    return found
+
+
+def check_modulation(device: str, backend: str | None = None) -> int:
+    """modulate of all tensors, made ready once, then done twice; `device` is where they are."""
+    given = modulations(device)
+    switch = ops.modulation(given, backend=backend)
+    for _ in range(2):
+        for *_, out in given:
+            out.fill_(torch.nan)
+        switch()
+        for base, unified, mask, scale, out in given:
+            own = ops.modulate(base.cpu(), unified.cpu(), mask.cpu(), scale, backend="reference")
+            assert_same_bits(out.cpu(), own, f"modulation {base.dtype} n={base.numel()}")
+    return len(given)
+
+
 def scatters(device: str = "cpu") -> list[tuple[Tensor, list[ops.Expert]]]:
     """Tensors and experts of them, of which a later one has some elements of an earlier one."""
     forms = (5000, BF16), (70_000, BF16), (3, F32), (66_001, F64), (1, F16), (0, BF16)
@@ -64,7 +88,7 @@ def scatters(device: str = "cpu") -> list[tuple[Tensor, list[ops.Expert]]]:
 
 
 def check_scattering(device: str, backend: str | None = None) -> int:
-    """Experts of all tensors, made ready once, then put in twice; those that do not fit are refused."""
+    """scatter into all tensors, made ready once, then done twice; experts that do not fit are refused."""
     given, expected = scatters(device), scatters()
     switch = ops.scattering(given, backend=backend)
     for value in (0, 0.25):

@@ -19,6 +19,8 @@ lib = torch.ops.fastmerge
 SHAPE = (6, 17)
 WEIGHTS = [0.3, 0.5, -0.2]
 KEYS = [5, 2**63 + 7, 2**64 - 1]
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU here")
+DEVICES = "cpu", pytest.param("cuda", marks=NO_GPU)
 
 
 def tensors(dtype: torch.dtype = BF16, shape: Sequence[int] = SHAPE, k: int = 3) -> tuple[Tensor, list[Tensor]]:
@@ -137,22 +139,36 @@ def test_the_whole_vocabulary_is_there() -> None:
     assert set(CASES) == {*ops.OPS, "geodesic"} == set(bound.__all__)
 
 
+def on(device: str, argument: Any) -> Any:
+    """A copy of tensors there; what is none stays."""
+    if isinstance(argument, (list, tuple)):
+        return type(argument)([on(device, part) for part in argument])
+    return argument.to(device, copy=True) if isinstance(argument, Tensor) else argument
+
+
 @pytest.mark.parametrize("name", CASES)
-def test_gives_what_the_op_gives(name: str) -> None:
+@pytest.mark.parametrize("device", DEVICES)
+def test_gives_what_the_op_gives(device: str, name: str) -> None:
+    """To the bit; on a GPU about what the CPU gives, where tests/cuda compares to the bit."""
     args, options, expected = CASES[name]
-    args = tuple(a.clone() if isinstance(a, Tensor) else a for a in args)
+    args = on(device, args)
     result = getattr(lib, name)(*args, **options)
     for i, (a, b) in enumerate(
         zip(as_tensors(args[0] if result is None else result), as_tensors(expected()), strict=True)
     ):
-        assert_same_bits(a, b, f"{name} {i}")
+        assert a.device.type == device
+        if device == "cpu":
+            assert_same_bits(a, b, f"{name} {i}")
+        else:
+            torch.testing.assert_close(a.cpu(), b)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_is_torchs_kind_of_operator(name: str) -> None:
+@pytest.mark.parametrize("device", DEVICES)
+def test_is_torchs_kind_of_operator(device: str, name: str) -> None:
     """Schema, fakes and compilation with dynamic shapes, as torch checks them."""
     args, options, _ = CASES[name]
-    torch.library.opcheck(getattr(lib, name).default, args, options)
+    torch.library.opcheck(getattr(lib, name).default, on(device, args), options)
 
 
 def merge_and_mask(base: Tensor, models: list[Tensor], weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -18,7 +18,7 @@ from triton.runtime import interpreter
 
 TESTS = Path(__file__).parents[1]
 sys.path[:0] = [str(TESTS), str(TESTS / "ops")]
-from batches import check_batches, check_scattering
+from batches import check_batches, check_modulation, check_scattering
 from fastmerge.kernels import cuda
 from fastmerge.kernels.cuda import launch
 from fastmerge.kernels.cuda.settings import settings, table
@@ -89,7 +89,8 @@ def check(op: str) -> int:
                 compare(op, "cuda", inputs, dtypes[0] if n % 2 else dtypes[-1], what)
                 cases += 1
     cases += check_limits(op) + check_batches(op, "cpu") + check_misfits(op, cuda, "cpu")
-    return cases + (check_scattering("cpu", "cuda") if op == "scatter" else 0)
+    made_ready = {"modulate": check_modulation, "scatter": check_scattering}.get(op)
+    return cases + (made_ready("cpu", "cuda") if made_ready else 0)
 
 
 def limits(op: str) -> set[Form]:

@@ -16,6 +16,7 @@ from folders import content, near, read, state, write
 
 import fastmerge as fm
 from fastmerge import gpus
+from fastmerge.engine.devices import Cuda
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU here")
 
@@ -85,16 +86,22 @@ def test_filtered_merges_are_near_those_of_the_cpu(
     assert weights(tmp_path / "again" / "out") == weights(tmp_path / "cuda" / "out")
 
 
-def test_little_memory_gives_the_same_bytes(checkpoints: tuple[Path, dict[str, Path]], tmp_path: Path) -> None:
+def test_little_memory_gives_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks shrink where the GPU's memory runs out."""
-    fm.merge("ties", *checkpoints, tmp_path / "much" / "out", {"density": 0.3}, device="cuda")
+    base = state(0, torch.bfloat16, {"model.up.weight": (4001, 2000)})  # a load of which is 64 MB
+    models = {f"m{k}": write(tmp_path / f"m{k}", near(base, k + 1)) for k in range(3)}
+    given = write(tmp_path / "base", base), models
+    fm.merge("emr", *given, tmp_path / "much" / "out", device="cuda")
+    shrunk, forget = [], Cuda.forget
+    monkeypatch.setattr(Cuda, "forget", lambda device: shrunk.append(device) or forget(device))
     torch.cuda.empty_cache()
-    used = torch.cuda.memory_reserved() + (48 << 20)
+    used = torch.cuda.memory_reserved() + (32 << 20)
     torch.cuda.set_per_process_memory_fraction(used / torch.cuda.get_device_properties(0).total_memory)
     try:
-        fm.merge("ties", *checkpoints, tmp_path / "little" / "out", {"density": 0.3}, device="cuda")
+        fm.merge("emr", *given, tmp_path / "little" / "out", device="cuda")
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
+    assert shrunk
     assert weights(tmp_path / "much" / "out") == weights(tmp_path / "little" / "out")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import random
 from pathlib import Path
@@ -14,6 +15,7 @@ from tensors import BF16, F32, F64, assert_same_bits
 from torch import Tensor, nn
 
 import fastmerge as fm
+from fastmerge import ops
 from fastmerge.errors import InputError
 
 
@@ -176,12 +178,17 @@ def test_the_model_answers_for_what_the_wrapper_lacks(folder: Path) -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize("resident", [False, True], ids=["", "resident"])
 @pytest.mark.parametrize("kind", ["artefact", "folder"])
-def test_on_a_gpu(kind: str, request: pytest.FixtureRequest) -> None:
+def test_on_a_gpu(kind: str, resident: bool, request: pytest.FixtureRequest) -> None:
     """The bits of the CPU; moved there before or after loading, and back."""
     path = request.getfixturevalue(kind)
-    here, there = fm.runtime.load(path, Net(1)), fm.runtime.load(path, Net(1), device="cuda")
-    for task in ("math", "law", None, "law"):
+    here, there = fm.runtime.load(path, Net(1)), fm.runtime.load(path, Net(1), device="cuda", resident=resident)
+    for task in ("math", "law", None, "law", "math", "law"):
+        here.set_task(task)
+        there.set_task(task)
+        assert same(copy.deepcopy(there.model).cpu(), bits(here.model)), task
+    for task in ("math", None, "law"):
         here.set_task(task)
         there.set_task(task)
         assert same(there.model.cpu(), bits(here.model)), task
@@ -190,6 +197,46 @@ def test_on_a_gpu(kind: str, request: pytest.FixtureRequest) -> None:
     here.set_task("code")
     there.set_task("code")
     assert same(here.model.cpu(), bits(there.model.cpu()))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize("kind", ["artefact", "folder"])
+def test_on_a_gpu_by_a_graph(kind: str, request: pytest.FixtureRequest) -> None:
+    """A switch that was made ready is captured, and gives the bits of the CPU each time that it is replayed."""
+    path = request.getfixturevalue(kind)
+    here, there = fm.runtime.load(path, Net(1)), fm.runtime.load(path, Net(1), device="cuda", resident=True)
+    for live in (here, there):
+        for task in ("math", "law", "math"):
+            live.set_task(task)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        there.set_task("law")
+    assert same(copy.deepcopy(there.model).cpu(), bits(here.model)), "nothing is changed but by a replay"
+    here.set_task("law")
+    for _ in range(2):
+        graph.replay()
+        assert same(copy.deepcopy(there.model).cpu(), bits(here.model))
+        there.set_task("math")
+
+
+@pytest.mark.parametrize("kind", ["artefact", "folder"])
+def test_a_resident_switch_only_launches(
+    kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is made ready once; then nothing is called that a CUDA graph could not capture."""
+    pytest.importorskip("triton", reason="Triton is not installed")
+    from compiled import Nothing, compiling
+
+    with compiling(90) as found:
+        live = fm.runtime.load(request.getfixturevalue(kind), Net(1), resident=True)
+        for task in ("math", "law", "math"):
+            live.set_task(task)
+        assert found
+        for again in ("modulation", "scattering"):
+            monkeypatch.delattr(ops, again)
+        with Nothing():
+            live.set_task("law")
+            live.set_task("math")
 
 
 def test_misuse_changes_nothing(artefact: Path, folder: Path) -> None:
