@@ -10,10 +10,12 @@ or, in a program of one's own, before a configuration is read:
 `register` adds emr, fr and free. All their parameters stand in `parameters`, as in fastmerge's recipes, but that FR's
 `coefficient` is each model's. `task` names a model (by its path, or the end of it) whose own model is wanted: of emr,
 base + rescaler · mask ⊙ unified, of free the backbone with the task's expert. What such methods have to know of the
-whole model is read from the checkpoints when the first tensor is merged.
+whole model is read from the checkpoints when the first tensor is merged; so they merge no slices, and no other tokens
+than those on disk.
 
 With `take_over`, fastmerge also does the arithmetic of mergekit's methods of task vectors, and gives the bytes that
-`fastmerge run` gives.
+`fastmerge run` gives, unless `dtype` is narrower than what is stored (mergekit rounds inputs to it first) or an input
+is a LoRA that mergekit has merged.
 
 Needs mergekit 0.1.5 or newer.
 """
@@ -39,6 +41,7 @@ from mergekit.merge_methods.base import (
     ParameterSpec,
     TensorGroup,
 )
+from mergekit.plan import MergePlanner
 from torch import Tensor
 
 from fastmerge import methods, ops
@@ -62,10 +65,37 @@ def register(*, take_over: bool = False) -> None:
     for name in OURS:
         if name not in known:
             registry.register(Ours(name))
+    if MergePlanner.normalize_config is not _normalize_config:
+        MergePlanner.normalize_config = _normalize_config  # type: ignore[method-assign,unused-ignore]
     for method in FAMILY if take_over else ():
         stock = registry.get(method.name)
         if not isinstance(stock, TakenOver):
             registry._METHODS[method.name] = TakenOver(method, replace(stock.spec, uses_accelerator=False))
+
+
+_normalize = MergePlanner.normalize_config
+
+
+@functools.wraps(_normalize)
+def _normalize_config(planner: Any) -> None:
+    """mergekit's own, after which all is slices; a method is told neither their layers nor how many there are."""
+    _normalize(planner)
+    if isinstance(planner._method, Ours) and not _whole(planner):
+        raise planner._method.refusal()
+
+
+def _whole(planner: Any) -> bool:
+    """Whether every module is one slice of all layers of its models."""
+    modules = planner.config.modules
+    if modules.keys() != planner.arch_info.modules.keys():
+        return False
+    for name, module in modules.items():
+        architecture = planner.arch_info.modules[name].architecture
+        for source in module.slices[0].sources:
+            layers = architecture.num_layers(source.model.config(planner.options.trust_remote_code))
+            if len(module.slices) > 1 or tuple(source.layer_range) != (0, layers):
+                return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -109,7 +139,18 @@ class Ours(GroupMergeMethod):  # type: ignore[misc,unused-ignore]
             uses_accelerator=False,
         )
 
+    def refusal(self, reason: str = "") -> InputError:
+        """Of models that are not merged as they lie on disk, where the method looks at them first."""
+        name, there = self.spec.name, f"; {reason}" if reason else ""
+        instead = "use `fastmerge run`" if name == "fr" else "write such models out first"
+        return InputError(
+            f"merge_method: `{name}` inside mergekit needs whole models with the same tokens{there}; {instead}"
+        )
+
     def merge_group(self, group: TensorGroup, /, task: str | None = None, **parameters: Any) -> Tensor:
+        changed = _changed(group)
+        if changed:
+            raise self.refusal(f"{group.metadata.name} of {', '.join(changed)} has other rows than on disk")
         tensor = _Tensor.of(group)
         per_model = {name: parameters.pop(name) for name in self.singular}
         own = {name: [values[entry.id] for entry in group.non_base] for name, values in per_model.items()}
@@ -118,9 +159,31 @@ class Ours(GroupMergeMethod):  # type: ignore[misc,unused-ignore]
             if any(value is not None for value in values):
                 said[self.singular[name]] = [1.0 if value is None else value for value in values]
         declared = methods.build(self.declared, said)
-        if task is None:
-            return tensor.merged(declared, tensor.statistics(declared, whole=False))
-        return tensor.of_task(declared, tensor.index(task))
+        try:
+            if task is None:
+                return tensor.merged(declared, tensor.statistics(declared, whole=False))
+            return tensor.of_task(declared, tensor.index(task))
+        except _UnlikeError as error:
+            raise self.refusal(error.problems[0].partition(";")[0]) from None
+
+
+def _changed(group: TensorGroup) -> list[str]:
+    """The models whose rows for tokens mergekit has put in another order, filled up or cut."""
+    name = group.metadata.name
+    if name is None or group.metadata.vocabulary_axis is None:
+        return []
+    found = []
+    for entry in group.entries:
+        loader = LoaderCache().get(entry.id)
+        if name in loader.index.tensor_paths:
+            stored = loader.get_tensor(name).to(entry.tensor)
+            if stored.shape != entry.tensor.shape or not torch.equal(stored.nan_to_num(), entry.tensor.nan_to_num()):
+                found.append(str(entry.id))
+    return found
+
+
+class _UnlikeError(InputError):
+    """Checkpoints that cannot be read side by side, such as those of different vocabularies."""
 
 
 @dataclass(frozen=True)
@@ -198,7 +261,11 @@ class _Tensor:
 def _statistics(declared: Method, folders: tuple[str, ...], labels: tuple[str, ...], count: int) -> list[Statistics]:
     """Those of the first `count` passes of a method over whole checkpoints, base first."""
     models = list(zip(labels, map(Path, folders[1:]), strict=True))
-    return gather_statistics(plan(declared, Path(folders[0]), models), count)
+    try:
+        prepared = plan(declared, Path(folders[0]), models)
+    except InputError as error:
+        raise _UnlikeError(error.problems) from None
+    return gather_statistics(prepared, count)
 
 
 def _numeric(default: Any) -> bool:

@@ -7,7 +7,7 @@ two are apart: `method` is any of fastmerge's, `how` says what it is given.
 |---|---|---|---|
 | "svd" | task vectors: each adapter's scale · B · A, over a base of zeros | `rank`, the largest adapter's by default; the nearest product of that rank | svd, ties_svd, dare_linear_svd, dare_ties_svd |
 | "cat" | nothing is lost: Σ w_k · scale_k · B_k · A_k is the product of all B side by side and all A on top of each other | the sum of ranks | cat |
-| "factors" | all A, and all B, each multiplied by the root of its adapter's weight and scale: cheap, but the product of sums is no sum of products | the adapters', which must be equal | linear, ties, dare_linear, dare_ties |
+| "factors" | all A, and all B, each by the root of its adapter's scale, with the root of its weight: cheap, but the product of sums is no sum of products | the adapters', which must be equal | linear, ties, dare_linear, dare_ties |
 """  # noqa: E501
 
 from __future__ import annotations
@@ -80,20 +80,16 @@ def add_merged_adapter(
     declared = declare(method, given, {}, (), adapters).method
     problems = declared.problems(adapters)
     modules = _modules(model, adapters)
+    own_weights = of_models(getattr(declared, "weights", None) or 1.0, adapters)
     if how == "factors":
-        problems += [
-            f"module {module!r}: the adapters have different ranks; how='factors' needs equal ones, or use how='svd'"
-            for module, own in modules.items()
-            if len({part.down.shape[0] for part in own.values()}) > 1
-        ]
+        problems += _factor_problems(modules, declared, own_weights)
     if not modules:
         problems.append(f"the adapters {', '.join(adapters)} have no part in any module")
     if problems:
         raise InputError(problems)
-    own_weights = of_models(getattr(declared, "weights", None) or 1.0, adapters)
     merged, kept = {
         "cat": lambda: _concatenated(modules, _shares(own_weights, declared), adapters),
-        "factors": lambda: _by_factors(modules, own_weights, adapters, method, params),
+        "factors": lambda: _by_factors(modules, own_weights, adapters, method, declared, params),
         "svd": lambda: _by_products(modules, adapters, method, given, rank, seed),
     }[how]()
     _add(model, name, adapters[0], merged)
@@ -128,6 +124,31 @@ def _problems(model: Any, adapters: list[str], name: str, method: str, how: str,
     if rank is not None and (how != "svd" or rank < 1):
         problems.append("rank is a number from 1 up, of how='svd' alone")
     return problems
+
+
+def _factor_problems(modules: Mapping[str, Mapping[str, _Factors]], declared: Any, weights: list[float]) -> list[str]:
+    unequal = [name for name, own in modules.items() if len({part.down.shape[0] for part in own.values()}) > 1]
+    problems = []
+    if unequal:
+        more = f" and {len(unequal) - 1} more" if len(unequal) > 1 else ""
+        problems.append(
+            f"module {unequal[0]!r}{more}: the adapters have different ranks; how='factors' needs equal ones, "
+            "or use how='svd'"
+        )
+    if min(weights) < 0 and _divides(declared):
+        problems.append(
+            "weights: how='factors' divides A and B by the sum of the weights' roots, which a negative one has not; "
+            "use how='svd'"
+        )
+    if not isinstance(getattr(declared, "coefficients", ""), str):
+        problems.append("coefficients: numbers would multiply A and B, and so count twice; use how='svd'")
+    return problems
+
+
+def _divides(declared: Any) -> bool:
+    """Whether a method divides by the sum of the weights, or of those that agree."""
+    says = any(getattr(declared, name, False) for name in ("normalize", "normalize_weights"))
+    return says or getattr(declared, "merge", "sum") == "weighted_mean" or declared.name == "nuslerp"
 
 
 def _modules(model: Any, adapters: Sequence[str]) -> dict[str, dict[str, _Factors]]:
@@ -182,20 +203,27 @@ def _by_factors(
     weights: list[float],
     adapters: list[str],
     method: str,
+    declared: Any,
     params: Mapping[str, Any],
 ) -> Result:
-    """A and B of all modules, each with the root of weight and scale, whose sign goes to A."""
+    """A and B of all modules, each with the root of scale; weights and the result's factor are roots in both, and what
+    is negative of an adapter goes to A, of the result to B."""
     states: dict[str, dict[str, Tensor]] = {adapter: {} for adapter in adapters}
     for module, own in modules.items():
         for adapter, weight in zip(adapters, weights, strict=True):
             like = next(iter(own.values()))
             part = own.get(adapter) or _Factors(torch.zeros_like(like.up), torch.zeros_like(like.down), 1.0)
-            factor_ = weight * part.scale
-            root = math.sqrt(abs(factor_))
-            states[adapter][f"{module}.A"] = math.copysign(root, factor_) * part.down.float()
+            root = math.sqrt(abs(part.scale))
+            states[adapter][f"{module}.A"] = math.copysign(root, weight * part.scale) * part.down.float()
             states[adapter][f"{module}.B"] = root * part.up.float()
-    merged = _merged(states, method, params)
-    return {module: (merged[f"{module}.B"], merged[f"{module}.A"]) for module in modules}, {}
+    scale, halves = getattr(declared, "scale", 1.0), dict(params)
+    if "weights" in type(declared).model_fields:
+        halves["weights"] = [math.sqrt(abs(weight)) for weight in weights]
+    if "scale" in type(declared).model_fields:
+        halves["scale"] = math.sqrt(abs(scale))
+    merged = _merged(states, method, halves)
+    sign = math.copysign(1.0, scale)
+    return {module: (sign * merged[f"{module}.B"], merged[f"{module}.A"]) for module in modules}, {}
 
 
 def _by_products(

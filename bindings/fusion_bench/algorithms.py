@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from fusion_bench import BaseAlgorithm, BaseModelPool
@@ -13,6 +13,7 @@ from torch import nn
 
 from ... import methods
 from ...engine.state_dicts import Merged, merge_state_dicts
+from ...errors import InputError
 from . import pools
 from .tasks import Modulated
 
@@ -116,6 +117,9 @@ class TIES(Algorithm):
         merge_func: str = "sum",
         **parameters: Any,
     ) -> dict[str, Any]:
+        known = get_args(methods.get("ties").model_fields["merge"].annotation)
+        if merge_func not in known:
+            raise InputError(f"merge_func: is {merge_func!r}; expected {', '.join(known)}")
         density = threshold / 100 if threshold > 1 else threshold
         as_fusion_bench = {"scale": scaling_factor, "density": density, "merge": merge_func}
         return {**as_fusion_bench, "scope": "global", "vote": "unweighted", **parameters}

@@ -300,6 +300,8 @@ def test_problems_are_found_before_a_model_is_loaded() -> None:
         bound.FR(cutof=0.3)
     with pytest.raises(Exception, match="density"):
         bound.TIES(threshold=-1)
+    with pytest.raises(InputError, match="merge_func: is 'max'; expected sum, mean, weighted_mean"):
+        bound.TIES(merge_func="max")
     with pytest.raises(InputError, match=r"'stepz'.*steps(?s:.*)loss: is 'crossentropy'"):
         bound.FrankWolfe("crossentropy", stepz=3)
     with pytest.raises(InputError, match="_pretrained_"):

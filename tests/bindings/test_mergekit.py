@@ -10,8 +10,9 @@ import llama
 import mergekit_runner
 import pytest
 import torch
-from folders import content, read
-from mergekit_configs import Config, based, located, model
+from folders import content, read, state, write
+from mergekit_configs import Config, based, located, model, source
+from tokenizers_on_disk import write_tokenizer
 
 import fastmerge as fm
 
@@ -110,3 +111,80 @@ def test_the_command(folders: dict[str, Path], tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     fm.run(config, tmp_path / "ours")
     equal(tmp_path / "theirs", tmp_path / "ours")
+
+
+def sliced(method: str, *ranges: tuple[int, int]) -> Config:
+    slices = [{"sources": [source(name, *own) for name in ("base", "a", "b")]} for own in ranges]
+    return {"merge_method": method, "base_model": "base", "slices": slices}
+
+
+@pytest.mark.parametrize("method", ["emr", "fr", "free"])
+@pytest.mark.parametrize("ranges", [((0, 1),), ((1, 2),), ((0, 2), (1, 2))], ids=["first", "last", "twice"])
+def test_slices_are_refused(
+    method: str, ranges: tuple[tuple[int, int], ...], folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """What these methods learn of whole models is not that of some layers."""
+    error = refused(located(sliced(method, *ranges), folders), tmp_path)
+    assert f"`{method}` inside mergekit needs whole models" in error
+
+
+def test_slices_of_all_layers_are_whole_models(folders: dict[str, Path], tmp_path: Path) -> None:
+    configs = {"sliced": sliced("fr", (0, 2)), "whole": based("fr", A, B)}
+    mergekit_runner.run({tmp_path / name: located(config, folders) for name, config in configs.items()}, "register")
+    equal(tmp_path / "sliced", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("tokens", ["cba", "abcd"], ids=["another order", "one more"])
+def test_other_tokens_are_refused(tokens: str, tmp_path: Path) -> None:
+    error = refused(located(based("fr", A), token_models(tmp_path, tokens)) | {"tokenizer_source": "union"}, tmp_path)
+    assert "`fr` inside mergekit needs whole models with the same tokens" in error
+    assert "has other rows than on disk" in error
+
+
+FIRST = """
+import sys, torch
+from mergekit.common import ModelReference
+from mergekit.merge_methods import registry
+from mergekit.merge_methods.base import TensorGroup
+import fastmerge.bindings.mergekit as binding
+
+binding.register()
+models = [ModelReference.model_validate(path) for path in sys.argv[1:]]
+name, tensors = "model.norm.weight", [torch.ones(16)] * 2
+registry.get("fr")([TensorGroup.from_tensors(tensors, ids=models, base_index=0, name=name)])
+"""
+
+
+def test_other_tokens_are_refused_by_whichever_tensor_is_first(tmp_path: Path) -> None:
+    """In words of mergekit's: it has no --vocab."""
+    made = token_models(tmp_path, "abcd")
+    error = failed(["-c", FIRST, str(made["base"]), str(made["a"])], tmp_path)
+    assert "`fr` inside mergekit needs whole models with the same tokens; a: tensor" in error
+    assert "has shape [4, 16], base has [3, 16]" in error
+    assert "--vocab" not in error
+
+
+def token_models(folder: Path, tokens: str) -> dict[str, Path]:
+    """base of tokens a, b and c, and a model of others."""
+    return {"base": with_tokens(folder / "base", 0, "abc"), "a": with_tokens(folder / "a", 1, tokens)}
+
+
+def with_tokens(folder: Path, seed: int, tokens: str) -> Path:
+    """A model whose tokens are the letters of a text."""
+    write(folder, state(seed, torch.float32, llama.shapes(1, len(tokens))), llama.config(1, len(tokens)))
+    return write_tokenizer(folder, list(tokens))
+
+
+def refused(config: Config, folder: Path) -> str:
+    """How mergekit's command ends."""
+    (folder / "config.yml").write_text(json.dumps(config))
+    return failed(["-m", "fastmerge.bindings.mergekit", "config.yml", "out"], folder)
+
+
+def failed(arguments: list[str], folder: Path) -> str:
+    """The error that mergekit's Python ends with."""
+    there = mergekit_runner.environment(folder)
+    program = [mergekit_runner.PYTHON, *arguments]
+    done = subprocess.run(program, cwd=folder, env=there, check=False, capture_output=True, text=True)
+    assert done.returncode != 0
+    return done.stderr[done.stderr.rfind("InputError") :]

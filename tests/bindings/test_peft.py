@@ -88,6 +88,54 @@ def test_weighted_sums_are_those_of_peft(how: Any, combination: str, ranks: tupl
     assert_same(products(model, "ours"), products(model, "theirs"))
 
 
+@pytest.mark.parametrize("how", ["factors", "svd", "cat"])
+@pytest.mark.parametrize(
+    ("method", "weights", "params", "share"),
+    [
+        ("linear", [2.0, 2.0, 2.0], {}, 1.0),
+        ("linear", [1.0, 3.0, 0.5], {}, 1.0),
+        ("task_arithmetic", [2.0, 1.0, 1.0], {"normalize": True, "scale": 0.3}, 0.3),
+        ("task_arithmetic", [2.0, 1.0, 1.0], {"normalize": True, "scale": -0.3}, -0.3),
+        ("ties", [2.0, 1.0, 3.0], {"density": 1.0, "scale": 0.5}, 0.5),
+        ("ties", [1.0, 1.0, 1.0], {"density": 1.0, "merge": "mean"}, 1.0),
+        ("magmax", None, {"scale": 0.5}, 0.5),
+    ],
+    ids=["linear", "linear, unequal", "scaled", "negative", "ties", "mean", "magmax"],
+)
+def test_means_of_equal_adapters_are_that_adapter(
+    how: Any, method: str, weights: list[float] | None, params: dict[str, Any], share: float
+) -> None:
+    """Whatever the weights; the result's factor is applied once, not to A and to B."""
+    if how == "cat" and method not in ("linear", "task_arithmetic"):
+        pytest.skip("how='cat' sums")
+    model = live()
+    alike(model)
+    add_merged_adapter(model, NAMES, "ours", method, weights=weights, how=how, **params)
+    expected = {module: share * product for module, product in products(model, "math").items()}
+    assert_same(products(model, "ours"), expected)
+
+
+def alike(model: Any) -> None:
+    """All adapters become the first."""
+    with torch.no_grad():
+        for layer in model.modules():
+            if hasattr(layer, "lora_A"):
+                for name in NAMES:
+                    layer.scaling[name] = layer.scaling["math"]
+                    layer.lora_A[name].weight.copy_(layer.lora_A["math"].weight)
+                    layer.lora_B[name].weight.copy_(layer.lora_B["math"].weight)
+
+
+def test_problems_of_factors_are_one_line_each() -> None:
+    with pytest.raises(InputError) as error:
+        add_merged_adapter(live((4, 2, 3)), NAMES, "ours", "linear", weights=WEIGHTS, how="factors")
+    ranks, signs = error.value.problems
+    assert "layers.0.self_attn.q_proj' and 3 more: the adapters have different ranks" in ranks
+    assert "negative" in signs
+    with pytest.raises(InputError, match="coefficients"):
+        add_merged_adapter(live(), NAMES, "ours", "fr", coefficients=0.5, cutoff=0.3, how="factors")
+
+
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 @pytest.mark.parametrize("how", ["cat", "svd"])
 def test_a_sum_of_full_rank_is_the_sum_of_products(how: Any, kind: str) -> None:

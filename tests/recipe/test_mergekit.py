@@ -372,6 +372,8 @@ def test_chat_templates(template: str, folders: dict[str, Path], tmp_path: Path)
         (changed(TIES, "merge_method", value="ram"), "it is not one of fastmerge's methods yet"),
         (based("emr", model("a"), rescal="global"), "parameters.rescal: emr has no parameter 'rescal'; did you mean"),
         (based("free", model("a"), expert_density=2), "parameters.expert_density is 2; "),
+        (based("emr", model("a"), task="a"), "parameters.task: leave it out; `fastmerge task MERGED a`"),
+        (based("fr", model("a"), task="a"), "parameters.task: fr has no parameter 'task'"),
     ],
 )
 def test_bad_configurations(config: Config, said: str) -> None:
@@ -397,7 +399,7 @@ def without(names: Callable[[str], bool]) -> Callable[[dict[str, Tensor]], dict[
         (
             changed(TIES, "models", 1, value=model("b", weight={"filter": "mlp", "value": 1})),
             None,
-            "no filter of it holds for 'model.embed_tokens.weight'",
+            "no filter of it holds for 'lm_head.weight' and 20 more",
         ),
         (TIES, without(lambda name: ".layers.2." in name), "b has 2 layers (model.layers), "),
         (
@@ -439,6 +441,14 @@ def test_found_before_weights_are_read(
         fm.run(located(config, made), tmp_path / "out")
     assert said in str(error.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_slices_of_a_model_of_several_stacks(tmp_path: Path) -> None:
+    """Whose they are has to be said."""
+    tensors = {f"{part}.block.{i}.weight": torch.ones(2) for part in ("encoder", "decoder") for i in range(3)}
+    config = {"merge_method": "passthrough", "slices": [{"sources": [source("a", 0, 2)]}]}
+    (problem,) = problems(config, {"a": write(tmp_path / "a", tensors, {})})
+    assert "has several stacks (decoder.block, encoder.block); write modules: {NAME: {slices: …}, …}" in problem
 
 
 def test_places(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

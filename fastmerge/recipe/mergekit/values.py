@@ -14,6 +14,9 @@ from .methods import ABSENT, NEEDED, MergekitMethod, Parameter
 from .settings import NOTHING, evaluate, setting_problems
 from .weave import Place
 
+TASKS = ("emr", "free")  # of which the binding inside mergekit gives one task's model
+Problems = dict[str, list[str]]  # each with the tensors that have it, where these are to be named
+
 
 def scope_problems(config: MergekitConfig, method: MergekitMethod) -> Iterator[str]:
     """What is wrong with parameters wherever they are given: mergekit ignores what it does not know."""
@@ -21,7 +24,9 @@ def scope_problems(config: MergekitConfig, method: MergekitMethod) -> Iterator[s
     for where, settings, of_model in config.scopes():
         for name, setting in settings.items():
             parameter = parameters.get(name)
-            if parameter is None:
+            if name == "task" and method.ours in TASKS and not of_model:
+                yield f"{where}.task: leave it out; `fastmerge task MERGED {setting}` makes a task's model of the merge"
+            elif parameter is None:
                 known = [p.name for p in parameters.values() if not of_model or p.scope != "shared"]
                 there = f"it has {', '.join(known)}" if known else "it has none here"
                 yield f"{where}.{name}: {method.name} has no parameter {name!r}{nearest(name, known)}; {there}"
@@ -35,10 +40,10 @@ def parameters_of(
     method: MergekitMethod, labels: Sequence[str], places: Mapping[str, Place], tensors: Iterable[str]
 ) -> tuple[dict[str, Any], list[Override]]:
     """The parameters that most of these tensors have, and those of the others. `labels` are the models'."""
-    problems: dict[str, None] = {}
+    problems: Problems = {}
     values = {name: _values(method, places[name], name, problems) for name in tensors}
     if problems:
-        raise InputError(list(problems))
+        raise InputError(f"{problem}{_first_of(names)}" for problem, names in problems.items())
     declared = method.declared
     for key in dict.fromkeys(key for own in values.values() for key in own):
         default = declared.model_fields[key].default  # where a filter leaves out some tensors
@@ -47,6 +52,12 @@ def parameters_of(
             by_model = key in declared.by_model and isinstance(said, list)
             own[key] = dict(zip(labels, said, strict=True)) if by_model else said
     return _grouped(values)
+
+
+def _first_of(names: Sequence[str]) -> str:
+    """The first name, and how many more there are."""
+    own = list(dict.fromkeys(names))
+    return "" if not own else f" {own[0]!r}" + (f" and {len(own) - 1} more" if len(own) > 1 else "")
 
 
 def _grouped(values: Mapping[str, dict[str, Any]]) -> tuple[dict[str, Any], list[Override]]:
@@ -65,7 +76,7 @@ def _grouped(values: Mapping[str, dict[str, Any]]) -> tuple[dict[str, Any], list
     ]
 
 
-def _values(method: MergekitMethod, place: Place, tensor: str, problems: dict[str, None]) -> dict[str, Any]:
+def _values(method: MergekitMethod, place: Place, tensor: str, problems: Problems) -> dict[str, Any]:
     """The parameters of one tensor, in fastmerge's terms."""
     shared = _resolved(method.shared, place.stretch.settings, tensor, place.t, "", problems)
     own = []
@@ -86,7 +97,7 @@ def _resolved(
     tensor: str,
     t: float,
     of: str,
-    problems: dict[str, None],
+    problems: Problems,
 ) -> dict[str, Any]:
     found = {}
     for parameter in parameters:
@@ -94,8 +105,11 @@ def _resolved(
         values = (evaluate(setting, tensor, t, parameter.parse) for setting in said)
         value = next((value for value in values if value is not NOTHING), parameter.default)
         if value is NEEDED:
-            where = f"no filter of it holds for {tensor!r}" if said else "give it beside the model, or in parameters"
-            problems[f"parameter {name}{of} is needed; {where if of or said else 'give it in parameters'}"] = None
+            missing = f"parameter {name}{of} is needed"
+            if said:
+                problems.setdefault(f"{missing}; no filter of it holds for", []).append(tensor)
+            else:
+                problems.setdefault(f"{missing}; give it {'beside the model, or ' if of else ''}in parameters", [])
         elif value is not ABSENT:
             found[name] = value
     return found

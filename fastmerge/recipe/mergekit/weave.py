@@ -169,8 +169,13 @@ def _woven(
         stack = module_stack(module, anatomy[lead])
         if stack is None:
             there = ", ".join(anatomy[lead])
-            where = f"modules.{module}" if module else "slices"
-            problems.append(f"{where}: is none of the stacks of {lead}{nearest(module, anatomy[lead])}: {there}")
+            if module:
+                hint = nearest(module, anatomy[lead])
+                problems.append(f"modules.{module}: is none of the stacks of {lead}{hint}: {there}")
+            else:
+                problems.append(
+                    f"slices: {lead} has several stacks ({there}); write modules: {{NAME: {{slices: …}}, …}}"
+                )
         elif stack in by_stack:
             problems.append(f"modules.{module}: {stack} is there twice")
         else:
