@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := pyproject.toml CMakeLists.txt $(shell find fastmerge kernels bindings -type f -not -name '*.pyc')
 
-.PHONY: demo test lint sanitize bench aot triton-36 gpu tune clean
+.PHONY: demo test lint sanitize bench aot triton-36 frameworks gpu tune clean
 # Threads that spin while they wait take the cores from those that work, which costs minutes where others run beside. Those
 # that sleep at once make the demo's small steps half as slow again.
 test: export OMP_WAIT_POLICY := passive
@@ -49,6 +49,28 @@ triton-36: build/triton-36
 
 build/triton-36: .venv/installed
 	$(BIN)/pip install --target $@ --upgrade 'triton==3.6.0' 'numpy<2.4'
+	touch $@
+
+# The bindings with the frameworks themselves, which `make test` skips where they are not installed: PEFT and FusionBench
+# beside fastmerge, mergekit in an environment of its own, which finds fastmerge in the other.
+frameworks: build/frameworks/installed build/mergekit/installed
+	FASTMERGE_MERGEKIT=$(CURDIR)/build/mergekit/bin/python \
+	build/frameworks/bin/pytest -n 2 tests/bindings tests/recipe/test_mergekit_peer.py
+
+build/frameworks/installed: build/frameworks/tools .venv/installed
+	rm -rf build/frameworks/wheel
+	$(BIN)/pip wheel --no-build-isolation --no-deps --wheel-dir build/frameworks/wheel .
+	build/frameworks/bin/pip install "$$(ls build/frameworks/wheel/*.whl)[peft,fusion-bench,demo,test]"
+	build/frameworks/bin/pip install --no-deps --force-reinstall build/frameworks/wheel/*.whl
+	touch $@
+
+build/mergekit/installed: build/mergekit/tools
+	build/mergekit/bin/pip install mergekit==0.1.5
+	touch $@
+
+build/frameworks/tools build/mergekit/tools: pyproject.toml
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install torch==2.13.0
 	touch $@
 
 # What needs a GPU: conformance, compute-sanitizer, and the roofline table; under nine minutes.
