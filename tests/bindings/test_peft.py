@@ -178,6 +178,25 @@ def test_any_method_merges_the_products(method: str, params: dict[str, Any]) -> 
     assert min(kept.values()) > 1 - 1e-5
 
 
+@pytest.mark.parametrize(
+    ("how", "combination", "vote", "sign"),
+    [
+        ("svd", "ties_svd", "unweighted", "total"),
+        ("svd", "ties_svd", "count", "frequency"),
+        ("factors", "ties", "count", "frequency"),
+    ],
+    ids=["svd, total", "svd, frequency", "factors, frequency"],
+)
+def test_ties_as_peft_reads_it(how: Any, combination: str, vote: str, sign: str) -> None:
+    """Votes without weights, and a mean over the adapters that agree."""
+    model, weights, rank = live(), [1.0, 0.5, 2.0], 32 if how == "svd" else None
+    model.add_weighted_adapter(
+        NAMES, weights, "theirs", combination, svd_rank=rank, density=0.5, majority_sign_method=sign
+    )
+    add_merged_adapter(model, NAMES, "ours", weights=weights, how=how, rank=rank, density=0.5, vote=vote, merge="mean")
+    assert_same(products(model, "ours"), products(model, "theirs"))
+
+
 def test_a_lower_rank_keeps_what_it_says() -> None:
     model = live()
     kept = add_merged_adapter(model, NAMES, "all", "ties", rank=32) and add_merged_adapter(model, NAMES, "few", "ties")
