@@ -90,8 +90,8 @@ def compiled(source: str, capability: tuple[int, int], defines: Mapping[str, int
     what = repr((source, capability, sorted(defines.items()), OPTIONS, version()))
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     file = cache / "fastmerge" / f"{hashlib.sha256(what.encode()).hexdigest()}.cubin"
-    with suppress(OSError):
-        if not anew:
+    if not anew:
+        with suppress(OSError):
             return file.read_bytes()
     code = compile_source(source, capability, defines)
     with suppress(OSError):  # what cannot be kept is compiled again
@@ -141,7 +141,7 @@ def _module(file: str, defines: tuple[tuple[str, int], ...], device: int) -> c_v
     capability = torch.cuda.get_device_capability(device)
     module = c_void_p()
     status = _driver().cuModuleLoadData(byref(module), compiled(source, capability, dict(defines)))
-    if status:  # as of a file that was cut short
+    if status not in (0, OUT_OF_MEMORY):  # as of a file that was cut short
         status = _driver().cuModuleLoadData(byref(module), compiled(source, capability, dict(defines), anew=True))
     _check(status, f"loading what NVRTC {'.'.join(map(str, version()))} has compiled; the driver may be too old for it")
     return module
