@@ -1,6 +1,6 @@
 """FR-Merging's filter and merge of matrices of real models, against moving its bytes, and against PyTorch's transforms.
 
-    python bench/gpu/filter.py [--no-save]
+    python bench/gpu/filter.py
 
 With the paths that bench/gpu/run.py sets. K = 3 models in bfloat16 would move 21 bytes an element if no whole spectrum
 were ever stored: two sweeps that read base and models, one that writes, and few columns. cuFFT's transforms store it.
@@ -8,7 +8,6 @@ were ever stored: two sweeps that read base and models, one that writes, and few
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -83,8 +82,7 @@ def main() -> None:
     for measured in rows():
         found.append(measured)
         show(measured)
-    if "--no-save" not in sys.argv:
-        print(f"kept in {save('gpu-filter', found, **machine())}")
+    print(f"kept in {save('gpu-filter', found, **machine())}")
 
 
 if __name__ == "__main__":

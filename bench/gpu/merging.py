@@ -1,14 +1,14 @@
 """Whole merges on a GPU, files in memory, against the floors of moving their bytes once and against mergekit.
 
-    python bench/gpu/run.py merging [--7b LAYERS] [--13b LAYERS]
+    python bench/gpu/run.py merging
 
 Floors: every input byte read by all cores; every output byte written to a new file by one thread; every input byte
 copied to the GPU while every output byte comes back, between page-locked memory and the card. What a merge is compared
 with is the slower of the first and the last. Merge and floors alternate in one process, whose first merge is not
 counted: it makes the CUDA context and compiles. Memory is what torch's allocator takes of the card.
 
-The 13B shape comes with few layers, by all methods, and with as many as memory holds, by two: start and end, which
-take a tenth of a second, weigh on the first alone.
+The 7B shape comes whole, the 13B shape with few layers, by all methods, and with as many as memory holds, by two: start
+and end, which take a tenth of a second, weigh on the few alone.
 
 Files lie in a tmpfs of huge pages where this process may mount one, and one merge's in /dev/shm as well, where a system
 takes three times as long to write a new file.
@@ -16,7 +16,6 @@ takes three times as long to write a new file.
 
 from __future__ import annotations
 
-import argparse
 import json
 import mmap
 import os
@@ -36,7 +35,7 @@ import mergekit
 import torch
 from family import SIZES, Size, config, tensors
 from harness import BUFFER, read_all, run_process, save, seconds
-from timing import machine
+from timing import DEVICE, machine
 
 import fastmerge as fm
 from fastmerge.formats.layout import plan_layout
@@ -53,9 +52,15 @@ JOBS: dict[str, dict[str, float]] = {
     "dare_ties": {"density": 0.5},
     "fr": {},
 }
-WHOLE = ("task_arithmetic", "emr")  # of whole models, or of as many layers as memory holds
-OF_SIZE = {"7b": WHOLE, "13b": tuple(JOBS)}
-OF_ANY_K = "emr"  # merged with two and six models too, for the memory of the card
+WHOLE = ("task_arithmetic", "emr")
+FEW = 8  # layers
+# Of each shape: layers, or fewer where memory does not hold them, models, and methods.
+RUNS: tuple[tuple[str, int, tuple[int, ...], tuple[str, ...]], ...] = (
+    ("7b", FEW, (2, 6), ("emr",)),  # for the memory of the card
+    ("7b", SIZES["7b"].layers, (3,), WHOLE),
+    ("13b", FEW, (3,), tuple(JOBS)),
+    ("13b", SIZES["13b"].layers, (3,), WHOLE),
+)
 BY_MERGEKIT = ("task_arithmetic", "ties")
 HELD = 0.8  # of the memory that is free, what files may take
 
@@ -89,10 +94,10 @@ def write(folder: Path, models: int, layers: int, size: Size) -> list[Path]:
 
 def _fill(job: tuple[torch.Tensor, int, int, int]) -> None:
     to, seed, number, n = job
-    generator = torch.Generator("cuda")
+    generator = torch.Generator(DEVICE)
 
     def noise(seed: int) -> torch.Tensor:
-        return torch.randn(n, generator=generator.manual_seed(seed), device="cuda", dtype=torch.bfloat16)
+        return torch.randn(n, generator=generator.manual_seed(seed), device=DEVICE, dtype=torch.bfloat16)
 
     values = 0.02 * noise(seed)
     if number:
@@ -107,7 +112,7 @@ class Link:
 
     def __init__(self, piece: int = 256 << 20) -> None:
         self.host = [torch.empty(piece, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
-        self.card = [torch.empty(piece, dtype=torch.uint8, device="cuda") for _ in range(2)]
+        self.card = [torch.empty(piece, dtype=torch.uint8, device=DEVICE) for _ in range(2)]
         self.streams = [torch.cuda.Stream() for _ in range(2)]
 
     def move(self, incoming: int, outgoing: int) -> None:
@@ -152,7 +157,7 @@ def layers_held(size: Size, models: int) -> int:
             free = min(free, int(Path(limit).read_text()))
     outside, layer = (2 * sum(torch.Size(shape).numel() for _, shape in tensors(n, size)) for n in (0, 1))
     fit = (HELD * free / (models + 2) - outside) / (layer - outside)
-    return min(size.layers, int(fit))
+    return max(1, min(size.layers, int(fit)))
 
 
 def files_of(folders: Sequence[Path]) -> list[Path]:
@@ -169,7 +174,7 @@ def job(method: str, params: dict[str, float], folders: list[Path], scratch: Pat
         clear(scratch)
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-        report = fm.merge(method, base, named, out, params, device="cuda")
+        report = fm.merge(method, base, named, out, params, device=DEVICE)
         if turn == 0:
             continue
         times["seconds"].append(report.seconds)
@@ -197,7 +202,7 @@ def against_mergekit(method: str, folders: list[Path], scratch: Path) -> dict[st
     recipe.write_text(json.dumps(mergekit.recipe(method, own, base, models)))
     params = [part for name, value in JOBS[method].items() for part in ("-p", f"{name}={value}")]
     named = [part for model in models for part in ("--model", f"{model.name}={model}")]
-    mine = ["merge", method, "--base", str(base), *named, *params, "--out", str(out), "--device", "cuda"]
+    mine = ["merge", method, "--base", str(base), *named, *params, "--out", str(out), "--device", DEVICE]
     commands = {
         "mergekit": [shutil.which("mergekit-yaml"), str(recipe), str(out), "--cuda", *mergekit.FLAGS],
         "fastmerge": [sys.executable, "-m", "fastmerge", *mine],
@@ -216,38 +221,28 @@ def clear(scratch: Path) -> None:
         shutil.rmtree(scratch / left, ignore_errors=True)
 
 
-def rows(layers: dict[str, int]) -> Iterator[dict[str, Any]]:
+def made(scratch: Path, kind: str, name: str, layers: int, models: int) -> tuple[list[Path], dict[str, Any]]:
+    """A family in `scratch`, and what a row says of it."""
+    took = seconds(lambda: write(scratch, models, layers, SIZES[name]))
+    print(f"{name}, {layers} layers, {models} models: written in {took:.1f} s", flush=True)
+    folders = [scratch / "base", *(scratch / f"model{k}" for k in range(models))]
+    return folders, {"size": name, "layers": layers, "files": kind}
+
+
+def rows() -> Iterator[dict[str, Any]]:
     link = Link()
-
-    def made(scratch: Path, kind: str, models: int, name: str, count: int) -> tuple[list[Path], dict[str, Any]]:
-        took = seconds(lambda: write(scratch, models, count, SIZES[name]))
-        print(f"{name}, {count} layers, {models} models: written in {took:.1f} s", flush=True)
-        return [scratch / "base", *(scratch / f"model{k}" for k in range(models))], {
-            "size": name,
-            "layers": count,
-            "files": kind,
-        }
-
-    with files_in_memory() as (kind, scratch):
-        folders, of_size = made(scratch, kind, 6, "7b", 8)
-        for k in (2, 6):
-            yield of_size | job(OF_ANY_K, {}, folders[: k + 1], scratch, link)
-    for name, count in layers.items():
+    for name, layers, counts, methods in RUNS:
         with files_in_memory() as (kind, scratch):
-            folders, of_size = made(scratch, kind, 3, name, count)
-            for method in OF_SIZE[name]:
-                yield of_size | job(method, JOBS[method], folders, scratch, link)
-            for method in BY_MERGEKIT if name == "13b" and shutil.which("mergekit-yaml") else ():
-                yield of_size | against_mergekit(method, folders, scratch)
-        most = layers_held(SIZES[name], 3)
-        if name == "13b" and most > count:
-            with files_in_memory() as (kind, scratch):
-                folders, of_size = made(scratch, kind, 3, name, most)
-                for method in WHOLE:
-                    yield of_size | job(method, JOBS[method], folders, scratch, link)
+            held = layers_held(SIZES[name], max(counts))
+            folders, family = made(scratch, kind, name, min(layers, held), max(counts))
+            for method in methods:
+                for k in counts:
+                    yield family | job(method, JOBS[method], folders[: k + 1], scratch, link)
+            for method in BY_MERGEKIT if methods == tuple(JOBS) and shutil.which("mergekit-yaml") else ():
+                yield family | against_mergekit(method, folders, scratch)
     with tempfile.TemporaryDirectory(dir=IN_MEMORY) as folder:
-        folders, of_size = made(Path(folder), "tmpfs", 3, "7b", 8)
-        yield of_size | job("task_arithmetic", JOBS["task_arithmetic"], folders, Path(folder), link)
+        folders, family = made(Path(folder), "tmpfs", "7b", FEW, 3)
+        yield family | job("task_arithmetic", JOBS["task_arithmetic"], folders, Path(folder), link)
 
 
 def show(row: dict[str, Any]) -> None:
@@ -268,19 +263,13 @@ def show(row: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    for name, size in list(SIZES.items())[1:]:
-        layers = size.layers if name == "7b" else 8
-        parser.add_argument(f"--{name}", type=int, default=layers, metavar="LAYERS", dest=name)
-    parser.add_argument("--no-save", action="store_true")
-    wanted = vars(parser.parse_args())
-    unsaved, found = wanted.pop("no_save"), []
+    found = []
     try:
-        for measured in rows({name: count for name, count in wanted.items() if count}):
+        for measured in rows():
             found.append(measured)
             show(measured)
     finally:  # what has been measured counts
-        if found and not unsaved:
+        if found:
             print(f"kept in {save('gpu-merging', found, cores=CORES, **machine())}", flush=True)
 
 

@@ -8,7 +8,6 @@ much memory that they get the first part of the same tensors; times faster are b
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -125,7 +124,7 @@ def main() -> None:
             show(measured)
     finally:  # what has been measured counts
         print(f"{len(found)} rows in {time.perf_counter() - begin:.0f} s")
-        if found and "--no-save" not in sys.argv:
+        if found:
             file = save("gpu-roofline", found, **machine())
             print(f"kept in {file} and {plot(file).name}", flush=True)
 

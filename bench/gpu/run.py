@@ -3,9 +3,9 @@
     python bench/gpu/run.py [conformance] [roofline] [filter] [merging] [sanitize] [tune]
 
 Conformance to the reference, the roofline table, FR's filter, whole merges from files in memory, and
-compute-sanitizer's memory and race checks where it is installed; tables go to bench/results/ if the results were
-right. Launch settings are tuned only where asked for. Where fastmerge is not installed, a copy without the native
-backend is put together in build/gpu.
+compute-sanitizer's memory and race checks where it is installed. Tables go to bench/results/, and say whether
+conformance had passed. Launch settings are tuned only where asked for. Where fastmerge is not installed, a copy without
+the native backend is put together in build/gpu.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ import torch
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 KINDS = ("conformance", "roofline", "filter", "merging", "sanitize", "tune")
-MEASURED = ("roofline", "filter", "merging")
 OWN = {
     "conformance": {"OMP_NUM_THREADS": "1"},  # of each of the processes that test side by side
     # For the sanitizer each tensor is an allocation of its own, whose ends are known.
@@ -66,7 +65,7 @@ def commands() -> dict[str, list[list[str]]]:
         ]
         if sanitizer
         else [],
-        **{kind: [[sys.executable, str(HERE / f"{kind}.py")]] for kind in (*MEASURED, "tune")},
+        **{kind: [[sys.executable, str(HERE / f"{kind}.py")]] for kind in KINDS if kind not in OWN},
     }
 
 
@@ -75,6 +74,9 @@ def main() -> int:
         print("torch sees no GPU here")
         return 2
     wanted = sys.argv[1:] or KINDS[:-1]
+    if unknown := set(wanted) - set(KINDS):
+        print(f"{', '.join(unknown)}: what there is is {', '.join(KINDS)}")
+        return 2
     paths = [*(ROOT / "bench" / part for part in ("", "ops", "merges", "peers")), ROOT / "tests", HERE]
     if importlib.util.find_spec("fastmerge") is None:
         paths.insert(0, assembled())
@@ -86,10 +88,11 @@ def main() -> int:
         begin = time.perf_counter()
         if not commands()[kind]:
             print("sanitize: compute-sanitizer is not installed", flush=True)
-        for command in commands()[kind]:
-            unsaved = ["--no-save"] if kind in MEASURED and "conformance" in failed else []
-            if subprocess.run([*command, *unsaved], cwd=HERE, env=env | OWN.get(kind, {}), check=False).returncode:
-                failed.append(kind)
+        own = env | OWN.get(kind, {})
+        codes = [subprocess.run(command, cwd=HERE, env=own, check=False).returncode for command in commands()[kind]]
+        failed += [kind] if any(codes) else []
+        if kind == "conformance":
+            env["CONFORMANCE"] = "failed" if failed else "passed"
         print(f"{kind}: {'failed' if kind in failed else 'done'} in {time.perf_counter() - begin:.0f} s", flush=True)
     return len(failed)
 

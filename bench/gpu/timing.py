@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import statistics
 from collections.abc import Callable
@@ -52,4 +53,5 @@ def machine() -> dict[str, str]:
         "driver": version[0] if version else "unknown",
         "cuda": str(torch.version.cuda),
         "triton": triton.__version__,
+        "conformance": os.environ.get("CONFORMANCE", "not run"),
     }

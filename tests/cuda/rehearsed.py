@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import sys
@@ -10,7 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT / folder) for folder in ("tests", "tests/cuda", "bench", "bench/ops", "bench/gpu")]
+sys.path[:0] = [
+    str(ROOT / folder)
+    for folder in ("tests", "tests/cuda", "bench", "bench/ops", "bench/merges", "bench/peers", "bench/gpu")
+]
 
 import on_cpu
 import timing
@@ -67,6 +71,9 @@ def main(folder: Path) -> None:
     filters.show(rows[0])
     print("filter: done", flush=True)
 
+    merge_rehearsed()
+    print("merging: done", flush=True)
+
     torch.cuda.get_device_name = lambda *_: "a card"
     tune.TILES, tune.WARPS, tune.UNROLLED = (1024, 2048), (4,), (2,)
     tune.SPANS, tune.OF_SUMS = (4096,), ((512, 2),)
@@ -75,6 +82,37 @@ def main(folder: Path) -> None:
     tune.main(file)
     assert json.loads(file.read_text()) == json.loads(tune.FILE.read_text()), "no faster, so nothing changes"
     print("tune: done", flush=True)
+
+
+def merge_rehearsed() -> None:
+    """Every row of whole merges, of small models: on this machine's CPU, without page-locked memory."""
+    import family
+    import merging
+
+    empty = torch.empty
+    torch.empty = lambda *shape, pin_memory=False, **options: empty(*shape, **options)
+    for name in ("synchronize", "empty_cache", "reset_peak_memory_stats"):
+        setattr(torch.cuda, name, lambda: None)
+    torch.cuda.max_memory_reserved = lambda: 0
+    torch.cuda.Stream, torch.cuda.stream = object, lambda _: contextlib.nullcontext()
+    merging.ROUNDS, merging.BY_MERGEKIT, merging.Link.__init__.__defaults__ = 1, (), (1000,)
+    family.VOCABULARY = 50
+    merging.SIZES = {name: family.Size(16, 24, 8, 4, layers) for name, layers in (("7b", 9), ("13b", 10))}
+    dispatch.PREFERENCE["cpu"] = ("native", "reference")
+    dispatch.chosen.cache_clear()
+    rows = list(merging.rows())
+    json.dumps(rows)
+    merging.show(rows[0])
+    assert {(row["size"], row["layers"], row["k"]) for row in rows} == {
+        ("7b", 8, 2),
+        ("7b", 8, 6),
+        ("7b", 8, 3),
+        ("7b", 9, 3),
+        ("13b", 8, 3),
+        ("13b", 10, 3),
+    }
+    torch.empty, dispatch.PREFERENCE["cpu"] = empty, ("cuda", "reference")
+    dispatch.chosen.cache_clear()
 
 
 if __name__ == "__main__":
