@@ -4,7 +4,7 @@
     python bench/gpu/tune.py OP …
 
 With the paths that bench/gpu/run.py sets. For each entry of the table, or those of some ops: elements at a time, warps
-and, where sums are formed, tiles a program, with three models; then how many models to unroll. What is not faster by
+and, where a program goes over several, tiles, with three models; then how many models to unroll. What is not faster by
 3 % than what there is stays as it is.
 """
 
@@ -27,16 +27,17 @@ from timing import milliseconds
 DTYPES = {1: torch.bfloat16, 2: torch.bfloat16, 4: torch.float32, 8: torch.float64}
 TILES, WARPS = (512, 1024, 2048, 4096), (2, 4, 8)
 UNROLLED = (2, 4, 8)  # each number is compiled when first met, which takes seconds; more share one kernel
-SPANS, OF_SUMS = (2048, 4096, 8192), ((128, 1), (256, 1), (512, 2), (1024, 4))  # of sums; tiles and warps
+# Of programs that go over several tiles: elements, and tiles and warps.
+SPANS, OF_SPANS = (1024, 2048, 4096, 8192), ((128, 1), (256, 1), (512, 2), (512, 4), (1024, 4))
 GAIN = 0.97
 ELEMENTS = 1 << 27
 STANDS_FOR = {"*": "delta_sum"}  # the op by which the entry of all others is measured
 
 
 def candidates(now: Settings) -> list[Settings]:
-    """Other tiles and warps whose threads have between four and 32 elements; of sums other spans too."""
+    """Other tiles and warps whose threads have between four and 32 elements; of several tiles other spans too."""
     if now.tiles > 1:
-        return [Settings(tile, warps, now.unrolled, span // tile) for tile, warps in OF_SUMS for span in SPANS]
+        return [Settings(tile, warps, now.unrolled, span // tile) for tile, warps in OF_SPANS for span in SPANS]
     return [
         Settings(tile, warps, now.unrolled, 1)
         for tile in TILES

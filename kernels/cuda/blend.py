@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import Launch, Row, working
-from .numeric import HEAD, load, narrow, pointer, widen
+from .numeric import HEAD, is_finite, load, pointer, store
 
 
 @triton.jit
@@ -45,15 +45,12 @@ def _tile(
                                   WORKING)  # fmt: skip
     if BASE is not None:
         delta = theta + delta
-    result = narrow(delta, OUT)
-    out = pointer(row + 4, OUT, ALIGNED)
-    if FULL:
-        tl.store(out + offsets, result)
-    else:
-        tl.store(out + offsets, result, mask=offsets < n)
-    finite = tl.abs(widen(result, WORKING)) < float("inf")
-    bad = tl.sum(((finite == 0) & (offsets < n)).to(tl.int32), 0).to(tl.int64)
-    tl.atomic_add(row + 2, bad, mask=bad > 0)
+    store(pointer(row + 4, OUT, ALIGNED), offsets, delta, n, FULL)
+    bad = is_finite(delta, OUT) == 0
+    if not FULL:
+        bad = bad & (offsets < n)
+    found = tl.sum(bad.to(tl.int32), 0).to(tl.int64)
+    tl.atomic_add(row + 2, found, mask=found > 0)
 
 
 @triton.jit(do_not_specialize=["width", "models", "inner", "groups"])

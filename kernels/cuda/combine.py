@@ -9,30 +9,41 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .kept import Kept, fields, kept_elements, masks, parts, whole_sided
+from .kept import Kept, fields, kept_elements, masks, parts, selection, whole_sided
 from .launch import Launch, Row, alike, working
-from .numeric import HEAD, load, narrow, number, place, pointer, widen
+from .numeric import HEAD, is_finite, load, number, place, pointer, store
 
 
 @triton.jit
-def _is_finite(x):
-    return tl.abs(x) < float("inf")
+def _model(
+    row, k, models, start, n, SIDED: tl.constexpr, ELEMENT: tl.constexpr, SHARES: tl.constexpr, TRIM: tl.constexpr,
+    DROP: tl.constexpr, KEEP: tl.constexpr, ALIGNED: tl.constexpr, WORKING: tl.constexpr,
+):  # fmt: skip
+    """What is read of model k once for all of a program's elements: its address, weight, share of the divisor, and
+    selection."""
+    chosen, share = None, None
+    if TRIM != "none" or DROP != "none" or KEEP:
+        chosen = selection(row, k, models, start, n, SIDED, TRIM, DROP, KEEP, WORKING)
+    if SHARES:
+        share = number(row + HEAD + 2 * models + k, WORKING)
+    return pointer(row + HEAD + k, ELEMENT, ALIGNED), number(row + HEAD + models + k, WORKING), share, chosen
 
 
 @triton.jit
 def _term(
-    row, k, models, theta, offsets, start, n, FULL: tl.constexpr, SIDED: tl.constexpr, ELEMENT: tl.constexpr,
-    BASE: tl.constexpr, CONSENSUS: tl.constexpr, TRIM: tl.constexpr, DROP: tl.constexpr, KEEP: tl.constexpr,
-    ALIGNED: tl.constexpr, TILE: tl.constexpr, WORKING: tl.constexpr,
+    model, theta, offsets, start, n, FULL: tl.constexpr, SIDED: tl.constexpr, BASE: tl.constexpr,
+    CONSENSUS: tl.constexpr, TRIM: tl.constexpr, DROP: tl.constexpr, KEEP: tl.constexpr, TILE: tl.constexpr,
+    WORKING: tl.constexpr,
 ):  # fmt: skip
-    """Model k's term x_k, its vote y_k, and τ_k."""
-    tau = load(pointer(row + HEAD + k, ELEMENT, ALIGNED), offsets, n, FULL, WORKING)
+    """A model's term x_k, its vote y_k, and τ_k."""
+    address, weight, _, chosen = model
+    tau = load(address, offsets, n, FULL, WORKING)
     if BASE is not None:
         tau = tau - theta
-    x = number(row + HEAD + models + k, WORKING) * tau
+    x = weight * tau
     y = tau
-    if TRIM or DROP or KEEP:
-        on = kept_elements(row, k, models, tau, start, n, FULL, SIDED, TRIM, DROP, KEEP, TILE, WORKING)
+    if TRIM != "none" or DROP != "none" or KEEP:
+        on = kept_elements(chosen, tau, start, n, FULL, SIDED, TRIM, DROP, KEEP, TILE)
         x, y = tl.where(on, x, 0.0), tl.where(on, y, 0.0)
     if CONSENSUS == "weighted":
         y = x
@@ -60,19 +71,19 @@ def _direction(vote, WORKING: tl.constexpr):
 
 @triton.jit
 def _unrolled(
-    row, theta, offsets, start, n, FULL: tl.constexpr, SIDED: tl.constexpr, K: tl.constexpr, MODELS: tl.constexpr,
-    BASE: tl.constexpr, CONSENSUS: tl.constexpr, SHARES: tl.constexpr, TRIM: tl.constexpr, DROP: tl.constexpr,
-    KEEP: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr, WORKING: tl.constexpr,
+    models, theta, offsets, start, n, FULL: tl.constexpr, SIDED: tl.constexpr, K: tl.constexpr, BASE: tl.constexpr,
+    CONSENSUS: tl.constexpr, SHARES: tl.constexpr, TRIM: tl.constexpr, DROP: tl.constexpr, KEEP: tl.constexpr,
+    TILE: tl.constexpr, WORKING: tl.constexpr,
 ):  # fmt: skip
     """The consensus of K terms that stay in registers, the divisor's total, and the largest |τ_k|."""
-    terms, votes = (), ()
-    size = tl.zeros([TILE], WORKING)
+    terms, votes, taus = (), (), ()
     for k in tl.static_range(K):
-        x, y, tau = _term(row, k, K, theta, offsets, start, n, FULL, SIDED, MODELS[k], BASE, CONSENSUS, TRIM, DROP,
-                          KEEP, ALIGNED, TILE, WORKING)  # fmt: skip
-        terms, votes = terms + (x,), votes + (y,)
-        size = _widest(size, tau)
-    delta, total = terms[0], tl.zeros([TILE], WORKING)
+        x, y, tau = _term(models[k], theta, offsets, start, n, FULL, SIDED, BASE, CONSENSUS, TRIM, DROP, KEEP, TILE,
+                          WORKING)  # fmt: skip
+        terms, votes, taus = terms + (x,), votes + (y,), taus + (tau,)
+    delta, total, size = terms[0], tl.zeros([TILE], WORKING), tl.abs(taus[0])
+    for k in tl.static_range(1, K):
+        size = _widest(size, taus[k])
     if CONSENSUS == "sum":
         for k in tl.static_range(1, K):
             delta = delta + terms[k]
@@ -90,7 +101,7 @@ def _unrolled(
             x = tl.where(agrees, terms[k], 0.0)
             delta = x if k == 0 else delta + x
             if SHARES:
-                total = total + tl.where(agrees, number(row + HEAD + 2 * K + k, WORKING), 0.0)
+                total = total + tl.where(agrees, models[k][2], 0.0)
     return delta, total, size
 
 
@@ -104,8 +115,10 @@ def _looped(
     delta, total, vote = tl.zeros([TILE], WORKING), tl.zeros([TILE], WORKING), tl.zeros([TILE], WORKING)
     size = tl.zeros([TILE], WORKING)
     for k in range(models):
-        x, y, tau = _term(row, k, models, theta, offsets, start, n, FULL, False, ELEMENT, BASE, CONSENSUS, TRIM, DROP,
-                          KEEP, ALIGNED, TILE, WORKING)  # fmt: skip
+        model = _model(row, k, models, start, n, False, ELEMENT, SHARES, TRIM, DROP, KEEP, ALIGNED,
+                       WORKING)  # fmt: skip
+        x, y, tau = _term(model, theta, offsets, start, n, FULL, False, BASE, CONSENSUS, TRIM, DROP, KEEP, TILE,
+                          WORKING)  # fmt: skip
         size = _widest(size, tau)
         if CONSENSUS == "sum":
             delta = tl.where(k > 0, delta + x, x)
@@ -116,13 +129,15 @@ def _looped(
     if CONSENSUS != "sum" and CONSENSUS != "max":
         direction = _direction(vote, WORKING)
         for k in range(models):
-            x, y, _ = _term(row, k, models, theta, offsets, start, n, FULL, False, ELEMENT, BASE, CONSENSUS, TRIM,
-                            DROP, KEEP, ALIGNED, TILE, WORKING)  # fmt: skip
+            model = _model(row, k, models, start, n, False, ELEMENT, SHARES, TRIM, DROP, KEEP, ALIGNED,
+                           WORKING)  # fmt: skip
+            x, y, _ = _term(model, theta, offsets, start, n, FULL, False, BASE, CONSENSUS, TRIM, DROP, KEEP, TILE,
+                            WORKING)  # fmt: skip
             agrees = direction * y > 0
             x = tl.where(agrees, x, 0.0)
             delta = tl.where(k > 0, delta + x, x)
             if SHARES:
-                total = total + tl.where(agrees, number(row + HEAD + 2 * models + k, WORKING), 0.0)
+                total = total + tl.where(agrees, model[2], 0.0)
     return delta, total, size
 
 
@@ -136,19 +151,20 @@ def _divide(a, b, WORKING: tl.constexpr):
 
 @triton.jit
 def _tile(
-    row, models, start, n, FULL: tl.constexpr, SIDED: tl.constexpr, K: tl.constexpr, MODELS: tl.constexpr,
-    BASE: tl.constexpr, OUT: tl.constexpr, CONSENSUS: tl.constexpr, DIVISOR: tl.constexpr, AS_DELTA: tl.constexpr,
-    COUNTED: tl.constexpr, TRIM: tl.constexpr, DROP: tl.constexpr, KEEP: tl.constexpr, ALIGNED: tl.constexpr,
-    TILE: tl.constexpr, WORKING: tl.constexpr,
+    row, models, read, divisor, scale, start, n, FULL: tl.constexpr, SIDED: tl.constexpr, K: tl.constexpr,
+    MODELS: tl.constexpr, BASE: tl.constexpr, OUT: tl.constexpr, CONSENSUS: tl.constexpr, DIVISOR: tl.constexpr,
+    AS_DELTA: tl.constexpr, COUNTED: tl.constexpr, TRIM: tl.constexpr, DROP: tl.constexpr, KEEP: tl.constexpr,
+    ALIGNED: tl.constexpr, TILE: tl.constexpr, WORKING: tl.constexpr,
 ):  # fmt: skip
+    """Returns which elements are not finite, or have task vectors that are not and may be hidden: int32 [TILE]."""
     offsets = start + tl.arange(0, TILE)
     theta = tl.zeros([TILE], WORKING)
     if BASE is not None:
         theta = load(pointer(row + 3, BASE, ALIGNED), offsets, n, FULL, WORKING)
     shares: tl.constexpr = DIVISOR == "shares"
     if K > 0:
-        delta, total, size = _unrolled(row, theta, offsets, start, n, FULL, SIDED, K, MODELS, BASE, CONSENSUS, shares,
-                                       TRIM, DROP, KEEP, ALIGNED, TILE, WORKING)  # fmt: skip
+        delta, total, size = _unrolled(read, theta, offsets, start, n, FULL, SIDED, K, BASE, CONSENSUS, shares, TRIM,
+                                       DROP, KEEP, TILE, WORKING)  # fmt: skip
     else:
         delta, total, size = _looped(row, models, theta, offsets, start, n, FULL, MODELS[0], BASE, CONSENSUS, shares,
                                      TRIM, DROP, KEEP, ALIGNED, TILE, WORKING)  # fmt: skip
@@ -157,23 +173,44 @@ def _tile(
         some = total != 0
         delta = tl.where(some, _divide(tl.where(some, delta, 1.0), tl.where(some, total, 1.0), WORKING), delta)
     if DIVISOR == "number":
-        divisor = tl.full([TILE], 1.0, WORKING) * number(row + HEAD + 2 * models, WORKING)
-        delta = _divide(delta, divisor, WORKING)
-    delta = number(row + 7, WORKING) * delta
+        delta = _divide(delta, tl.full([TILE], 1.0, WORKING) * divisor, WORKING)
+    delta = scale * delta
     if BASE is not None and not AS_DELTA:
         delta = theta + delta
-    result = narrow(delta, OUT)
-    out = pointer(row + 4, OUT, ALIGNED)
-    if FULL:
-        tl.store(out + offsets, result)
-    else:
-        tl.store(out + offsets, result, mask=offsets < n)
+    store(pointer(row + 4, OUT, ALIGNED), offsets, delta, n, FULL)
+    bad = tl.zeros([TILE], tl.int32)
     if COUNTED:
-        good = _is_finite(widen(result, WORKING))
-        if TRIM or DROP or KEEP or (CONSENSUS != "sum" and CONSENSUS != "max"):
-            good = good & _is_finite(size)
-        bad = tl.sum(((good == 0) & (offsets < n)).to(tl.int32), 0).to(tl.int64)
-        tl.atomic_add(row + 2, bad, mask=bad > 0)
+        good = is_finite(delta, OUT)
+        if TRIM != "none" or DROP != "none" or KEEP or (CONSENSUS != "sum" and CONSENSUS != "max"):
+            good = good & is_finite(size, WORKING)
+        bad = (good == 0).to(tl.int32)
+        if not FULL:
+            bad = tl.where(offsets < n, bad, 0)
+    return bad
+
+
+@triton.jit
+def _span(
+    row, models, start, n, FULL: tl.constexpr, SIDED: tl.constexpr, K: tl.constexpr, MODELS: tl.constexpr,
+    BASE: tl.constexpr, OUT: tl.constexpr, CONSENSUS: tl.constexpr, DIVISOR: tl.constexpr, AS_DELTA: tl.constexpr,
+    COUNTED: tl.constexpr, TRIM: tl.constexpr, DROP: tl.constexpr, KEEP: tl.constexpr, ALIGNED: tl.constexpr,
+    TILE: tl.constexpr, TILES: tl.constexpr, WORKING: tl.constexpr,
+):  # fmt: skip
+    """A program's tiles, of which only the last are not FULL."""
+    scale, divisor, read = number(row + 7, WORKING), None, ()
+    if DIVISOR == "number":
+        divisor = number(row + HEAD + 2 * models, WORKING)
+    for k in tl.static_range(K):
+        read = read + (_model(row, k, K, start, n, SIDED, MODELS[k], DIVISOR == "shares", TRIM, DROP, KEEP, ALIGNED,
+                              WORKING),)  # fmt: skip
+    bad = tl.zeros([TILE], tl.int32)
+    for i in range(TILES if FULL else tl.cdiv(tl.minimum(n - start, TILE * TILES), TILE).to(tl.int32)):
+        begin = start + tl.cast(i, tl.int64) * TILE
+        bad += _tile(row, models, read, divisor, scale, begin, n, FULL, SIDED, K, MODELS, BASE, OUT, CONSENSUS,
+                     DIVISOR, AS_DELTA, COUNTED, TRIM, DROP, KEEP, ALIGNED, TILE, WORKING)  # fmt: skip
+    if COUNTED:
+        found = tl.sum(bad, 0).to(tl.int64)
+        tl.atomic_add(row + 2, found, mask=found > 0)
 
 
 @triton.jit(do_not_specialize=["width", "models"])
@@ -181,17 +218,17 @@ def combine_tile(
     table, owners, width, models, K: tl.constexpr, MODELS: tl.constexpr, BASE: tl.constexpr, OUT: tl.constexpr,
     CONSENSUS: tl.constexpr, DIVISOR: tl.constexpr, AS_DELTA: tl.constexpr, COUNTED: tl.constexpr, TRIM: tl.constexpr,
     DROP: tl.constexpr, KEEP: tl.constexpr, ALIGNED: tl.constexpr, SINGLE: tl.constexpr, TILE: tl.constexpr,
-    WORKING: tl.constexpr,
+    TILES: tl.constexpr, WORKING: tl.constexpr,
 ):  # fmt: skip
     """Row: the count of non-finite elements, in place of the address of sums, base, out, keep, offset, scale; weights
     and divisors."""
-    row, start, n = place(table, owners, width, SINGLE, TILE)
-    if (start + TILE <= n) & whole_sided(row, start, K, TRIM, TILE):
-        _tile(row, models, start, n, True, True, K, MODELS, BASE, OUT, CONSENSUS, DIVISOR, AS_DELTA, COUNTED, TRIM,
-              DROP, KEEP, ALIGNED, TILE, WORKING)  # fmt: skip
+    row, start, n = place(table, owners, width, SINGLE, TILE * TILES)
+    if (start + TILE * TILES <= n) & whole_sided(row, 0, models, start, K, TRIM, TILE * TILES):
+        _span(row, models, start, n, True, True, K, MODELS, BASE, OUT, CONSENSUS, DIVISOR, AS_DELTA, COUNTED, TRIM,
+              DROP, KEEP, ALIGNED, TILE, TILES, WORKING)  # fmt: skip
     elif start < n:
-        _tile(row, models, start, n, False, False, K, MODELS, BASE, OUT, CONSENSUS, DIVISOR, AS_DELTA, COUNTED, TRIM,
-              DROP, KEEP, ALIGNED, TILE, WORKING)  # fmt: skip
+        _span(row, models, start, n, False, False, K, MODELS, BASE, OUT, CONSENSUS, DIVISOR, AS_DELTA, COUNTED, TRIM,
+              DROP, KEEP, ALIGNED, TILE, TILES, WORKING)  # fmt: skip
 
 
 def combine(
@@ -233,7 +270,7 @@ def launch_combine(jobs: Sequence[tuple[Any, ...]], counted: bool) -> list[tuple
     for group in alike(jobs, lambda base, models, *rest: (base, *models, rest[-1]), _options):
         base, models, *_, out = jobs[group.jobs[0]]
         options, rows = dict(group.options), [_row(*jobs[i]) for i in group.jobs]
-        launch = Launch(_form(options), rows, group.tensors, models)
+        launch = Launch(_form(options), rows, group.tensors, models, tiled=True)
         launch(
             combine_tile, len(models), BASE=base if base is None else base.dtype, OUT=out.dtype,
             COUNTED=counted, WORKING=working((base, *models)), **options,
@@ -244,9 +281,9 @@ def launch_combine(jobs: Sequence[tuple[Any, ...]], counted: bool) -> list[tuple
 
 def _form(options: Mapping[str, str | bool]) -> str:
     """As which the kernel's launch is set: by what takes longest of all that is asked of it."""
-    if options["DROP"]:
+    if options["DROP"] != "none":
         return "combine, drop"
-    plain = options["CONSENSUS"] == "sum" and not options["TRIM"] and not options["KEEP"]
+    plain = options["CONSENSUS"] == "sum" and options["TRIM"] == "none" and not options["KEEP"]
     return "combine" if plain else "combine, trim and vote"
 
 

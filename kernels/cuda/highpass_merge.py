@@ -31,7 +31,7 @@ from . import cufft
 from .delta_sum import delta_sum
 from .enqueue import enqueue
 from .launch import on_device
-from .numeric import load, narrow, store, widen
+from .numeric import is_finite, load, store
 from .settings import settings
 
 BLOCK = 1 << 27  # elements worked on together: v and its spectrum are 512 MiB each in float32
@@ -179,8 +179,10 @@ def _finish(
     if BASE:
         d = load(base, offsets, n, FULL, WORKING) + d
     store(out, offsets, d, n, FULL)
-    finite = tl.abs(widen(narrow(d, out.dtype.element_ty), WORKING)) < float("inf")
-    found = tl.sum(((finite == 0) & (offsets < n)).to(tl.int32), 0).to(tl.int64)
+    nonfinite = is_finite(d, out.dtype.element_ty) == 0
+    if not FULL:
+        nonfinite = nonfinite & (offsets < n)
+    found = tl.sum(nonfinite.to(tl.int32), 0).to(tl.int64)
     tl.atomic_add(bad, found, mask=found > 0)
 
 

@@ -13,44 +13,70 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .numeric import HEAD, load_bits, number, pointer
+from .numeric import HEAD, INTERPRETED, load_bits, number, pointer
 
 Window = tuple[float, int, float, int]  # magnitude and index of the top cut, then of the bottom one
 Drop = tuple[int, int]  # key and threshold
+NO_TOP = (float("inf"), 0)  # the cut that nothing is above
 Kept = tuple[Sequence[Window] | None, Sequence[Drop] | None, Tensor | None]  # trim, drop, keep
 
 
 @triton.jit
+def _product(x, FACTOR: tl.constexpr):
+    """The high and the low half of x · FACTOR, by one instruction."""
+    if INTERPRETED:
+        return tl.umulhi(x, FACTOR), x * FACTOR
+    return tl.inline_asm_elementwise(
+        "{ .reg .b64 p; mul.wide.u32 p, $2, $3; mov.b64 {$1, $0}, p; }",
+        "=r,=r,r,r",
+        [x, FACTOR],
+        dtype=(tl.uint32, tl.uint32),
+        is_pure=True,
+        pack=1,
+    )
+
+
+@triton.jit
 def philox(start, key, TILE: tl.constexpr):
-    """The words of elements start … start + TILE, start a multiple of 4: uint32 [TILE]. A counter gives four words."""
+    """The words of elements start … start + TILE, start a multiple of 4: uint32 [TILE]. A counter gives four words.
+
+    Philox-4x32-10 as tl.philox has it, but that the halves of a product come from one instruction.
+    """
     counter = start // 4 + tl.arange(0, TILE // 4)
-    zero = tl.zeros([TILE // 4], tl.uint32)
-    low, high = (counter & 0xFFFFFFFF).to(tl.uint32), (counter >> 32).to(tl.uint32)
-    a, b, c, d = tl.philox(key, low, high, zero, zero)
+    a, b = (counter & 0xFFFFFFFF).to(tl.uint32), (counter >> 32).to(tl.uint32)
+    c, d = tl.zeros([TILE // 4], tl.uint32), tl.zeros([TILE // 4], tl.uint32)
+    first, second = (key & 0xFFFFFFFF).to(tl.uint32), (key >> 32).to(tl.uint32)
+    for _ in tl.static_range(10):
+        high_a, low_a = _product(a, 0xD2511F53)
+        high_c, low_c = _product(c, 0xCD9E8D57)
+        a, b, c, d = high_c ^ b ^ first, low_c, high_a ^ d ^ second, low_a
+        first = tl.add(first, 0x9E3779B9, sanitize_overflow=False)
+        second = tl.add(second, 0xBB67AE85, sanitize_overflow=False)
     return tl.interleave(tl.interleave(a, c), tl.interleave(b, d))
 
 
 @triton.jit
-def _ahead(slot, row, start):
-    """How many elements from `start` on are before the index in the slot, or less than none."""
-    return tl.load(slot) - (tl.load(row + 6) + start)
+def _place(slot, offset):
+    """Which element of the tensor that is launched over has a cut's index."""
+    return tl.load(slot) - offset
 
 
 @triton.jit
-def whole_sided(row, start, K: tl.constexpr, TRIM: tl.constexpr, TILE: tl.constexpr):
-    """Whether no index of K models' cuts divides the tile, as but one tile of a tensor is divided by each."""
+def whole_sided(row, first, models, start, K: tl.constexpr, TRIM: tl.constexpr, SPAN: tl.constexpr):
+    """Whether no index of the cuts of K models, from the first on, divides a program's elements, as but one program of
+    a tensor is divided by each."""
     whole = tl.full([], True, tl.int1)
-    if TRIM:
+    if TRIM != "none":
         for k in tl.static_range(K):
-            for cut in tl.static_range(2):
-                ahead = _ahead(row + HEAD + 3 * K + k + (1 + 2 * cut) * K, row, start)
-                whole = whole & ((ahead <= 0) | (ahead >= TILE))
+            for cut in tl.static_range(0 if TRIM == "both" else 1, 2):
+                ahead = _place(row + HEAD + (4 + 2 * cut) * models + first + k, tl.load(row + 6)) - start
+                whole = whole & ((ahead <= 0) | (ahead >= SPAN))
     return whole
 
 
 @triton.jit
 def _reach(cut, ahead, WORKING: tl.constexpr):
-    """Of a tile on one side of a cut's index, the largest magnitude that is beneath the cut: the cut's own, or, where
+    """Of elements on one side of a cut's index, the largest magnitude that is beneath the cut: the cut's own, or, where
     the index is ahead, the next smaller."""
     word: tl.constexpr = tl.int32 if WORKING == tl.float32 else tl.int64
     smaller = (cut.to(word, bitcast=True) - 1).to(WORKING, bitcast=True)
@@ -58,41 +84,65 @@ def _reach(cut, ahead, WORKING: tl.constexpr):
 
 
 @triton.jit
-def _trimmed(row, fields, models, tau, start, SIDED: tl.constexpr, TILE: tl.constexpr, WORKING: tl.constexpr):
+def selection(
+    row, k, models, start, n, SIDED: tl.constexpr, TRIM: tl.constexpr, DROP: tl.constexpr, KEEP: tl.constexpr,
+    WORKING: tl.constexpr,
+):  # fmt: skip
+    """What kept_elements asks of model k, read once for all of a program's elements, which begin at `start`: cuts and
+    their indices' places, or what they reach to where the program is known to be SIDED; the offset, key and threshold
+    of drops; the address of the masks."""
+    fields, offset = row + HEAD + 3 * models + k, tl.load(row + 6)
+    top, top_place, bottom, bottom_place, key, threshold, keep = None, None, None, None, None, None, None
+    if TRIM != "none":
+        bottom, bottom_place = number(fields + 2 * models, WORKING), _place(fields + 3 * models, offset)
+        if TRIM == "both":
+            top, top_place = number(fields, WORKING), _place(fields + models, offset)
+        if SIDED:
+            bottom = _reach(bottom, bottom_place - start, WORKING)
+            if TRIM == "both":
+                top = _reach(top, top_place - start, WORKING)
+    if DROP != "none":
+        key, threshold = tl.load(fields + 4 * models), tl.load(fields + 5 * models)
+    if KEEP:
+        keep = pointer(row + 5, tl.uint8, False) + k * ((n + 7) // 8)
+    return top, top_place, bottom, bottom_place, offset, key, threshold, keep
+
+
+@triton.jit
+def _trimmed(
+    top, top_place, bottom, bottom_place, tau, start, SIDED: tl.constexpr, TRIM: tl.constexpr, TILE: tl.constexpr
+):
     """Which elements are above the top cut or below the bottom one."""
-    size, top, bottom = tl.abs(tau), number(fields, WORKING), number(fields + 2 * models, WORKING)
-    before_top, before_bottom = _ahead(fields + models, row, start), _ahead(fields + 3 * models, row, start)
+    size, at = tl.abs(tau), tl.arange(0, TILE)  # counted in 32 bits
     if SIDED:
-        above = size > _reach(top, before_top, WORKING)
-        below = size <= _reach(bottom, before_bottom, WORKING)
+        trimmed = size <= bottom
+        if TRIM == "both":
+            trimmed = trimmed | (size > top)
     else:
-        at = tl.arange(0, TILE)  # counted in 32 bits
-        first = at < tl.minimum(tl.maximum(before_top, 0), TILE).to(tl.int32)
-        last = at >= tl.minimum(tl.maximum(before_bottom, 0), TILE).to(tl.int32)
-        above = (size > top) | ((size == top) & first)
-        below = (size < bottom) | ((size == bottom) & last)
-    return above | below
+        last = at >= tl.minimum(tl.maximum(bottom_place - start, 0), TILE).to(tl.int32)
+        trimmed = (size < bottom) | ((size == bottom) & last)
+        if TRIM == "both":
+            first = at < tl.minimum(tl.maximum(top_place - start, 0), TILE).to(tl.int32)
+            trimmed = trimmed | (size > top) | ((size == top) & first)
+    return trimmed
 
 
 @triton.jit
 def kept_elements(
-    row, k, models, tau, start, n, FULL: tl.constexpr, SIDED: tl.constexpr, TRIM: tl.constexpr, DROP: tl.constexpr,
-    KEEP: tl.constexpr, TILE: tl.constexpr, WORKING: tl.constexpr,
+    chosen, tau, start, n, FULL: tl.constexpr, SIDED: tl.constexpr, TRIM: tl.constexpr, DROP: tl.constexpr,
+    KEEP: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """bool [TILE]: whether each element of model k takes part. NaN is neither above nor below a cut.
-
-    SIDED: the tile is known to be whole_sided.
-    """
-    fields = row + HEAD + 3 * models + k
+    """bool [TILE]: whether each element of a model, of which `chosen` is its selection, takes part. NaN is neither
+    above nor below a cut."""
+    top, top_place, bottom, bottom_place, offset, key, threshold, keep = chosen
     on = tl.full([TILE], True, tl.int1)
-    if TRIM:
-        on = _trimmed(row, fields, models, tau, start, SIDED, TILE, WORKING) == 0
-    if DROP:
-        threshold = tl.load(fields + 5 * models)
-        words = philox(tl.load(row + 6) + start, tl.load(fields + 4 * models), TILE)
-        on = on & (words >= (threshold & 0xFFFFFFFF).to(tl.uint32)) & (threshold <= 0xFFFFFFFF)
+    if TRIM != "none":
+        on = _trimmed(top, top_place, bottom, bottom_place, tau, start, SIDED, TRIM, TILE) == 0
+    if DROP != "none":
+        on = on & (philox(offset + start, key, TILE) >= (threshold & 0xFFFFFFFF).to(tl.uint32))
+        if DROP == "all":
+            on = on & (threshold <= 0xFFFFFFFF)
     if KEEP:
-        keep = pointer(row + 5, tl.uint8, False) + k * ((n + 7) // 8)
         on = on & (load_bits(keep, start, n, FULL, TILE) != 0)
     return on
 
@@ -107,10 +157,17 @@ def fields(kept: Kept, models: int) -> list[Sequence[float | int]]:
     return [[*map(float, top)], top_index, [*map(float, bottom)], bottom_index, keys, thresholds]
 
 
-def parts(kept: Kept) -> dict[str, bool]:
-    """Which parts a selection has, as kernels are told."""
+def parts(kept: Kept) -> dict[str, str | bool]:
+    """Which parts a selection has, as kernels are told: TRIM "none", "bottom" or "both" cuts, DROP "none", "some" or of
+    some model "all", and whether to KEEP by masks."""
     trim, drop, keep = kept
-    return {"TRIM": trim is not None, "DROP": drop is not None, "KEEP": keep is not None}
+    cuts = "both" if any((top, index) != NO_TOP for top, index, *_ in trim or ()) else "bottom"
+    drops = "all" if any(threshold > 0xFFFFFFFF for _, threshold in drop or ()) else "some"
+    return {
+        "TRIM": "none" if trim is None else cuts,
+        "DROP": "none" if drop is None else drops,
+        "KEEP": keep is not None,
+    }
 
 
 def masks(kept: Kept) -> Tensor | None:

@@ -105,9 +105,10 @@ class Launch:
         tensors: Sequence[Tensor],
         models: Sequence[Tensor] = (),
         columns: int = 0,
+        tiled: bool = False,
     ) -> None:
         """tensors: the inputs and outputs of a row, models among them, whose dtypes and addresses count. columns: how
-        many sums every program writes to `partial`, of several tiles."""
+        many sums every program writes to `partial`, of several tiles. tiled: it has several without sums."""
         self.device, self.count, self.columns = tensors[0].device, len(rows), columns
         kinds, own = tuple([t.dtype for t in tensors]), tuple([t.dtype for t in models])
         even = aligned(tensors)
@@ -116,7 +117,7 @@ class Launch:
             wide = working_dtype(models)
             rows = self.widened = [row.widened(wide) for row in rows]  # kept until they are launched
             kinds, own = (*kinds, wide), (wide,) * len(models)
-        span, self.constants = form(op, kinds, own, even, self.count == 1, columns > 0)
+        span, self.constants = form(op, kinds, own, even, self.count == 1, columns > 0, tiled)
         self.spans = BLOCK // span  # programs a block
         blocks = [-(-row.elements // BLOCK) for row in rows]
         firsts = [0, *accumulate(blocks)]
@@ -175,6 +176,7 @@ def form(
     aligned: bool,
     single: bool,
     summed: bool,
+    tiled: bool,
 ) -> tuple[int, dict[str, Any]]:
     """How many elements a program has, and what its kernel is compiled for; by the settings when it is first asked."""
     sizes = [dtype.itemsize for dtype in tensors]
@@ -184,9 +186,10 @@ def form(
     if models:
         unrolled = len(models) <= chosen.unrolled
         constants |= {"K": len(models) if unrolled else 0, "MODELS": models if unrolled else models[:1]}
+    if summed or tiled:
+        tiles = constants["TILES"] = chosen.tiles
     if summed:
-        tiles = chosen.tiles
-        constants |= {"TILES": tiles, "LANES": min(16 // min(sizes), tile // (32 * warps))}
+        constants["LANES"] = min(16 // min(sizes), tile // (32 * warps))
     return tile * tiles, constants
 
 

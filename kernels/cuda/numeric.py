@@ -84,6 +84,19 @@ def narrow(x, TO: tl.constexpr):
 
 
 @triton.jit
+def is_finite(x, TO: tl.constexpr):
+    """Whether a number of the working type is finite once it is rounded to TO: it is below the middle of the largest
+    finite number and the next power of two, which is rounded up. A NaN is not."""
+    if TO == tl.float16:
+        return tl.abs(x) < 65520.0
+    if TO == tl.bfloat16:
+        return tl.abs(x) < 3.39617752923046e38  # 2^128 − 2^119
+    if TO == tl.float32 and x.dtype == tl.float64:
+        return tl.abs(x) < 3.4028235677973366e38  # 2^128 − 2^103
+    return tl.abs(x) < float("inf")
+
+
+@triton.jit
 def load(pointer, offsets, n, FULL: tl.constexpr, WORKING: tl.constexpr):
     """Elements in the working type, zeros beyond n. A full tile has no mask, so that its loads are whole."""
     if FULL:

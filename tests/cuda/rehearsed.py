@@ -76,7 +76,7 @@ def main(folder: Path) -> None:
 
     torch.cuda.get_device_name = lambda *_: "a card"
     tune.TILES, tune.WARPS, tune.UNROLLED = (1024, 2048), (4,), (2,)
-    tune.SPANS, tune.OF_SUMS = (4096,), ((512, 2),)
+    tune.SPANS, tune.OF_SPANS = (4096,), ((512, 2),)
     file = folder / tune.FILE.name
     file.write_text(tune.FILE.read_text())
     tune.main(file)
