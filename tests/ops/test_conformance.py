@@ -35,6 +35,7 @@ SHARED = {
     "cufft",
     "settings",
     "sums",
+    "panel",
     "magnitude",
     "brackets",
     "cuts",
