@@ -10,6 +10,7 @@ from typing import Any
 
 from . import gpus
 from .formats import emr, experts
+from .formats.checkpoint import Checkpoint
 from .formats.folder import holds
 from .formats.models import open_model
 from .formats.spec import local_path
@@ -80,35 +81,40 @@ def describe(path: str) -> dict[str, Any]:
     """What a checkpoint, an EMR artefact or a folder of experts holds, from headers only."""
     place = local_path(path)
     if holds(place, emr.RECORD):
-        artefact = emr.EmrArtefact(place)
-        return {
-            "kind": "EMR artefact",
-            "method": artefact.record.method,
-            "base": artefact.record.base.source,
-            "rescalers": dict(zip(artefact.record.tasks, artefact.record.rescalers, strict=True)),
-            "tensors": len(artefact.unified),
-            "parameters": sum(info.numel for info in artefact.unified.values()),
-            "bytes": sum(info.nbytes for part in (artefact.unified, artefact.masks) for info in part.values()),
-        }
+        return _artefact(emr.EmrArtefact(place))
     if holds(place, experts.RECORD):
-        folder = experts.ExpertsFolder(place)
-        return {
-            "kind": "experts",
-            "method": folder.record.method,
-            "base": folder.record.base.source,
-            "scales": {task: folder.record.experts[task].scale for task in folder.tasks},
-            "densities": {task: own.density for task, own in folder.record.experts.items() if own.density is not None},
-            "ranks": {task: own.rank for task, own in folder.record.experts.items() if own.rank is not None},
-            "parameters": sum(info.numel for info in folder.backbone.tensors.values()),
-            "bytes": {
-                "backbone": sum(info.nbytes for info in folder.backbone.tensors.values()),
-                **{
-                    task: sum(info.nbytes for parts in folder.experts[task].values() for info in parts)
-                    for task in folder.tasks
-                },
-            },
-        }
-    checkpoint = open_model(path, "checkpoint", fetch=False)
+        return _experts(experts.ExpertsFolder(place))
+    return _checkpoint(open_model(path, "checkpoint", fetch=False))
+
+
+def _artefact(artefact: emr.EmrArtefact) -> dict[str, Any]:
+    return {
+        "kind": "EMR artefact",
+        "method": artefact.record.method,
+        "base": artefact.record.base.source,
+        "rescalers": dict(zip(artefact.record.tasks, artefact.record.rescalers, strict=True)),
+        "tensors": len(artefact.unified),
+        "parameters": sum(info.numel for info in artefact.unified.values()),
+        "bytes": sum(info.nbytes for part in (artefact.unified, artefact.masks) for info in part.values()),
+    }
+
+
+def _experts(folder: experts.ExpertsFolder) -> dict[str, Any]:
+    backbone, own = folder.backbone.tensors.values(), folder.record.experts
+    sizes = {t: sum(info.nbytes for parts in folder.experts[t].values() for info in parts) for t in folder.tasks}
+    return {
+        "kind": "experts",
+        "method": folder.record.method,
+        "base": folder.record.base.source,
+        "scales": {task: own[task].scale for task in folder.tasks},
+        "densities": {task: expert.density for task, expert in own.items() if expert.density is not None},
+        "ranks": {task: expert.rank for task, expert in own.items() if expert.rank is not None},
+        "parameters": sum(info.numel for info in backbone),
+        "bytes": {"backbone": sum(info.nbytes for info in backbone), **sizes},
+    }
+
+
+def _checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
     tensors = checkpoint.tensors.values()
     named = checkpoint.config.get("architectures")
     architectures = named if isinstance(named, list) and named else ["unknown"]

@@ -1,9 +1,9 @@
-"""Which tensors FR-Merging filters where it is not told: the matrices of linear maps from features to features."""
+"""Tensors by name: patterns, and the matrices of linear maps between features, which FR-Merging filters unless told."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from fnmatch import fnmatchcase
 
 # Embeddings, output heads, and what else is stored as a matrix and is none.
@@ -12,6 +12,16 @@ EXCLUDED = re.compile(
     r"|^(output|fc)\.weight$"
 )
 STACKS = ("*.experts.*", "*.input_linear.weight", "*.output_linear.weight")  # 3-D tensors that are stacks of matrices
+
+
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Whether a tensor's name is one of these patterns' (`*.mlp.*`)."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def unmatched(patterns: Iterable[str], names: Collection[str]) -> list[str]:
+    """The patterns that are of none of these names."""
+    return [pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in names)]
 
 
 def excluded(name: str) -> bool:
@@ -23,5 +33,5 @@ def matrices(name: str, shape: Sequence[int], stacks: Sequence[str] = STACKS) ->
     """A 2-D tensor, or a 3-D one that a pattern of `stacks` matches, as [B, H, W], B matrices; None for others."""
     if len(shape) == 2:
         return 1, shape[0], shape[1]
-    stacked = len(shape) == 3 and any(fnmatchcase(name, pattern) for pattern in stacks)
+    stacked = len(shape) == 3 and matches(name, stacks)
     return (shape[0], shape[1], shape[2]) if stacked else None

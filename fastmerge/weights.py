@@ -1,4 +1,4 @@
-"""Weights of models."""
+"""The weights that models are merged with."""
 
 from __future__ import annotations
 

@@ -43,9 +43,14 @@ def read(folder: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def family(root: Path, count: int = 3, dtype: torch.dtype = torch.bfloat16) -> tuple[Path, dict[str, Path]]:
+def family(
+    root: Path,
+    count: int = 3,
+    dtype: torch.dtype = torch.bfloat16,
+    shapes: Mapping[str, tuple[int, ...]] = SHAPES,
+) -> tuple[Path, dict[str, Path]]:
     """A base and `count` fine-tunes, m0, m1, …"""
-    base = state(0, dtype)
+    base = state(0, dtype, shapes)
     folders = {f"m{k}": write(root / f"m{k}", near(base, k + 1)) for k in range(count)}
     return write(root / "base", base), folders
 
@@ -53,6 +58,11 @@ def family(root: Path, count: int = 3, dtype: torch.dtype = torch.bfloat16) -> t
 def content(folder: Path) -> dict[str, bytes]:
     """All files, to the byte."""
     return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    """The files of weights, to the byte."""
+    return {name: data for name, data in content(folder).items() if name.endswith(".safetensors")}
 
 
 class Patched:

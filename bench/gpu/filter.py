@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-import peers
+import pytorch
 import torch
 from harness import save
 from roofline import machine, tensors
@@ -40,8 +40,8 @@ def row(base: torch.Tensor, models: list[torch.Tensor], ceiling: float) -> dict[
     took = milliseconds(partial(ops.highpass_merge, base, models, [0.3] * K, cutoff=CUTOFF, out=torch.empty_like(base)))
     others = {
         "rfft2 and irfft2 alone": lambda: torch.fft.irfft2(torch.fft.rfft2(wide), s=wide.shape),
-        "one rfft2": partial(peers.highpass_merge, base, models, CUTOFF),
-        "fft2 per model": partial(peers.highpass_each, base, models, CUTOFF),
+        "one rfft2": partial(pytorch.highpass_merge, base, models, CUTOFF),
+        "fft2 per model": partial(pytorch.highpass_each, base, models, CUTOFF),
     }
     times = {way: milliseconds(other, 5, 1) for way, other in others.items()}
     return {
@@ -59,13 +59,13 @@ def row(base: torch.Tensor, models: list[torch.Tensor], ceiling: float) -> dict[
 
 def check(base: torch.Tensor, models: list[torch.Tensor]) -> None:
     """What is merged is near PyTorch's; SystemExit otherwise."""
-    (v,) = peers.delta_sum(base, models)
+    (v,) = pytorch.delta_sum(base, models)
     given = partial(ops.highpass_merge, base, models, [0.3] * K, cutoff=CUTOFF)
     delta = given(as_delta=True, dtype=torch.float32).merged
-    error = (delta - peers.highpass(v, CUTOFF)).abs().max() / v.abs().max()
+    error = (delta - pytorch.highpass(v, CUTOFF)).abs().max() / v.abs().max()
     if not error <= 4e-6:
         raise SystemExit(f"{list(base.shape)} {base.dtype}: {error:.1e} of the largest from PyTorch's")
-    torch.testing.assert_close(given().merged, peers.highpass_merge(base, models, CUTOFF), rtol=0.01, atol=1e-5)
+    torch.testing.assert_close(given().merged, pytorch.highpass_merge(base, models, CUTOFF), rtol=0.01, atol=1e-5)
 
 
 def show(found: dict[str, Any]) -> None:

@@ -31,7 +31,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import mergekit
+import by_mergekit
 import torch
 from family import SIZES, Size, config, tensors
 from harness import BUFFER, read_all, run_process, save, seconds
@@ -43,7 +43,6 @@ from fastmerge.formats.layout import plan_layout
 IN_MEMORY = Path("/dev/shm")
 CORES = len(os.sched_getaffinity(0))
 WRITERS, STAGED = 8, 32 << 20  # threads that write a family, and bytes each brings from the GPU at a time
-THEIRS = [path for path in sys.path if path and not Path(path, "mergekit.py").exists()]  # without our file of that name
 ROUNDS = 3
 JOBS: dict[str, dict[str, float]] = {
     "task_arithmetic": {"weights": 0.3},
@@ -199,19 +198,18 @@ def against_mergekit(method: str, folders: list[Path], scratch: Path) -> dict[st
     base, *models = folders
     recipe, out = scratch / "recipe.yaml", scratch / "out"
     own = {"scale": 0.3} if method == "task_arithmetic" else JOBS[method]
-    recipe.write_text(json.dumps(mergekit.recipe(method, own, base, models)))
+    recipe.write_text(json.dumps(by_mergekit.recipe(method, own, base, models)))
     params = [part for name, value in JOBS[method].items() for part in ("-p", f"{name}={value}")]
     named = [part for model in models for part in ("--model", f"{model.name}={model}")]
     mine = ["merge", method, "--base", str(base), *named, *params, "--out", str(out), "--device", DEVICE]
     commands = {
-        "mergekit": [shutil.which("mergekit-yaml"), str(recipe), str(out), "--cuda", *mergekit.FLAGS],
+        "mergekit": [shutil.which("mergekit-yaml"), str(recipe), str(out), "--cuda", *by_mergekit.FLAGS],
         "fastmerge": [sys.executable, "-m", "fastmerge", *mine],
     }
-    env = mergekit.environment() | {"PYTHONPATH": os.pathsep.join(THEIRS)}
     took = {}
     for name, command in commands.items():
         clear(scratch)
-        took[f"{name}_seconds"] = run_process(command, env).seconds
+        took[f"{name}_seconds"] = run_process(command, by_mergekit.environment()).seconds
     return {"command": method, "k": len(models), **took}
 
 

@@ -2,7 +2,7 @@
 
     python bench/gpu/run.py roofline
 
-Tensors are many times the L2 cache. PyTorch's ways are those of bench/ops/peers.py, eager and compiled, which need so
+Tensors are many times the L2 cache. PyTorch's ways are those of bench/ops/pytorch.py, eager and compiled, which need so
 much memory that they get the first part of the same tensors; times faster are by element.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-import peers
+import pytorch
 import torch
 from calls import arguments, calls, implemented, traffic
 from fastmerge.kernels import cuda
@@ -48,10 +48,10 @@ def tensors(n: int, dtype: torch.dtype, count: int) -> tuple[torch.Tensor, list[
 
 def ways(name: str, compiled: bool) -> dict[str, Callable[..., Any]]:
     """PyTorch's, of those ops that it has any of."""
-    if not hasattr(peers, name) and name not in peers.NAMED and name not in peers.OF_WHOLE_TENSORS:
+    if not hasattr(pytorch, name) and name not in pytorch.NAMED and name not in pytorch.OF_WHOLE_TENSORS:
         return {}
     left_out = {"eager, chunked"} if compiled and name in COMPILED else {"eager, chunked", "torch.compile"}
-    return {way: call for way, call in peers.ways(name).items() if way not in left_out}
+    return {way: call for way, call in pytorch.ways(name).items() if way not in left_out}
 
 
 def rows() -> Iterator[dict[str, Any]]:
@@ -64,7 +64,7 @@ def rows() -> Iterator[dict[str, Any]]:
                 continue
             ceiling = copy.gigabytes_per_second()
             took, moved = milliseconds(call), traffic(name, n, k, dtype.itemsize)
-            whole = name in peers.OF_WHOLE_TENSORS
+            whole = name in pytorch.OF_WHOLE_TENSORS
             m = min(n, PEERS_WHOLE if whole else PEERS)
             part, parts = base[:m], [model[:m] for model in models]
             times = {

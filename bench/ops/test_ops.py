@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from functools import partial
 
-import peers
 import pytest
+import pytorch
 import torch
 from calls import ELEMENTS_FOR_ONE, OF_AN_EXPERT, OF_ONE_MODEL, calls, traffic
 from measure import measure
@@ -42,7 +42,7 @@ def test_op(benchmark: BenchmarkFixture, op: str, dtype: torch.dtype, k: int, th
         calls(base, models)[op],
         elements=int(ELEMENTS * share),
         moved=traffic(op, ELEMENTS, k, dtype.itemsize),
-        ways={name: partial(run, *part) for name, run in peers.ways(op).items()} if threads == 1 else {},
+        ways={name: partial(run, *part) for name, run in pytorch.ways(op).items()} if threads == 1 else {},
         ways_elements=int(PEER_ELEMENTS * share),
         op=op,
         dtype=str(dtype)[6:],

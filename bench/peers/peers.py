@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import mergekit
+import by_mergekit
 from family import tensors, write
 from harness import Process, read_all, run_process
 from safetensors import safe_open
@@ -88,8 +88,8 @@ def check(mine: Path, theirs: Path, alike: bool) -> None:
 def measure(job: Job, base: Path, models: list[Path], scratch: Path) -> dict[str, Any]:
     """The job by both, in turns."""
     mine, theirs = scratch / "fastmerge", scratch / "mergekit"
-    recipe = mergekit.recipe(job.method, job.params, base, models)
-    command = mergekit.command(scratch / "recipe.yaml", recipe, theirs)
+    recipe = by_mergekit.recipe(job.method, job.params, base, models)
+    command = by_mergekit.command(scratch / "recipe.yaml", recipe, theirs)
     read_all([file for folder in (base, *models) for file in folder.glob("*.safetensors")])
     runs: dict[str, list[Process]] = {"fastmerge": [], "mergekit": []}
     for turn in range(ROUNDS):
@@ -99,7 +99,7 @@ def measure(job: Job, base: Path, models: list[Path], scratch: Path) -> dict[str
         if turn < job.mergekit_rounds:
             shutil.rmtree(theirs, ignore_errors=True)
             os.sync()
-            runs["mergekit"].append(run_process(command, mergekit.environment()))
+            runs["mergekit"].append(run_process(command, by_mergekit.environment()))
         if turn == 0:
             check(mine, theirs, job.alike)
     row = {name: summary(processes) for name, processes in runs.items()}
@@ -119,9 +119,9 @@ def summary(processes: list[Process]) -> dict[str, float]:
 def run(layers: int = 22, folder: Path | None = None) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """A row for every job whose method fastmerge has, and what the run was of."""
     about = {
-        "mergekit": mergekit.install(),
-        "mergekit_flags": list(mergekit.FLAGS),
-        "mergekit_environment": mergekit.ALLOCATOR,
+        "mergekit": by_mergekit.install(),
+        "mergekit_flags": list(by_mergekit.FLAGS),
+        "mergekit_environment": by_mergekit.ALLOCATOR,
         "threads": len(os.sched_getaffinity(0)),
         "parameters": sum(math.prod(shape) for _, shape in tensors(layers)),
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Mapping
+from typing import ClassVar
 
 from demo import data
 from demo.model import VisionTransformer
@@ -11,7 +12,6 @@ from torch import nn
 
 from .domain import Domain, Task, Training
 
-WIDTH = 64
 TRAIN = 3000  # images a task
 LETTERS = string.ascii_letters
 
@@ -25,6 +25,7 @@ class Images(Domain):
     inner = ("blocks.*.qkv.*", "blocks.*.proj.*", "blocks.*.fc?.*")
     pretraining = Training(1500, 3e-3)
     finetuning = Training(120, 5e-4)
+    width: ClassVar[int] = 64
 
     def general(self, tasks: Mapping[str, Task]) -> Task:
         task = data.pretraining()
@@ -43,4 +44,4 @@ class Images(Domain):
         return Task(parts[0], parts[1], len(data.FONTS))
 
     def model(self, task: str | None) -> nn.Module:
-        return VisionTransformer(self.tasks[task].outputs if task else self.corpus.outputs, WIDTH)
+        return VisionTransformer(self.tasks[task].outputs if task else self.corpus.outputs, self.width)

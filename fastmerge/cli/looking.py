@@ -100,14 +100,15 @@ def diff(
         _show_differences(found, as_json)
 
 
-BENCHMARKS = ("ops", "merges", "switching", "peers", "quality")
+BENCHMARKS = ("ops", "merges", "scoring", "switching", "peers", "quality", "pool")
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def bench(
     context: typer.Context,
     which: Annotated[
-        str, typer.Argument(help="… peers: other tools; quality: trained models", metavar=f"[{'|'.join(BENCHMARKS)}]")
+        str,
+        typer.Argument(help="… peers: other tools; quality, pool: trained models", metavar=f"[{'|'.join(BENCHMARKS)}]"),
     ] = "ops",
 ) -> None:
     """Run the benchmarks of a source checkout, from its folder; options such as --quick are the benchmark's."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +89,7 @@ def extract_lora(
     if alignment is not None:
         chosen = [t for t in alignment.tensors if _wanted(t, tensors)]
         names = [tensor.name for tensor in alignment.tensors]
-        unused = [pattern for pattern in tensors if not any(fnmatchcase(name, pattern) for name in names)]
+        unused = targets.unmatched(tensors, names)
         problems += [f"--tensors {pattern!r} matches no tensor{nearest(pattern, names)}" for pattern in unused]
         if not chosen and not unused:
             problems.append(
@@ -117,9 +116,8 @@ def extract_lora(
 
 
 def _wanted(tensor: TensorPlan, patterns: Sequence[str]) -> bool:
-    named = any(fnmatchcase(tensor.name, pattern) for pattern in patterns)
     matrix = len(tensor.shape) == 2 and tensor.numel > 0 and tensor.name.endswith(".weight") and not tensor.copy
-    return matrix and (named if patterns else not targets.excluded(tensor.name))
+    return matrix and (targets.matches(tensor.name, patterns) if patterns else not targets.excluded(tensor.name))
 
 
 def _task_vectors(

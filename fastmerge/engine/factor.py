@@ -23,7 +23,7 @@ class Factored(NamedTuple):
     kept: float
 
 
-def factor(matrix: Tensor, rank: int, seed: int = 0, name: str = "") -> Factored:
+def factor(matrix: Tensor, rank: int, seed: int, name: str) -> Factored:
     """The product of this rank that comes nearest; r is `rank`, or the shorter side. The root of each singular value
     goes to either side.
 

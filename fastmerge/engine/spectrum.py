@@ -18,7 +18,6 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -132,15 +131,11 @@ def spectrum(
 def _candidates(tensors: Sequence[TensorPlan], patterns: Sequence[str]) -> list[TensorPlan]:
     """The matrices to look at."""
     names = [tensor.name for tensor in tensors]
-    problems = [
-        f"--tensors {pattern!r} matches no tensor"
-        for pattern in patterns
-        if not any(fnmatchcase(n, pattern) for n in names)
-    ]
+    problems = [f"--tensors {pattern!r} matches no tensor" for pattern in targets.unmatched(patterns, names)]
 
     def wanted(tensor: TensorPlan) -> bool:
-        named = any(fnmatchcase(tensor.name, pattern) for pattern in patterns)
-        return (named if patterns else not targets.excluded(tensor.name)) and not tensor.copy
+        named = targets.matches(tensor.name, patterns) if patterns else not targets.excluded(tensor.name)
+        return named and not tensor.copy
 
     found = [t for t in tensors if wanted(t) and t.numel and targets.matrices(t.name, t.shape) is not None]
     if not found and not problems:

@@ -17,7 +17,7 @@ from ..formats.dtypes import INTEGER_DTYPES, TORCH_DTYPES
 from ..formats.safetensors import TensorInfo, limited
 from ..methods._declaration import Method, Statistics, Written
 from ..recipe.outputs import delta_dtype
-from ..recipe.parameters import Override, declare
+from ..recipe.parameters import Override, Parameters, declare
 from ..recipe.preflight import Alignment, TensorPlan, align
 from .culprit import unequal
 from .passes import TensorPass
@@ -77,18 +77,56 @@ def merge_state_dicts(
     `merge` does.
     """
     names = list(models)
+    parameters, alignment = _prepared(method, base, models, params, tensors, task_specific)
+    declared = parameters.method
+    _check_equal(alignment, base, models)
+    own = {info.name: (base or {})[info.name] for info in alignment.base_specific}
+    found = Merged(own, _base=base or {}, experts={name: {} for name in names})
+    statistics, kept = list[Statistics](), Kept()
+    for number in range(len(declared.passes(names, alignment.wide))):
+        gathered = Statistics(len(names))
+        for tensor in alignment.tensors:
+            like = (base or models[names[0]])[tensor.name]
+            if tensor.copy:
+                found.state_dict[tensor.name] = like.clone()
+                continue
+            one = parameters.of(tensor.name).passes_on(tensor.subject, names, alignment.wide)[number]
+            if not one.idle:
+                work = TensorPass.of(tensor.subject, len(names), [one], [statistics], kept, like.device)
+                _merge_tensor(work, tensor, declared, base, models, found)
+                work.gather([gathered])
+        statistics.append(gathered)
+    for name, (delta, _) in found.unified.items():
+        like = found._base[name]
+        found.state_dict[name] = ops.combine(None, [like, delta], dtype=like.dtype).merged
+    _restore_aliases(alignment, found)
+    found.stats = {key: dict(zip(names, values, strict=True)) for key, values in declared.results(statistics).items()}
+    found.own = {n: {info.name: models[n][info.name] for info in alignment.task_specific[n]} for n in names}
+    found.experts = found.experts if any(found.experts.values()) else {}
+    return found
+
+
+def _prepared(
+    method: str | Method,
+    base: StateDict | None,
+    models: Mapping[str, StateDict],
+    params: Mapping[str, Any],
+    overrides: Sequence[Override],
+    task_specific: Sequence[str],
+) -> tuple[Parameters, Alignment]:
+    """The method's parameters by tensor, and which tensor serves as which, or an InputError."""
+    names = list(models)
     if not names:
         raise InputError("there are no models to merge")
     states = {**({} if base is None else {"base": base}), **models}
     problems = [text for label, own in states.items() for text in _value_problems(own, label)]
     if problems:
         raise InputError(problems)
-    parameters = declare(method, params, {}, tensors, names)
+    parameters = declare(method, params, {}, overrides, names)
     declared = parameters.method
     if declared.uses_base and base is None:
         raise InputError([*declared.problems(names), f"{declared.name} needs a base model"])
     lead = None if base is None else _described(base, "base")
-    kept = Kept()
     alignment = align(lead, [_described(models[n], n) for n in names], task_specific=task_specific)
     problems = parameters.settle([tensor.name for tensor in alignment.tensors if not tensor.copy])
     if problems:
@@ -97,44 +135,30 @@ def merge_state_dicts(
     problems = declared.remarks(merging).problems
     if problems:
         raise InputError(problems)
+    return parameters, alignment
 
-    _check_equal(alignment, base, models)
-    merged: dict[str, Tensor] = {info.name: (base or {})[info.name] for info in alignment.base_specific}
-    unified: dict[str, tuple[Tensor, Tensor]] = {}
-    experts: dict[str, dict[str, ops.Expert | ops.LowRank]] = {name: {} for name in names}
-    statistics: list[Statistics] = []
-    for number in range(len(declared.passes(names, alignment.wide))):
-        gathered = Statistics(len(names))
-        for tensor in alignment.tensors:
-            like = (base or models[names[0]])[tensor.name]
-            stored = [models[name][info.name] for name, info in zip(names, tensor.models, strict=True)]
-            labels, every = (["base", *names], [like, *stored]) if base else (names, stored)
-            if tensor.copy:
-                merged[tensor.name] = like.clone()
-                continue
-            one = parameters.of(tensor.name).passes_on(tensor.subject, names, alignment.wide)[number]
-            if one.idle:
-                continue
-            work = TensorPass.of(tensor.subject, len(names), [one], [statistics], kept, like.device)
-            written = run_tensor(work, like if declared.uses_base else None, stored, like)
-            if not work.acceptable([declared.nonfinite == "allow"]):
-                _blame(tensor, every, labels)
-            share = work.shares[0]
-            for name, expert in zip(names, share.experts, strict=bool(share.experts)):
-                experts[name][tensor.name] = stored_expert(expert, like)
-            work.gather([gathered])
-            if "merged" in written:
-                merged[tensor.name] = written["merged"].view(like.shape)
-            if "unified" in written:
-                unified[tensor.name] = (written["unified"].view(like.shape), written["masks"])
-        statistics.append(gathered)
-    for name, (delta, _) in unified.items():
-        like = (base or {})[name]
-        merged[name] = ops.combine(None, [like, delta], dtype=like.dtype).merged
-    _restore_aliases(alignment, merged, unified, experts)
-    stats = {key: dict(zip(names, values, strict=True)) for key, values in declared.results(statistics).items()}
-    heads = {n: {info.name: models[n][info.name] for info in alignment.task_specific[n]} for n in names}
-    return Merged(merged, stats, heads, base or {}, unified, experts if any(experts.values()) else {})
+
+def _merge_tensor(
+    work: TensorPass,
+    tensor: TensorPlan,
+    declared: Method,
+    base: StateDict | None,
+    models: Mapping[str, StateDict],
+    found: Merged,
+) -> None:
+    """Carry out a pass over one tensor; what it writes joins what was found."""
+    stored = [models[name][info.name] for name, info in zip(models, tensor.models, strict=True)]
+    like = base[tensor.name] if base else stored[0]
+    written = run_tensor(work, like if declared.uses_base else None, stored, like)
+    if not work.acceptable([declared.nonfinite == "allow"]):
+        _blame(tensor, *(([like, *stored], ["base", *models]) if base else (stored, list(models))))
+    experts = work.shares[0].experts
+    for name, expert in zip(models, experts, strict=bool(experts)):
+        found.experts[name][tensor.name] = stored_expert(expert, like)
+    if "merged" in written:
+        found.state_dict[tensor.name] = written["merged"].view(like.shape)
+    if "unified" in written:
+        found.unified[tensor.name] = (written["unified"].view(like.shape), written["masks"])
 
 
 def _value_problems(state: StateDict, label: str) -> list[str]:
@@ -205,17 +229,11 @@ def _check_equal(alignment: Alignment, base: StateDict | None, models: Mapping[s
         raise MergeError("\n".join(limited(found)))
 
 
-def _restore_aliases(
-    alignment: Alignment,
-    merged: dict[str, Tensor],
-    unified: dict[str, tuple[Tensor, Tensor]],
-    experts: dict[str, dict[str, ops.Expert | ops.LowRank]],
-) -> None:
+def _restore_aliases(alignment: Alignment, found: Merged) -> None:
+    """Tied names are one tensor again."""
+    by_name: list[dict[str, Any]] = [found.state_dict, found.unified, *found.experts.values()]
     for tensor in alignment.tensors:
         for alias in tensor.aliases:
-            merged[alias] = merged[tensor.name]
-            if tensor.name in unified:
-                unified[alias] = unified[tensor.name]
-            for own in experts.values():
+            for own in by_name:
                 if tensor.name in own:
                     own[alias] = own[tensor.name]

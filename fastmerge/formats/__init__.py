@@ -1,1 +1,1 @@
-"""Files: safetensors headers, checkpoint folders, output layouts, the EMR artefact. Bytes only, no arithmetic."""
+"""Files: safetensors headers, checkpoints, adapters, the Hub, output layouts, folders of tasks. Bytes only."""

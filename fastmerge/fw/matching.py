@@ -14,6 +14,7 @@ from ..formats.dtypes import TORCH_DTYPES
 from ..formats.safetensors import TensorInfo, limited
 from ..recipe.layers import LAYER
 from ..runtime.matching import memory_key
+from ..targets import matches
 
 FLOATS = {dtype: code for code, dtype in TORCH_DTYPES.items()}
 WHOLE = "model"  # the row of a model that has the same coefficients everywhere
@@ -102,11 +103,6 @@ def rows_of(names: Sequence[str], layers: str | Sequence[str] | None) -> tuple[l
     found = {WHOLE: list(names)} if layers is None else layers_of(names, layers)
     numbers = {name: row for row, own in enumerate(found.values()) for name in own}
     return list(found), [numbers[name] for name in names]
-
-
-def matches(name: str, patterns: Sequence[str]) -> bool:
-    """Whether a name is of one of these patterns."""
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def is_float(tensor: Stored) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..engine.stream import Target, Work
+from ..engine.stream import Work
 from ..errors import InputError
 from ..fw.candidates import Candidates, Scores, Use
 from ..methods._declaration import Block, Pass, Statistics, Subject
@@ -23,9 +23,7 @@ class TaskVectors:
         self.candidates = candidates
         self.count = len(candidates.names) - 1
 
-    def adding(
-        self, slot: str, weights: Sequence[float], out: Tensor, bad: list[str], targets: tuple[Target, ...] = ()
-    ) -> Work:
+    def adding(self, slot: str, weights: Sequence[float], out: Tensor, bad: list[str]) -> Work:
         """Make θ_0 + Σ_k w_k · τ_k of one tensor, in a flat one; its name joins `bad` where that is not finite."""
 
         def add(start: int, chunks: list[Tensor], _: list[Tensor]) -> None:
@@ -34,7 +32,7 @@ class TaskVectors:
             if self._add(slot, start, base, models, weights, part) and slot not in bad:
                 bad.append(slot)
 
-        return self.candidates.work(slot, range(self.count + 1), add, targets)
+        return self.candidates.work(slot, range(self.count + 1), add)
 
     def dots(self, gradient: Mapping[str, Tensor], when: str) -> Tensor:
         """⟨g, τ_k⟩ by tensor, float64 [T, K], in one sweep; MergeError where a factor is not finite."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -190,6 +191,11 @@ def of_models(value: PerModel, models: Sequence[str]) -> list[float]:
 def exact(value: float) -> Fraction:
     """A parameter as the decimal that was written: 0.07 is 7/100."""
     return Fraction(repr(value))
+
+
+def single(value: float) -> float:
+    """Rounded to float32."""
+    return ctypes.c_float(value).value
 
 
 class Method(BaseModel):

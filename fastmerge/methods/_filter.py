@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Sequence
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from ..cutoff import Cutoff
 from ..errors import InputError, nearest
-from ..targets import STACKS, excluded, matrices
+from ..targets import STACKS, excluded, matches, matrices, unmatched
 from ._declaration import Block, Remarks, Subject
 
 if TYPE_CHECKING:
@@ -68,7 +67,7 @@ class Filter(BaseModel):
     def matrices(self, subject: Subject) -> tuple[int, int, int] | None:
         """The tensor as [B, H, W], B matrices to be filtered; None where it is not."""
         shape, name = subject.shape, subject.name
-        if _matches(name, self.exclude) or (self.targets is not None and not _matches(name, self.targets)):
+        if matches(name, self.exclude) or (self.targets is not None and not matches(name, self.targets)):
             return None
         if len(shape) == 1:
             return (1, 1, *shape) if self.filter_1d else None
@@ -134,13 +133,9 @@ def _unmatched(method: str, tensors: Sequence[tuple[Subject, Filter]]) -> Iterat
         for pattern in patterns
     }
     for option, pattern in given:
-        if not any(fnmatchcase(name, pattern) for name in names):
+        if unmatched((pattern,), names):
             known = dict.fromkeys(re.sub(r"\d+", "*", name) for name in names)
             yield f"{method}: {option} {pattern!r} matches no tensor that is merged{nearest(pattern, known)}"
-
-
-def _matches(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _tensors(count: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,19 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from ._declaration import IDLE, Block, Finite, Method, Pass, Remarks, Statistics, Subject, of_models, per_model
+from ._declaration import (
+    IDLE,
+    Block,
+    Finite,
+    Method,
+    Pass,
+    Remarks,
+    Statistics,
+    Subject,
+    of_models,
+    per_model,
+    single,
+)
 from ._filter import Filter, remarks
 
 if TYPE_CHECKING:
@@ -183,8 +194,3 @@ def shares(magnitudes: Sequence[float]) -> list[float]:
     if not 0 < total < math.inf:
         return [single(1 / len(magnitudes))] * len(magnitudes)
     return [single(own / total) for own in magnitudes]
-
-
-def single(value: float) -> float:
-    """Rounded to float32."""
-    return ctypes.c_float(value).value

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from ..batching import at_once
-from ._declaration import Block, Finite, Pass, Statistics, Subject, WeightedMethod
+from ._declaration import Block, Finite, Pass, Statistics, Subject, WeightedMethod, single
 from ._prefilter import Prefiltered
 
 Rescale = Literal["global", "mean_of_means"]
@@ -22,7 +21,7 @@ def rescalers(statistics: Statistics, rescale: Rescale) -> list[float]:
     base has, gives 0.
     """
     magnitude, kept = (statistics.total(row, means=rescale == "mean_of_means") for row in (0, 1))
-    return [ctypes.c_float(m / k).value if k else 0.0 for m, k in zip(magnitude, kept, strict=True)]
+    return [single(m / k) if k else 0.0 for m, k in zip(magnitude, kept, strict=True)]
 
 
 class Modulated(Prefiltered):

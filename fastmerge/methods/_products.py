@@ -12,8 +12,10 @@ if TYPE_CHECKING:
 
 
 class Groups(NamedTuple):
-    """A tensor's parts, each a vector of its own: element i belongs to part (i // inner) mod number. Either its
-    `number` rows of `inner` elements, or with inner = 1 its `number` columns."""
+    """A tensor's parts, each a vector of its own: element i belongs to part (i // inner) mod number.
+
+    Either its `number` rows of `inner` elements, or with inner = 1 its `number` columns.
+    """
 
     number: int
     inner: int
@@ -28,7 +30,7 @@ def gram(base: Tensor | None, models: Sequence[Tensor]) -> Tensor:
     count = len(models)
     sums = [torch.zeros(2 * (count - j) + 1, dtype=torch.float64, device=models[0].device) for j in range(count)]
     for own in slabs(models[0]):
-        vectors = [model[own] if base is None else ops.delta_sum(base[own], [model[own]]) for model in models]
+        vectors = [_vector(base, model, own) for model in models]
         for j, vector in enumerate(vectors):
             ops.inner_products(vector, vectors[j:], sums=sums[j])
     upper = torch.stack([torch.nn.functional.pad(row[: count - j], (j, 0)) for j, row in enumerate(sums)])
@@ -55,6 +57,7 @@ def grouped_gram(base: Tensor | None, models: Sequence[Tensor], groups: Groups) 
 
 
 def _vector(base: Tensor | None, model: Tensor, own: slice) -> Tensor:
+    """v_k of these elements."""
     from .. import ops
 
     return model[own] if base is None else ops.delta_sum(base[own], [model[own]])

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
 from ._declaration import Block, Pass, Statistics
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Rounding = Callable[[Fraction], int]
 Level = tuple[int, int]  # shift and bits: which bits of the magnitude a pass counts by
@@ -74,9 +78,14 @@ def _descend(
         counts = torch.stack(list(found.sums.values())).sum(0)  # [bins, K]
         bits = counts.shape[0].bit_length() - 1
         for k, rank in enumerate(left):
-            reached = counts[:, k].flip(0).cumsum(0)  # elements in this bin or a higher one
-            chosen = counts.shape[0] - 1 - int((reached < rank).sum())
+            chosen, left[k] = holding(counts[:, k], rank)
             bins[k].append(chosen)
-            left[k] = rank - int(counts[chosen + 1 :, k].sum())
             prefixes[k] = prefixes[k] << bits | chosen
     return prefixes, left, bins
+
+
+def holding(counts: Tensor, rank: int) -> tuple[int, int]:
+    """The bin that holds the element of this rank, 1 being the largest's, and its rank in the bin. counts: [bins]."""
+    reached = counts.flip(0).cumsum(0)  # elements in this bin or a higher one
+    chosen = len(counts) - 1 - int((reached < rank).sum())
+    return chosen, rank - int(counts[chosen + 1 :].sum())

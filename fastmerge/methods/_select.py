@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from ._quantiles import NARROW, WIDE
+from ._quantiles import NARROW, WIDE, holding
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,9 +43,7 @@ def cuts(x: Tensor, ranks: Sequence[int]) -> list[Cut]:
             zeros, same = torch.zeros_like(x[own]), [x[own]] * len(ranks)
             ops.magnitude_histogram(zeros, same, shift=shift, bits=bits, prefixes=given, wide=wide, counts=counts)
         for k, rank in enumerate(left):
-            reached = counts[k].flip(0).cumsum(0)  # elements in this bin or a higher one
-            chosen = counts.shape[1] - 1 - int((reached < rank).sum())
-            left[k] = rank - int(counts[k, chosen + 1 :].sum())
+            chosen, left[k] = holding(counts[k], rank)
             prefixes[k], equals[k] = prefixes[k] << bits | chosen, int(counts[k, chosen])
     word, number = (torch.int64, torch.float64) if wide else (torch.int32, torch.float32)
     magnitudes = torch.tensor(prefixes, dtype=word).view(number).tolist()

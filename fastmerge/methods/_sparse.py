@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from ._declaration import Block, NormalizedMethod, Pass, Statistics, Subject, exact, of_models, per_model
+from ._declaration import Block, NormalizedMethod, Pass, Statistics, Subject, exact, of_models, per_model, single
 from ._modulators import TaskVectorMethod
 from ._seeds import drop_threshold, philox_key
 
@@ -57,7 +56,7 @@ class SparseMethod(TaskVectorMethod):
             part = replace(block, start=start, base=block.base[own], models=[model[own] for model in block.models])
             ops.kept_sums(block.base[own], part.models, self.kept(part, models, earlier), offset=start, sums=sums)
         before, after = sums.tolist()
-        return [ctypes.c_float(b / a).value if a else 0.0 for b, a in zip(before, after, strict=True)]
+        return [single(b / a) if a else 0.0 for b, a in zip(before, after, strict=True)]
 
     def factors(self, block: Block, models: Sequence[str]) -> list[float] | None:
         """What each model's kept elements are multiplied by, where they are."""

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, PlainValidator, WithJsonSchema
 
 from . import _quantiles
-from ._declaration import FLOAT32, Block, Pass, Statistics, Subject, exact
-from ._fourier import FourierMethod, Prepared, absolute_sums, single
+from ._declaration import FLOAT32, Block, Pass, Statistics, Subject, exact, single
+from ._fourier import FourierMethod, Prepared, absolute_sums
 from ._rows import largest_of_rows
 
 if TYPE_CHECKING:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from ..targets import STACKS, excluded, matrices
+from ..targets import excluded, matches, matrices
 from ._declaration import Block, Finite, Method, Pass, Statistics, Subject, exact
 from ._filter import Patterns
 from ._singular import HELD, merge_matrices
@@ -40,13 +39,10 @@ class TSVM(Method):
 
     def matrices(self, subject: Subject) -> tuple[int, int, int] | None:
         """The tensor as [B, H, W], B matrices to be decomposed; None where it is not."""
-
-        def matches(patterns: Sequence[str]) -> bool:
-            return any(fnmatchcase(subject.name, pattern) for pattern in patterns)
-
-        wanted = not excluded(subject.name) if self.targets is None else matches(self.targets)
-        shape = matrices(subject.name, subject.shape, STACKS)
-        return shape if wanted and not matches(self.exclude) and subject.numel else None
+        wanted = not excluded(subject.name) if self.targets is None else matches(subject.name, self.targets)
+        if not wanted or matches(subject.name, self.exclude) or not subject.numel:
+            return None
+        return matrices(subject.name, subject.shape)
 
     def passes(self, models: Sequence[str], wide: bool = False) -> tuple[Pass, ...]:
         return (Pass(self.merge, writes=("merged",), prepare=self.prepare),)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from ..targets import matrices
+from ..targets import matches, matrices
 from ._declaration import Block, ExpertSize, Finite, Pass, Statistics, Subject, WeightedMethod
 from ._filter import Patterns
 from ._singular import HELD, leading
@@ -44,7 +43,7 @@ class Twin(WeightedMethod):
         return subject.numel // columns, columns
 
     def _excluded(self, subject: Subject) -> bool:
-        return any(fnmatchcase(subject.name, pattern) for pattern in self.exclude)
+        return matches(subject.name, self.exclude)
 
     def passes(self, models: Sequence[str], wide: bool = False) -> tuple[Pass, ...]:
         return (self._merging(models, 0, wide),)

@@ -18,7 +18,7 @@ from .experts import extract_largest, extract_topk, extraction_room, gather, sca
 from .fourier import Filtered, highpass, highpass_merge
 from .masks import elect, mask_against, modulate, modulation, pack_bits, unpack_bits
 from .merging import Consensus, arc, blend, combine, delta_sum, geodesic, kept_sums, low_rank
-from .records import BLOCK, MAX_MODELS, OPS, Domain, Op, Reach, packed_bytes
+from .records import BLOCK, MAX_MODELS, OPS, Op, Reach, packed_bytes
 from .results import (
     Combined,
     Cut,
@@ -34,19 +34,17 @@ from .results import (
     Window,
     expert_of,
 )
-from .selection import MAX_BIN_BITS, TOP_BITS, kth_magnitude, magnitude_histogram, rank_drop
+from .selection import TOP_BITS, kth_magnitude, magnitude_histogram, rank_drop
 from .statistics import inner_products, moments
 
 __all__ = [
     "BLOCK",
-    "MAX_BIN_BITS",
     "MAX_MODELS",
     "OPS",
     "TOP_BITS",
     "Combined",
     "Consensus",
     "Cut",
-    "Domain",
     "Drop",
     "Elected",
     "Expert",

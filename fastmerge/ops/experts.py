@@ -30,7 +30,7 @@ def extract_topk(
 ) -> Expert:
     """The k elements of the task vector that are largest in magnitude, of equal ones the first; or those above `cut`.
 
-    Values have `dtype`, or base's (Zheng & Wang 2024, Section 3.3). NaN are never among them, and may make them fewer.
+    Values have `dtype`, or base's (Zheng & Wang 2025, Section 5.3). NaN are never among them, and may make them fewer.
     """
     import torch
 

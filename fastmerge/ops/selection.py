@@ -15,10 +15,7 @@ from .results import Cut
 if TYPE_CHECKING:
     from torch import Tensor
 
-
 TOP_BITS = 11  # of magnitudes, that histograms count by
-
-
 MAX_BIN_BITS = 13
 
 
@@ -143,7 +140,7 @@ def rank_drop(
     return masks
 
 
-def _key_bits(base: Tensor, models: Sequence[Tensor], wide: bool = False) -> int:
+def _key_bits(base: Tensor, models: Sequence[Tensor], wide: bool) -> int:
     """How many bits a magnitude has."""
     return 63 if wide or working_dtype([base, *models]).itemsize == 8 else 31
 

@@ -6,13 +6,13 @@ import glob
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from ..errors import InputError, nearest
 from ..formats.checkpoint import Checkpoint
 from ..formats.safetensors import FLOATS, TensorInfo, limited
+from ..targets import matches, unmatched
 from .vocabulary import TIED, Resized, Vocab, resized
 
 if TYPE_CHECKING:
@@ -89,14 +89,14 @@ def align(
     vocabulary = resized(vocab or "error", base, models)
     base, models = vocabulary.base, vocabulary.models
     lead = base or models[0]
-    specific = [name for name in lead.tensors if _matches(name, task_specific)]
-    names = [name for name in lead.tensors if not _matches(name, task_specific)]
+    specific = [name for name in lead.tensors if matches(name, task_specific)]
+    names = [name for name in lead.tensors if not matches(name, task_specific)]
     if specific and not names:
         problems.append(f"--task-specific matches every tensor of {lead.label}: nothing is left to merge")
     groups = _tied_groups(lead, names, models)
     notes = [note for c in ([base] if base else []) + models for note in c.notes] + [*vocabulary.notes]
-    unused = [p for p in task_specific if not any(fnmatchcase(n, p) for c in (lead, *models) for n in c.tensors)]
-    problems += [f"--task-specific {p!r} matches no tensor of any model" for p in unused]
+    every = {name for checkpoint in (lead, *models) for name in checkpoint.tensors}
+    problems += [f"--task-specific {p!r} matches no tensor of any model" for p in unmatched(task_specific, every)]
     found: list[dict[str, TensorInfo]] = []
     kept: dict[str, tuple[TensorInfo, ...]] = {}
     for model in models:
@@ -104,7 +104,7 @@ def align(
         found.append(own)
         problems += model_problems
         notes += model_notes
-        kept[model.label] = tuple(t for t in model.tensors.values() if _matches(t.name, task_specific))
+        kept[model.label] = tuple(t for t in model.tensors.values() if matches(t.name, task_specific))
     problems += _dtype_problems(lead, models, groups, found)
     if problems:
         raise InputError(problems)
@@ -137,10 +137,6 @@ def _renamed(model: Checkpoint, rename: Rename, problems: list[str]) -> Checkpoi
         if (old, new) not in used
     ]
     return replace(model, tensors=tensors)
-
-
-def _matches(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _tied_groups(lead: Checkpoint, names: Sequence[str], models: Sequence[Checkpoint]) -> dict[str, tuple[str, ...]]:
@@ -204,7 +200,7 @@ def _match(
         else:
             own[name] = stored
     known = set(groups).union(*groups.values())
-    extra = [name for name in model.tensors if name not in known and not _matches(name, task_specific)]
+    extra = [name for name in model.tensors if name not in known and not matches(name, task_specific)]
     prefix = uniform_prefix(missing, extra, [name for name in model.tensors if name in known])
     if prefix is not None:
         return own, [_prefix_problem(lead, model, len(missing), *prefix)], notes

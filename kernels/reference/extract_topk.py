@@ -1,4 +1,4 @@
-"""An expert: the elements of a task vector above a cut (FREE-Merging, Zheng & Wang 2024, Section 3.3)."""
+"""An expert: the elements of a task vector above a cut (FREE-Merging, Zheng & Wang 2025, Section 5.3)."""
 
 from __future__ import annotations
 

@@ -29,6 +29,7 @@ from typer.testing import CliRunner
 
 import fastmerge as fm
 from fastmerge.cli import app
+from fastmerge.cli.looking import BENCHMARKS
 
 KINDS = [Images, Text, Adapters, TwoStreams]
 TINY = Size(effort=0.01, tasks=3, test=20)
@@ -155,6 +156,11 @@ def test_options_go_to_the_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyP
     )
     assert CliRunner().invoke(app, ["bench", "quality", "--quick", "--seed", "1"]).exit_code == 0
     assert (tmp_path / "given").read_text() == "['quality', '--quick', '--seed', '1']"
+
+
+def test_the_command_knows_all_benchmarks() -> None:
+    script = (Path(__file__).parents[2] / "bench" / "run.py").read_text()
+    assert f'metavar="{"|".join(BENCHMARKS)}"' in script
 
 
 def test_margins_and_intervals() -> None:

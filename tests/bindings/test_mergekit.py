@@ -10,7 +10,7 @@ import llama
 import mergekit_runner
 import pytest
 import torch
-from folders import content, read, state, write
+from folders import read, state, weights, write
 from mergekit_configs import Config, based, located, model, source
 from tokenizers_on_disk import write_tokenizer
 
@@ -94,11 +94,7 @@ def test_taken_over(name: str, folders: dict[str, Path], theirs: Path, tmp_path:
 def test_stock_methods_are_left_alone(folders: dict[str, Path], theirs: Path, tmp_path: Path) -> None:
     """Where ours are only registered, mergekit's own are its own."""
     mergekit_runner.run({tmp_path / "out": located(TIES, folders)})
-    weights = [
-        {name: data for name, data in content(folder).items() if name.endswith(".safetensors")}
-        for folder in (theirs / "stock", tmp_path / "out")
-    ]
-    assert weights[0] == weights[1]
+    assert weights(theirs / "stock") == weights(tmp_path / "out")
 
 
 def test_the_command(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -56,8 +56,8 @@ def main(folder: Path) -> None:
     roofline.FORMS, roofline.BATCHES = [(torch.bfloat16, 3)], {"two matrices": [(32, 32)] * 2}
     tune.ELEMENTS = 2048
     roofline.elements = lambda *_: 2048
-    peers = roofline.ways
-    roofline.ways = lambda name, compiled: peers(name, False)
+    ways = roofline.ways
+    roofline.ways = lambda name, compiled: ways(name, False)
     rows = list(roofline.rows())
     named = calls(torch.zeros(8), [torch.zeros(8)])
     assert {row["op"] for row in rows} >= {name for name in named if implemented(name, "cuda")}

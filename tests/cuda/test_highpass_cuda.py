@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,7 +13,7 @@ from tensors import BF16, F32, F64
 
 pytest.importorskip("triton", reason="Triton is not installed")
 from compiled import TARGETS, compiling, objections, read
-from fastmerge.kernels.cuda import highpass_merge
+from fastmerge.kernels.cuda import panel
 from fastmerge.kernels.reference.spectrum import Bins, plan
 
 
@@ -34,20 +33,19 @@ def test_interpreted_filter_is_the_definition(group: str, tmp_path: Path) -> Non
     assert int(run.stdout.split()[0]) > 0
 
 
-def filter_rows(module: Any, bins: Bins, working: torch.dtype) -> None:
+def filter_rows(bins: Bins, working: torch.dtype) -> None:
     """What a block's spectra go through, without the transforms."""
     spectrum = torch.zeros(bins.h, bins.w // 2 + bins.w % 2, dtype=working.to_complex())
-    panel = module.new_panel(bins, torch.zeros(1, dtype=working))
-    module.transpose(spectrum, panel, 0, bins)
-    module.keep(panel, bins)
-    module.transpose(spectrum, panel, 0, bins, back=True)
+    columns = panel.new_panel(bins, torch.zeros(1, dtype=working))
+    panel.transpose(spectrum, columns, 0, bins)
+    panel.keep(columns, bins)
+    panel.transpose(spectrum, columns, 0, bins, back=True)
 
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("working", [F32, F64], ids=str)
 def test_machine_code(working: torch.dtype, target: int) -> None:
     """Transposing, filtering and the last sweep: no spills, whole loads, no fused arithmetic, few registers."""
-    module: Any = sys.modules[highpass_merge.__module__]
     v, base, bad = (
         torch.zeros(70_000, dtype=working),
         torch.zeros(70_000, dtype=BF16),
@@ -56,10 +54,10 @@ def test_machine_code(working: torch.dtype, target: int) -> None:
     kinds = [Bins(40, 2000, "paper", 25), Bins(40, 2001, "paper", 25), Bins(40, 2000, "released", 400)]
     assert [plan(bins).subtract for bins in kinds] == [True, True, False]
     with compiling(target) as found:
-        module.finish(base, v, v, 0.5, torch.empty_like(base), bad)
-        module.finish(None, None, v, 1.0, torch.empty_like(v), bad)
+        panel.finish(base, v, v, 0.5, torch.empty_like(base), bad)
+        panel.finish(None, None, v, 1.0, torch.empty_like(v), bad)
         for bins in kinds:
-            filter_rows(module, bins, working)
+            filter_rows(bins, working)
     assert len(found) == 8  # of two kinds each
     for launched in found.values():
         assert objections(read(launched)) == []
@@ -67,11 +65,10 @@ def test_machine_code(working: torch.dtype, target: int) -> None:
 
 def test_most_launches_compile_nothing() -> None:
     """Shapes, scales and sizes that differ are arguments."""
-    module: Any = sys.modules[highpass_merge.__module__]
     bad = torch.zeros(1, dtype=torch.int64)
     with compiling(TARGETS[0]) as found:
         for h, w in ((1, 2000), (40, 2000), (32, 4096), (17, 5004)):
             bins, v = Bins(h, w, "paper", 25), torch.zeros(h * w)
-            filter_rows(module, bins, F32)
-            module.finish(v, v, v, h / 64, torch.empty_like(v), bad)
+            filter_rows(bins, F32)
+            panel.finish(v, v, v, h / 64, torch.empty_like(v), bad)
     assert len(found) == 4

@@ -12,7 +12,7 @@ import torch
 pytest.importorskip("triton", reason="Triton is not installed")
 pytest.importorskip("safetensors", reason="safetensors is not installed")
 pytest.importorskip("pydantic", reason="pydantic is not installed")
-from folders import content, near, read, state, write
+from folders import family, near, read, state, weights, write
 
 import fastmerge as fm
 from fastmerge import gpus
@@ -41,14 +41,7 @@ ELEMENTWISE: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Path]]:
-    root = tmp_path_factory.mktemp("checkpoints")
-    base = state(0, torch.bfloat16, SHAPES)
-    models = {f"m{k}": write(root / f"m{k}", near(base, k + 1)) for k in range(3)}
-    return write(root / "base", base), models
-
-
-def weights(folder: Path) -> dict[str, bytes]:
-    return {name: data for name, data in content(folder).items() if name.endswith(".safetensors")}
+    return family(tmp_path_factory.mktemp("checkpoints"), 3, shapes=SHAPES)
 
 
 @pytest.mark.parametrize("method", ELEMENTWISE)

@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
-from folders import near, state, write
+from folders import family
 
 from fastmerge.engine import writer
 
@@ -20,9 +19,7 @@ SHAPES = {f"layers.{i}.weight": (257, 300) for i in range(16)} | {"norm.weight":
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Path]]:
-    root = tmp_path_factory.mktemp("models")
-    base = state(0, torch.bfloat16, SHAPES)
-    return write(root / "base", base), {f"m{k}": write(root / f"m{k}", near(base, k + 1)) for k in range(2)}
+    return family(tmp_path_factory.mktemp("models"), 2, shapes=SHAPES)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from adapters import added, lora, write_adapter
-from folders import content, read, state, write
+from folders import read, state, weights, write
 from torch import Tensor
 
 import fastmerge as fm
@@ -40,10 +40,6 @@ def expanded(base: dict[str, Tensor], tensors: dict[str, Tensor], scale: float) 
     return result
 
 
-def weights_of(folder: Path) -> dict[str, bytes]:
-    return {name: data for name, data in content(folder).items() if name.endswith(".safetensors")}
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("method", [
     "linear", "task_arithmetic", "magmax", "emr", "ties", "dare_linear", "dare_ties", "della", "breadcrumbs",
@@ -61,10 +57,10 @@ def test_merging_adapters_is_merging_the_models_they_make(tmp_path: Path, method
     params = {"t": 0.4} if method == "slerp" else {}
     fm.merge(method, tmp_path / "base", models, tmp_path / "by-models", params)
     fm.merge(method, tmp_path / "base", adapters, tmp_path / "by-adapters", params)
-    assert weights_of(tmp_path / "by-adapters") == weights_of(tmp_path / "by-models")
+    assert weights(tmp_path / "by-adapters") == weights(tmp_path / "by-models")
     if method not in ("fr", "free"):
         fm.merge(method, tmp_path / "base", adapters, tmp_path / "small", params, memory="10MB")
-        assert weights_of(tmp_path / "small") == weights_of(tmp_path / "by-models")
+        assert weights(tmp_path / "small") == weights(tmp_path / "by-models")
     assert not fm.verify(tmp_path / "by-adapters", samples=None).problems
 
 
@@ -268,7 +264,7 @@ def test_tasks_need_a_base_that_lies_on_disk(tmp_path: Path) -> None:
         fm.plan("emr", spec, models)
     for name, start in (("one", spec), ("two", tmp_path / "whole")):
         fm.merge("task_arithmetic", start, models, tmp_path / name, {"scale": 0.3})
-    assert weights_of(tmp_path / "one") == weights_of(tmp_path / "two")
+    assert weights(tmp_path / "one") == weights(tmp_path / "two")
 
 
 def test_the_name_of_another_base_is_a_note(tmp_path: Path) -> None:
@@ -322,10 +318,10 @@ def test_another_scale_is_another_merge(tmp_path: Path) -> None:
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 12}))
     fm.merge("fr", tmp_path / "base", {"a": folder}, tmp_path / "two", params)
-    assert weights_of(tmp_path / "one") != weights_of(tmp_path / "two")
+    assert weights(tmp_path / "one") != weights(tmp_path / "two")
     (tmp_path / "alone").mkdir()
     fm.merge("fr", tmp_path / "base", {"a": folder}, tmp_path / "alone" / "two", params)
-    assert weights_of(tmp_path / "alone" / "two") == weights_of(tmp_path / "two")
+    assert weights(tmp_path / "alone" / "two") == weights(tmp_path / "two")
 
 
 def test_spectra_of_adapters(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from folders import content, near, state, write
+from folders import content, family, near, state, write
 from host_device import HostDevice
 
 from fastmerge import dispatch
@@ -63,9 +63,7 @@ def many(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, int]]]:
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Path]]:
-    root = tmp_path_factory.mktemp("checkpoints")
-    base = state(0, torch.bfloat16, SHAPES)
-    return write(root / "base", base), {f"m{k}": write(root / f"m{k}", near(base, k + 1)) for k in range(3)}
+    return family(tmp_path_factory.mktemp("checkpoints"), 3, shapes=SHAPES)
 
 
 def planned(checkpoints: tuple[Path, dict[str, Path]], name: str, out: Path) -> MergePlan:

@@ -12,19 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_line import run
 from experts import experts_folder
 from folders import family, near, read, state, write
-from typer.testing import CliRunner
 
-from fastmerge.cli import app
 from fastmerge.recipe import destination
 
 Change = Callable[[Path], list[str]]
-
-
-def run(*arguments: str | Path) -> tuple[int, str, str]:
-    done = CliRunner().invoke(app, [str(a) for a in arguments])
-    return done.exit_code, done.stdout, done.stderr
 
 
 def models(root: Path) -> list[str]:

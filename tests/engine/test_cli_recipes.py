@@ -6,11 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from command_line import run
 from folders import family, read, state
-from typer.testing import CliRunner
 
 from fastmerge import methods
-from fastmerge.cli import app
 
 RECIPE = """
 method: task_arithmetic
@@ -19,11 +18,6 @@ models: {a: m0, b: {path: m1, weight: 0.5}}
 tensors: [{match: "layers.*", parameters: {scale: 2}}]
 outputs: {low: {scale: 0.1}, high: {scale: 0.9}}
 """
-
-
-def run(*arguments: str | Path) -> tuple[int, str, str]:
-    done = CliRunner().invoke(app, [str(a) for a in arguments])
-    return done.exit_code, done.stdout, done.stderr
 
 
 @pytest.fixture

@@ -9,14 +9,13 @@ from typing import Any
 import live
 import pytest
 import torch
+from command_line import run
 from folders import content, near, read, state, write
 from live import Net
 from tensors import assert_same_bits
-from typer.testing import CliRunner
 
 import fastmerge as fm
 from fastmerge import dispatch
-from fastmerge.cli import app
 from fastmerge.errors import InputError
 from fastmerge.formats.experts import ExpertsFolder
 
@@ -208,25 +207,20 @@ def test_recipes(models: Models, tmp_path: Path) -> None:
         assert_same_bits(merged[name], expected, name)
 
 
-def cli(*arguments: object) -> tuple[int, str, str]:
-    done = CliRunner().invoke(app, [str(a) for a in arguments])
-    return done.exit_code, done.stdout, done.stderr
-
-
 def test_the_command_line(models: Models, tmp_path: Path) -> None:
     """Patterns by commas, numbers by model, and a filter's parameters after a dot."""
     named = [part for name, folder in models[1].items() for part in ("--model", f"{name}={folder}")]
     given = ["--base", models[0], *named, "--json"]
     options = ["-p", "coefficients=m0=0.5,m1=0.25,m2=1", "-p", "targets=layers.0*,embed*", "-p", "bins=0.3"]
-    code, said, error = cli("merge", "free", *given, "--out", tmp_path / "out", *options)
+    code, said, error = run("merge", "free", *given, "--out", tmp_path / "out", *options)
     assert (code, error) == (0, "")
     assert json.loads(said)["results"]["coefficients"] == [0.5, 0.25, 1.0]
-    code, said, _ = cli("merge", "ties", *given, "--out", tmp_path / "ties", "-p", "prefilter.cutoff=0.4")
+    code, said, _ = run("merge", "ties", *given, "--out", tmp_path / "ties", "-p", "prefilter.cutoff=0.4")
     assert code == 0
     base, states = read(models[0]), {name: read(folder) for name, folder in models[1].items()}
     expected = fm.merge_state_dicts("ties", base, states, prefilter={"cutoff": 0.4}).state_dict
     for name, tensor in read(tmp_path / "ties").items():
         assert_same_bits(tensor, expected[name], name)
-    code, said, _ = cli("plan", "ties", *given, "-p", "prefilter.cutoff=0.4", "-p", "prefilter=0.4")
+    code, said, _ = run("plan", "ties", *given, "-p", "prefilter.cutoff=0.4", "-p", "prefilter=0.4")
     assert code == 2
     assert "prefilter is '0.4'" in said or "leave one out" in said

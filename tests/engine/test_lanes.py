@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from folders import content, near, state, write
+from folders import content, family, near, state, write
 
 import fastmerge as fm
 from fastmerge.engine import merge, stream
@@ -40,9 +40,7 @@ METHODS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Path]]:
-    root = tmp_path_factory.mktemp("checkpoints")
-    base = state(0, torch.bfloat16, SHAPES)
-    return write(root / "base", base), {f"m{k}": write(root / f"m{k}", near(base, k + 1)) for k in range(3)}
+    return family(tmp_path_factory.mktemp("checkpoints"), 3, shapes=SHAPES)
 
 
 def planned(checkpoints: tuple[Path, dict[str, Path]], method: str, out: Path, lanes: int) -> MergePlan:

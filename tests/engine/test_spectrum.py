@@ -10,25 +10,19 @@ from typing import Any
 
 import pytest
 import torch
+from command_line import run
 from folders import near, state, write
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from typer.testing import CliRunner
 
 import fastmerge as fm
 from fastmerge import targets
-from fastmerge.cli import app
 from fastmerge.engine import rings
 from fastmerge.engine.spectrum import Spectrum
 from fastmerge.errors import InputError, MergeError
 
 SHAPES = {"embed.weight": (50, 8), "layers.0.up.weight": (33, 20), "layers.1.up.weight": (24, 40), "norm.weight": (8,)}
-
-
-def run(*arguments: str | Path) -> tuple[int, str, str]:
-    done = CliRunner().invoke(app, [str(a) for a in arguments])
-    return done.exit_code, done.stdout, done.stderr
 
 
 def folders(root: Path, vectors: list[dict[str, Tensor]], dtype: torch.dtype = torch.float32) -> list[Path]:

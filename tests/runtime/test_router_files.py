@@ -9,24 +9,18 @@ from typing import Any
 
 import pytest
 import torch
+from command_line import run
 from experts import experts_folder
 from folders import state
 from live import emr
 from safetensors.torch import save_file
 from torch import Tensor
-from typer.testing import CliRunner
 
 import fastmerge as fm
-from fastmerge.cli import app
 from fastmerge.errors import InputError
 from fastmerge.runtime import Router, evaluate, evaluate_router, train_router
 
 TASKS = ["t0", "t1", "t2"]
-
-
-def run(*arguments: str | Path) -> tuple[int, str, str]:
-    done = CliRunner().invoke(app, [str(a) for a in arguments])
-    return done.exit_code, done.stdout, done.stderr
 
 
 def clusters(n: int = 90, apart: float = 6.0, seed: int = 0) -> tuple[Tensor, list[str]]:

@@ -6,14 +6,12 @@ from pathlib import Path
 
 import torch
 from demo import data
-from demo.model import VisionTransformer
-from torch import nn
 
 from ..domain import Family, Size, State, Task, Training
 from ..images import Images
 from ..training import finetune, pretrain
 
-WIDTH, TRAIN = 32, 2000
+TRAIN = 2000  # images a task
 EVALUATED = 4  # the first tasks, which irrelevant models are no help with
 SCRIPTS = {
     "armenian": "աբգդեզէըթժիլխծկհձղճմ",
@@ -38,6 +36,7 @@ class Pool(Images):
     name = "pool"
     pretraining = Training(1200, 3e-3)
     finetuning = Training(120, 1e-3)
+    width = 32
 
     def specific(self) -> dict[str, Task]:
         known = {task.name: Task(task.train, task.test, task.classes) for task in data.tasks(TRAIN, self.size.test)}
@@ -51,9 +50,6 @@ class Pool(Images):
             images, which = data.sample(originals, count, seed + number)
             parts.append((images, which % len(letters)))
         return Task(parts[0], parts[1], len(letters))
-
-    def model(self, task: str | None) -> nn.Module:
-        return VisionTransformer(self.tasks[task].outputs if task else self.corpus.outputs, WIDTH)
 
 
 def family(size: Size, seed: int, file: Path) -> Family:
