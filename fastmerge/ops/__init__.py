@@ -2,8 +2,8 @@
 
 Every function takes tensors of any shape and any mixture of bfloat16, float16, float32 and float64 on one device
 (memory-mapped ones too, without copying them; or arrays, see fastmerge.arrays), K = 1…64 models, writes into `out=`
-where given, and computes on the fastest backend of that device or on `backend=`. The arithmetic that all backends share
-is stated in kernels/README.md.
+where given, which may be an input of that dtype but shares no memory with one otherwise, and computes on the fastest
+backend of that device or on `backend=`. The arithmetic that all backends share is stated in kernels/README.md.
 Functions that return sums add to `sums=` where given, so that a tensor may be worked on in chunks; cut at multiples of
 `BLOCK` elements, the sums are those of the whole tensor to the bit. Argument errors are InputError, an unusable backend
 BackendError.

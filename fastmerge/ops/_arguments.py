@@ -83,19 +83,40 @@ def _accumulator(
     return given
 
 
-def _check(op: str, tensors: Mapping[str, Tensor]) -> None:
-    """All tensors have the first one's shape and device, and a dtype that merges. Reports every problem."""
+def _check(op: str, tensors: Mapping[str, Tensor], **written: Tensor) -> None:
+    """All tensors have the first one's shape and device, and a dtype that merges. Reports every problem.
+
+    written: outputs, each in the place of an input of its dtype or apart from all.
+    """
     (first, like), *_ = tensors.items()
     shape, device, problems = like.shape, like.device, []
-    for name, tensor in tensors.items():
+    for name, tensor in (*tensors.items(), *written.items()):
         if not tensor.is_floating_point() or tensor.element_size() < 2:
             problems.append(f"{op}: {name} is {tensor.dtype}, expected bfloat16, float16, float32 or float64")
         if tensor.shape != shape:
             problems.append(f"{op}: {name} has shape {list(tensor.shape)}, {first} has {list(shape)}")
         if tensor.device != device:
             problems.append(f"{op}: {name} is on {tensor.device}, {first} on {device}")
+    for name, out in () if problems else written.items():
+        shared = ", ".join(_sharing(out, tensors))
+        if shared:
+            problems.append(f"{op}: {name} shares memory with {shared}, but not element by element")
     if problems:
         raise InputError(problems)
+
+
+def _sharing(out: Tensor, tensors: Mapping[str, Tensor]) -> list[str]:
+    """Of tensors of out's shape those that writing to it would change before they are read."""
+    if not out.is_contiguous():
+        return []  # a copy is written
+    begin, size, found = out.data_ptr(), out.element_size(), []
+    end = begin + out.numel() * size if begin else 0  # 0: no memory
+    for name, tensor in tensors.items():
+        first = tensor.data_ptr()
+        over = first < end and begin < first + tensor.nbytes
+        if over and (first != begin or tensor.element_size() != size) and tensor.is_contiguous():
+            found.append(name)
+    return found
 
 
 def _check_buffer(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:

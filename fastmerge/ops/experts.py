@@ -37,6 +37,7 @@ def extract_topk(
     if (k is None) == (cut is None):
         raise InputError("extract_topk: either k or a cut says how much to extract")
     _check("extract_topk", {"base": base, "model": model})
+    _check("extract_topk", {"the expert's values": base.new_empty(0, dtype=dtype or base.dtype)})
     kernel = dispatch.choose("extract_topk", base.device.type, backend)
     flat_base, flat_model = _flat(base), _flat(model)
     counts = base.new_empty(-(-base.numel() // BLOCK), dtype=torch.int32)

@@ -36,7 +36,7 @@ def highpass(
     limits = Cutoff(cutoff, bins, convention, ratio)
     wide = working_dtype([x])
     out = _empty(x, wide) if out is None else out
-    _check("highpass", {"x": x, "out": out})
+    _check("highpass", {"x": x}, out=out)
     if out.dtype != wide:
         raise InputError(f"highpass: out must be {wide}, the working type of this input, not {out.dtype}")
     h, w = _matrix("highpass", "x", x)
@@ -74,7 +74,7 @@ def highpass_merge(
     if len(weights) != len(models):
         raise InputError(f"highpass_merge: {len(models)} models need as many weights, there are {len(weights)}")
     out = _empty(base, dtype) if out is None else out
-    _check("highpass_merge", {"base": base, "out": out, **_numbered(models)})
+    _check("highpass_merge", {"base": base, **_numbered(models)}, out=out)
     h, w = _matrix("highpass_merge", "base", base)
     nonfinite = 0
     if base.numel():

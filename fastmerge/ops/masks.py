@@ -36,7 +36,7 @@ def elect(
     tensors = {"base": base, **_numbered(models)}
     shape = (len(models), packed_bytes(base.numel()))
     unified, masks = out or (_empty(base, dtype), base.new_empty(shape, dtype=torch.uint8))
-    _check("elect", {**tensors, "unified": unified})
+    _check("elect", tensors, unified=unified)
     _check_buffer("masks", masks, shape, torch.uint8, base.device)
     sums = _accumulator(sums, (2, len(models)), base)
     kernel = dispatch.choose("elect", base.device.type, backend)
@@ -64,7 +64,7 @@ def modulate(
     import torch
 
     out = _empty(base, dtype) if out is None else out
-    _check("modulate", {"base": base, "unified": unified, "out": out})
+    _check("modulate", {"base": base, "unified": unified}, out=out)
     _check_buffer("mask", mask, (packed_bytes(base.numel()),), torch.uint8, base.device)
     kernel = dispatch.choose("modulate", base.device.type, backend)
     with _Flat(out) as flat:
@@ -83,7 +83,7 @@ def modulation(
     import torch
 
     for base, unified, mask, _, out in jobs:
-        _check("modulation", {"base": base, "unified": unified, "out": out})
+        _check("modulation", {"base": base, "unified": unified}, out=out)
         _check_buffer("mask", mask, (packed_bytes(base.numel()),), torch.uint8, base.device)
         if not out.is_contiguous():
             raise InputError(f"modulation: out {list(out.shape)} must be contiguous")

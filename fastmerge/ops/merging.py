@@ -43,7 +43,7 @@ def low_rank(
     import torch
 
     out = _empty(base, None) if out is None else out
-    _check("low_rank", {"base": base, "out": out})
+    _check("low_rank", {"base": base}, out=out)
     _check("low_rank", {"base": base.new_empty(0), "up": up.reshape(-1)[:0], "down": down.reshape(-1)[:0]})
     if up.ndim != 2 or down.ndim != 2 or up.shape[1] != down.shape[0] or not up.shape[1]:
         raise InputError(f"low_rank: up {list(up.shape)} and down {list(down.shape)} must be [R, r] and [r, C], r ≥ 1")
@@ -102,7 +102,7 @@ def combine(
     tensors = {**({} if base is None else {"base": base}), **_numbered(models)}
     first = models[0] if base is None else base
     out = _empty(first, dtype) if out is None else out
-    _check("combine", {**tensors, "out": out})
+    _check("combine", tensors, out=out)
     kernel = dispatch.choose("combine", first.device.type, backend)
     flat_base = None if base is None else _flat(base)
     selection = _selection("combine", kept or Kept(), offset, first, len(models))
@@ -136,7 +136,7 @@ def blend(
     tensors = {**({} if base is None else {"base": base}), **_numbered(models)}
     first = models[0] if base is None else base
     out = _empty(first, dtype) if out is None else out
-    _check("blend", {**tensors, "out": out})
+    _check("blend", tensors, out=out)
     if inner < 1 or offset < 0 or weights.ndim != 2 or weights.shape[1] < 1:
         raise InputError(
             f"blend: weights [K, G], inner and offset must be of a tensor's groups; they are {list(weights.shape)}, "
@@ -224,7 +224,7 @@ def delta_sum(
     tensors = {"base": base, **_numbered(models)}
     wide = working_dtype([base, *models])
     out = _empty(base, wide) if out is None else out
-    _check("delta_sum", {**tensors, "out": out})
+    _check("delta_sum", tensors, out=out)
     if out.dtype != wide:
         raise InputError(f"delta_sum: out must be {wide}, the working type of these inputs, not {out.dtype}")
     kernel = dispatch.choose("delta_sum", base.device.type, backend)

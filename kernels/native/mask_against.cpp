@@ -15,9 +15,9 @@ template <class T, bool QUICK>
         for (int i = 0; i < n; i += PAIR) {
             V base[2], merged[2], tau[2];
             typename V::Mask on[2];
-            load_ahead(in[0] + i, base[0], base[1]);
-            load_ahead(in[1] + i, merged[0], merged[1]);
-            load_ahead(in[2 + k] + i, tau[0], tau[1]);
+            load_in_turn(a.models_count, in[0] + i, base[0], base[1]);
+            load_in_turn(a.models_count, in[1] + i, merged[0], merged[1]);
+            load_in_turn(a.models_count, in[2 + k] + i, tau[0], tau[1]);
             each<2>(2, [&](auto h) {
                 tau[h] = tau[h] - base[h];
                 const V size = tau[h].abs(), most = merged[h].abs();

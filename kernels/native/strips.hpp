@@ -124,6 +124,13 @@ template <class T> static inline void load_ahead(const T *p, typename Working<T>
     prefetch_ahead(p);
     load_pair(p, a, b);
 }
+// The same where so many models are read one after the other, a strip of each: what follows the strip is wanted when the
+// others have been read, and what lies less than a strip ahead is wanted too soon. One model is read straight on.
+template <class T>
+static inline void load_in_turn(int models, const T *p, typename Working<T>::V &a, typename Working<T>::V &b) {
+    prefetch_ahead(p + (models > 2 && ahead < int(STRIP * sizeof(T)) ? STRIP : 0));
+    load_pair(p, a, b);
+}
 
 // body(k, Models<KN>()) for the models k … k + KN of groups of about as many each, up to MOST, whose sums fit into registers.
 template <int KN> using Models = std::integral_constant<int, KN>;
@@ -140,10 +147,10 @@ template <int MOST, class Body> static inline void in_groups(int models, Body bo
 // τ_k (without a base θ_k) of the pair at i. base, which comes before the models, is read again from the first-level cache.
 template <class T>
 static inline void load_delta(const T *const *in, const Args &a, int k, int i, typename Working<T>::V (&tau)[2]) {
-    if (!a.base.data) return load_ahead(in[k] + i, tau[0], tau[1]);
+    if (!a.base.data) return load_in_turn(a.models_count, in[k] + i, tau[0], tau[1]);
     typename Working<T>::V base[2];
-    load_ahead(in[0] + i, base[0], base[1]);
-    load_ahead(in[1 + k] + i, tau[0], tau[1]);
+    load_in_turn(a.models_count, in[0] + i, base[0], base[1]);
+    load_in_turn(a.models_count, in[1 + k] + i, tau[0], tau[1]);
     tau[0] = tau[0] - base[0], tau[1] = tau[1] - base[1];
 }
 

@@ -83,6 +83,36 @@ def test_an_output_may_replace_an_input() -> None:
     assert_same_bits(over, merged, "combine over base")
 
 
+OVER: dict[str, Callable[[Tensor, Tensor, Tensor], object]] = {  # into an output, with its memory in the first of two
+    "elect": lambda x, y, out: ops.elect(y, [y, x], out=(out, BITS.new_empty(2, 9))),
+    "modulate": lambda x, y, out: ops.modulate(x, y, BITS.expand(9), 1.0, out=out),
+    "modulation": lambda x, y, out: ops.modulation([(x, y, BITS.expand(9), 1.0, out)]),
+    "low_rank": lambda x, y, out: ops.low_rank(x, torch.ones(8, 1), torch.ones(1, 9), out=out),
+    "combine": lambda x, y, out: ops.combine(None, [y, x], out=out),
+    "blend": lambda x, y, out: ops.blend(x, [y], torch.ones(1, 8), inner=9, out=out),
+    "delta_sum": lambda x, y, out: ops.delta_sum(x, [y], out=out),
+    "highpass": lambda x, y, out: ops.highpass(x, out=out),
+    "highpass_merge": lambda x, y, out: ops.highpass_merge(y, [x], out=out),
+}
+
+
+@pytest.mark.parametrize("op", OVER)
+def test_an_output_shares_no_other_memory(op: str) -> None:
+    """Before or behind an input, or of other elements in its place, an output is refused and nothing written; where
+    it is not contiguous, it is written last."""
+    memory, other = make(81, F32, 0, special=False), make(72, F32, 1, special=False).view(8, 9)
+    x, before = memory[1:73].view(8, 9), memory.clone()
+    for out in (memory[:72], memory[9:], memory[1:].view(BF16)[:72]):
+        with pytest.raises(InputError, match=r"(out|unified) shares memory with (x|base|unified|models.[01].), but"):
+            OVER[op](x, other, out.view(8, 9))
+    assert memory.equal(before)
+    if op != "modulation":
+        apart, strided = torch.empty(8, 9), memory[:72].view(9, 8).t()
+        OVER[op](x, other, apart)
+        OVER[op](x, other, strided)
+        assert_same_bits(strided, apart, op)
+
+
 def test_output_dtype() -> None:
     base, models = family((33,))
     assert ops.elect(base, models).unified.dtype == BF16

@@ -315,6 +315,7 @@ EXPERT = ops.extract_topk(BASE, torch.arange(10.0), 4)
         (lambda: ops.extract_topk(BASE, BASE), "either k or a cut"),
         (lambda: ops.extract_topk(BASE, BASE, 1, cut=ops.Cut(0.0, 0)), "either k or a cut"),
         (lambda: ops.extract_topk(BASE, BASE, 11), "rank 11"),
+        (lambda: ops.extract_topk(BASE, BASE, 1, dtype=torch.int32), "values is torch.int32"),
         (lambda: ops.extract_topk(BASE, BASE[:3], 1), "model has shape"),
         (lambda: ops.scatter_add(BASE[:3], EXPERT), "not those of 4 of 3 elements"),
         (lambda: ops.scatter_add(BASE, EXPERT._replace(counts=EXPERT.counts - 1)), "not those of 4 of 10"),
