@@ -16,6 +16,8 @@ INTEGER_DTYPES = {
     "I8": torch.int8,
     "U16": torch.uint16,
     "I16": torch.int16,
+    "U32": torch.uint32,
     "I32": torch.int32,
+    "U64": torch.uint64,
     "I64": torch.int64,
 }

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from ..errors import InputError
 from .checkpoint import Checkpoint
-from .safetensors import TensorInfo, read_header
+from .safetensors import FLOATS, TensorInfo, limited, read_header
 from .tasks import Number, PlainName, TaskFolder, TasksRecord, read_record
 
 RECORD = "emr.json"
@@ -72,6 +72,10 @@ class EmrArtefact(TaskFolder):
             shape = (len(record.tasks), -(-unified.numel // 8))
             if masks is None or masks.shape != shape or masks.dtype != "U8":
                 problems.append(f"{self.path}: the masks of {name!r} must be U8 {list(shape)}; the artefact is damaged")
+        wrong = [unified for unified in self.unified.values() if unified.dtype not in FLOATS]
+        problems += limited(
+            wrong, lambda t: f"{self.path}: the unified {t.name!r} is {t.dtype}, no float; the artefact is damaged"
+        )
         if set(record.tensors) != set(self.unified):
             problems.append(f"{self.path / RECORD}: its tensors are not those of the files; the artefact is damaged")
         if problems:

@@ -54,6 +54,7 @@ class Candidates:
         self._stored: list[Mapping[str, Stored]] = []
         self._headers: dict[Path, Header] = {}
         self._files: Inputs | None = None
+        self._changing: set[int] = set()  # where memory is that the run writes to
 
     @classmethod
     def of(
@@ -62,6 +63,8 @@ class Candidates:
         """An initial solution ("base": the model as it is; None: there is none), and a pool; InputError with all
         problems."""
         candidates, problems = cls(slots(model, task_specific)), list[str]()
+        state = model.state_dict()
+        candidates._changing = {state[name].untyped_storage().data_ptr() for name in candidates.slots} - {0}
         attempt(problems, lambda: candidates.add_pool(pool, task_specific, skip_misfits))
         if init is not None and init != "base":
             attempt(problems, lambda: candidates.add(INITIAL, init, task_specific, first=True))
@@ -82,11 +85,15 @@ class Candidates:
         return max(1, min(MAX_CHUNK, PIECE // len(self.names)) // ops.BLOCK) * ops.BLOCK
 
     def add(self, name: str, member: Member, others: Sequence[str], *, first: bool = False) -> None:
-        """Take a checkpoint or a state dict; InputError where it is none that fits the slots."""
+        """Take a checkpoint or a state dict; InputError where it is none that fits the slots.
+
+        A state dict that is the model's own is copied, since the model is about to change.
+        """
         if isinstance(member, Mapping):
-            stored: Mapping[str, Stored] = {n: t.detach() for n, t in member.items() if isinstance(t, Tensor)}
-            found = find(name, stored, self.slots, others)
-            self._take(name, found, None, (), first)
+            given = {n: t.detach() for n, t in member.items() if isinstance(t, Tensor)}
+            found = find(name, given, self.slots, others)
+            own = {slot: self._lasting(t) if isinstance(t, Tensor) else t for slot, t in found.items()}
+            self._take(name, own, None, (), first)
         else:
             opened = open_model(member, name)
             if opened.adapter is not None:
@@ -225,6 +232,9 @@ class Candidates:
             if name in self.checkpoints and isinstance(own, TensorInfo):
                 return own.name
         return slot
+
+    def _lasting(self, tensor: Tensor) -> Tensor:
+        return tensor.clone() if tensor.untyped_storage().data_ptr() in self._changing else tensor
 
     def _take(
         self, name: str, found: Mapping[str, Stored], identity: Any, headers: Sequence[Header], first: bool

@@ -75,13 +75,13 @@ def rebuild(
 def _take(candidates: Candidates, record: Record, name: str, given: Mapping[str, Member]) -> None:
     """Add a candidate, which must be the one that was merged."""
     identity = record.identities.get(name)
-    member = given.get(name, identity and identity["source"])
+    member = given.get(name, None if identity is None else identity.source)
     if member is None:
         what = "init" if name == INITIAL else "pool"
         raise InputError(f"{name}: was in memory, and is needed again; pass it ({what}=)")
     candidates.add(name, member, record.settings.get("task_specific", ()))
     opened = candidates.checkpoints.get(name)
-    if identity is not None and opened is not None and not same_files(identity["files"], opened):
+    if identity is not None and opened is not None and not same_files(identity.files, opened):
         raise InputError(f"{name}: {opened.path} is not the checkpoint that was merged; give that one")
 
 

@@ -156,7 +156,7 @@ def _kept_whole(iterate: Iterate) -> Iterator[None]:
     """Where a step fails, the model goes back to the one before."""
     try:
         yield
-    except Exception:
+    except BaseException:
         iterate.go_back()
         raise
 

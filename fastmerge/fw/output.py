@@ -6,7 +6,6 @@ import hashlib
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +21,7 @@ from ..errors import InputError
 from ..formats import record as merges
 from ..formats.folder import copy_side_files, encoded, model_card, set_dtype, write_json
 from ..formats.layout import Layout, plan_layout
+from ..formats.tasks import BaseRecord
 from ..recipe.destination import output_folder, output_problems
 from ..recipe.plan import DTYPE_NAMES
 from .candidates import Candidates, check_combined
@@ -136,6 +136,6 @@ def _merge_record(record: RunRecord, layout: Layout) -> merges.MergeRecord | Non
     )
 
 
-def _input(identity: Mapping[str, Any]) -> merges.CheckpointRecord:
-    files = [merges.FileRecord.model_validate(file) for file in identity["files"]]
-    return merges.CheckpointRecord(source=identity["source"], files=files)
+def _input(identity: BaseRecord) -> merges.CheckpointRecord:
+    files = [merges.FileRecord.model_validate(file) for file in identity.files]
+    return merges.CheckpointRecord(source=identity.source, files=files)

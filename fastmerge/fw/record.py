@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..errors import InputError
 from ..formats.checkpoint import read_json
+from ..formats.tasks import BaseRecord
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -65,7 +66,7 @@ class RunRecord(BaseModel):
     fastmerge: str
     settings: dict[str, Any]
     candidates: list[str] = Field(min_length=1)
-    identities: dict[str, Any]
+    identities: dict[str, BaseRecord | None]
     rows: list[str]
     tasks: dict[str, float]
     coefficients: list[list[float]] | None
@@ -107,9 +108,10 @@ class RunRecord(BaseModel):
         os.replace(scratch, file)
 
     def _problems(self) -> list[str]:
-        if self.coefficients is None or len(self.coefficients) == len(self.rows):
-            return []
-        return [f"has {len(self.coefficients)} rows of coefficients for {len(self.rows)}"]
+        problems = [] if len({*self.candidates}) == len(self.candidates) else ["two candidates have one name"]
+        if self.coefficients is not None and len(self.coefficients) != len(self.rows):
+            problems.append(f"has {len(self.coefficients)} rows of coefficients for {len(self.rows)}")
+        return problems
 
 
 class Record(RunRecord):

@@ -213,7 +213,7 @@ class _Run:
         """Where a step fails, the model goes back to the one before, from the first to θ_0."""
         try:
             yield
-        except Exception:
+        except BaseException:
             if self.written is not None:
                 self._write(self.written)
             else:

@@ -66,14 +66,18 @@ class Heads:
 
     def _check(self, contents: Contents) -> None:
         """Every dtype is known, and a task that has a part of a module has all that another task has of it."""
-        problems = []
+        stored = {contents.source.label: self.home} | {f"task {task}": tensors for task, tensors in self.own.items()}
+        problems = [
+            f"{owner}: its tensor {t.name!r} is {t.dtype}, which no torch module holds"
+            for owner, tensors in stored.items()
+            for t in tensors.values()
+            if t.dtype not in TORCH_DTYPES and t.dtype not in INTEGER_DTYPES
+        ]
         every: dict[str, TensorInfo] = {name: info for tensors in self.own.values() for name, info in tensors.items()}
         for task, tensors in self.own.items():
             modules = {name.rpartition(".")[0] for name in tensors}
             lacking = [n for n in every if n.rpartition(".")[0] in modules and n not in tensors and n not in self.home]
             problems += [f"task {task} has no tensor {name!r} of its own, which another task has" for name in lacking]
-            wrong = [t for t in tensors.values() if t.dtype not in TORCH_DTYPES and t.dtype not in INTEGER_DTYPES]
-            problems += [f"task {task}: its tensor {t.name!r} is {t.dtype}, which no torch module holds" for t in wrong]
         if problems:
             raise InputError(f"{contents.folder.path}: {problem}" for problem in problems)
 

@@ -14,7 +14,7 @@ from ..recipe.preflight import Rename
 from .heads import Heads
 from .huggingface import build
 from .matching import match
-from .task_model import TaskModel, Wanted
+from .task_model import TaskModel, Wanted, active_of
 from .weights import EmrWeights, ExpertWeights, Weights
 
 
@@ -38,7 +38,7 @@ def load(
     a CUDA graph wants. Raises InputError with every problem found, before a weight is changed.
     """
     contents = open_contents(Path(path).expanduser(), base)
-    contents.folder.need([] if task is None else [task] if isinstance(task, str) else task)
+    active = active_of(task, contents.folder)
     if model is None:
         model = build(contents)
     if device is not None:
@@ -50,6 +50,7 @@ def load(
         weights = EmrWeights(model, contents, matched, files, contents.folder, resident)
     else:
         weights = ExpertWeights(model, contents, matched, files, contents.folder, resident)
+    weights.prepare(active)
     live = TaskModel(model, contents.folder, weights, Heads(model, contents, matched, files))
     live.fill()
     live.set_task(task)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from operator import attrgetter
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, nearest
@@ -155,6 +156,6 @@ def _renamed(name: str, rename: Rename) -> str:
 
 def memory_key(tensor: Tensor) -> object:
     """What is equal for tied tensors alone."""
-    if tensor.is_meta or not tensor.numel():
+    if tensor.is_meta or tensor.layout != torch.strided or not tensor.numel():
         return id(tensor)
     return tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()

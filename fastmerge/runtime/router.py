@@ -69,10 +69,10 @@ class Router:
         are the labels in the order in which they come first (numbers: in their order).
         """
         names, target = _labels(labels, tasks)
-        _check(features, target, names, validation)
-        kept_back = held_out(target, len(names), validation, seed)
         with torch.inference_mode(False), torch.enable_grad():
             x = features.detach().to("cpu", torch.float32, copy=True)  # one of inference mode has no gradients
+            _check(x, target, names, validation)
+            kept_back = held_out(target, len(names), validation, seed)
             mean, deviation = x[~kept_back].mean(0), x[~kept_back].std(0, correction=0)
             deviation = torch.where(deviation > 0, deviation, 1)
             weight, bias = _train((x[~kept_back] - mean) / deviation, target[~kept_back], len(names))
@@ -95,7 +95,14 @@ class Router:
                 f"router: features must be [N, {self.width}], they are {list(features.shape)}; "
                 "compute them as those it was trained on"
             )
-        return self._logits(features).softmax(1)
+        found = self._logits(features).softmax(1)
+        wild = (~found.isfinite()).any(1).nonzero().flatten().tolist()
+        if wild:
+            raise InputError(
+                f"router: the features of sample {wild[0]} hold NaN, infinity or numbers out of range; "
+                "look at the model that they are of"
+            )
+        return found
 
     def predict(self, features: Tensor) -> list[str]:
         """The likeliest task of each sample. features: [N, D]."""
@@ -136,12 +143,15 @@ class Router:
         k, d = len(record.tasks), record.features
         shapes = {"weight": (k, d), "bias": (k,), "mean": (d,), "deviation": (d,)}
         found = {name: (info.dtype, info.shape) for name, info in header.tensors.items()}
-        if found != {name: ("F32", shape) for name, shape in shapes.items()} or len(set(record.tasks)) != k:
-            raise InputError(
-                f"{path}: {TENSORS} and {RECORD} do not fit together; the router is damaged: train it again"
-            )
+        damaged = InputError(
+            f"{path}: {TENSORS} and {RECORD} do not fit together; the router is damaged: train it again"
+        )
+        if found != {name: ("F32", shape) for name, shape in shapes.items()} or len(set(record.tasks)) != k or not k:
+            raise damaged
         files = Inputs([header])
         tensors = {name: files.whole(info).clone() for name, info in header.tensors.items()}
+        if not all(tensor.isfinite().all() for tensor in tensors.values()) or not (tensors["deviation"] > 0).all():
+            raise damaged
         router = cls(tuple(record.tasks), **tensors, accuracy=record.accuracy)
         known = recorded_tasks(path)
         if known is not None:
@@ -172,7 +182,7 @@ def held_out(target: Tensor, tasks: int, share: float, seed: int) -> Tensor:
 
 def _labels(labels: Tensor | Sequence[str] | Sequence[int], tasks: Sequence[str] | None) -> tuple[list[str], Tensor]:
     """The names of the tasks, and the place of each label's among them, −1 where it has none."""
-    given: list[Any] = labels.tolist() if isinstance(labels, Tensor) else list(labels)
+    given: list[Any] = labels.flatten().tolist() if isinstance(labels, Tensor) else list(labels)
     if all(isinstance(label, str) for label in given):
         names = list(dict.fromkeys(given)) if tasks is None else list(tasks)
         place = {name: k for k, name in enumerate(names)}

@@ -19,6 +19,27 @@ from .weights import Active, Weights
 Wanted = str | Mapping[str, float] | None
 
 
+def active_of(task: Wanted, folder: TaskFolder) -> Active:
+    """What is wanted, as a folder's tasks with a weight each; InputError where it is not that."""
+    if not (task is None or isinstance(task, (str, Mapping))):
+        raise InputError(f"a task is a name, {{name: weight}} or None, not {task!r}")
+    wanted = {task: 1.0} if isinstance(task, str) else dict(task or {})
+    folder.need(wanted)
+    active = {name: _number(wanted[name]) for name in folder.tasks if name in wanted}
+    wrong = [name for name, weight in active.items() if not math.isfinite(weight)]
+    if wrong:
+        raise InputError(f"task {name}: its weight is {wanted[name]!r}; expected a finite number" for name in wrong)
+    return active
+
+
+def _number(value: Any) -> float:
+    """A number of any library's, such as one of a router's weights; NaN where it is none."""
+    try:
+        return math.nan if isinstance(value, str) else float(value)
+    except (TypeError, ValueError, ArithmeticError, RuntimeError):
+        return math.nan
+
+
 class TaskModel(nn.Module):
     """Wraps `model`, whose parameters it changes in place; whatever else is asked of it, the model answers.
 
@@ -32,6 +53,8 @@ class TaskModel(nn.Module):
         self._folder, self._weights, self._heads = folder, weights, heads
         self._active: Active = {}
         self._refusals: list[RemovableHandle] = []
+        # Tensors of inference mode can be written to in that mode alone; others made in it would be such themselves.
+        self._inference = any(t.is_inference() for t in (*model.parameters(), *model.buffers()))
 
     @property
     def tasks(self) -> list[str]:
@@ -47,7 +70,7 @@ class TaskModel(nn.Module):
 
     def fill(self) -> None:
         """Give the model all weights anew, as they are without a task."""
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(self._inference), torch.no_grad():
             self._weights.fill()
             self._heads.apply(None)
         self._active = {}
@@ -59,15 +82,7 @@ class TaskModel(nn.Module):
         the task with the largest weight, the first of equals. InputError, with nothing changed, for a task that is not
         there or a file that is damaged.
         """
-        try:
-            wanted = {task: 1.0} if isinstance(task, str) else dict(task or {})
-        except (TypeError, ValueError):
-            raise InputError(f"a task is a name, {{name: weight}} or None, not {task!r}") from None
-        self._folder.need(wanted)
-        wrong = [name for name, w in wanted.items() if not (isinstance(w, (int, float)) and math.isfinite(w))]
-        if wrong:
-            raise InputError(f"task {name}: its weight is {wanted[name]}; expected a finite number" for name in wrong)
-        active = {name: float(wanted[name]) for name in self._folder.tasks if name in wanted}
+        active = active_of(task, self._folder)
         if active == self._active and not self._refusals:
             return
         self._weights.prepare(active)
@@ -119,7 +134,7 @@ class TaskModel(nn.Module):
             return getattr(self.model, name)
 
     def _become(self, active: Active) -> None:
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(self._inference), torch.no_grad():
             self._weights.apply(active)
             self._heads.apply(max(active, key=lambda name: active[name], default=None))
 

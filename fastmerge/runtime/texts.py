@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..formats.contents import open_contents
+from ..formats.safetensors import limited
 from .features import mean_pooled
 from .huggingface import load_transformers
 from .load import load
@@ -29,19 +30,25 @@ def text_features(
 ) -> Tensor:
     """`mean_pooled` of texts by a folder's model without a task, float32 [N, D], as `RoutedModel` computes them.
 
-    Texts are cut off at `max_length` tokens. device: "auto" takes a GPU where there is one. Raises
-    InputError where transformers cannot build the model or its tokenizer.
+    Texts are cut off at `max_length` tokens. device: "auto" takes a GPU where there is one. Raises InputError where
+    transformers cannot build the model or its tokenizer, and where a text has no token.
     """
     load_transformers("pass features computed elsewhere (--features)")
     source = open_contents(Path(folder).expanduser(), base, "--base").source.path
     tokenizer = tokenizer_of(source)
     place = find_device(device)
-    model = load(folder, base=base, device=place).eval()
-    found = []
-    for start in range(0, len(texts), batch):
-        part = list(texts[start : start + batch])
-        ids = tokenizer(part, padding=True, truncation=True, max_length=max_length, return_tensors="pt").to(place)
-        found.append(mean_pooled(model, ids["input_ids"], ids["attention_mask"]).cpu())
+    parts = [list(texts[start : start + batch]) for start in range(0, len(texts), batch)]
+    tokens = [
+        tokenizer(part, padding=True, truncation=True, max_length=max_length, return_tensors="pt") for part in parts
+    ]
+    lengths = [length for ids in tokens for length in ids["attention_mask"].sum(1).tolist()]
+    problems = limited([i for i, length in enumerate(lengths) if not length], lambda i: f"text {i}: is without a token")
+    if problems or not texts:
+        raise InputError(problems or "there are no texts")
+    model, found = load(folder, base=base, device=place).eval(), []
+    for ids in tokens:
+        own = ids.to(place)
+        found.append(mean_pooled(model, own["input_ids"], own["attention_mask"]).cpu())
     return torch.cat(found)
 
 

@@ -110,6 +110,7 @@ def test_tied_tensors_are_merged_once(method: str, tmp_path: Path) -> None:
 def test_integers_are_copied(method: str, tmp_path: Path) -> None:
     base = state(0)
     ids = {"position_ids": torch.arange(7), "flag": torch.tensor([True, False])}
+    ids |= {str(dtype): torch.arange(5).to(dtype) for dtype in (torch.uint16, torch.uint32, torch.uint64)}
     write(tmp_path / "base", base | ids)
     models = {f"m{k}": write(tmp_path / f"m{k}", near(base, k + 1) | ids) for k in range(2)}
     fm.merge(method, tmp_path / "base", models, tmp_path / "out")
@@ -133,7 +134,8 @@ def test_different_integers_are_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize("on_disk", [True, False])
 def test_all_different_integers_are_named(count: int, on_disk: bool, tmp_path: Path) -> None:
     """The first ones, and how many more; and what can be done."""
-    base = state(0) | {f"ids.{i}": torch.arange(7) for i in range(count)} | {"same": torch.arange(3)}
+    same = {"same": torch.arange(3).to(torch.uint32)}
+    base = state(0) | {f"ids.{i}": torch.arange(7) for i in range(count)} | same
     models = {f"m{k}": base | {f"ids.{i}": torch.arange(7) + k + i % 2 for i in range(count)} for k in range(3)}
     folders = {name: write(tmp_path / name, own) for name, own in {"base": base, **models}.items()}
     origin = folders.pop("base")

@@ -146,6 +146,16 @@ def test_a_hostile_shape_costs_no_time(tmp_path: Path) -> None:
     assert time.process_time() - begin < 5
 
 
+def test_a_name_that_occurs_twice_among_many_costs_no_time(tmp_path: Path) -> None:
+    """Looked for by counting each name, it takes minutes."""
+    entries = ",".join(f'"{i}":{json.dumps(entry("U8", (0,)))}' for i in [*range(100_000), 99_999])
+    file = write_raw(tmp_path / "x.safetensors", f"{{{entries}}}".encode(), b"")
+    begin = time.process_time()
+    with pytest.raises(InputError, match="'99999' occurs twice"):
+        read_header(file)
+    assert time.process_time() - begin < 20
+
+
 @pytest.mark.parametrize(
     "header",
     [{"a": A | {"more": 1}}, {"__metadata__": None, "a": A}, {"a": A | {"dtype": "U32"}}, {"ä/😀": A}],

@@ -117,6 +117,26 @@ def test_a_folder_like_any_other(tmp_path: Path) -> None:
         fm.verify(tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"identities": {"m0": "here"}}, "identities.m0: Input should be"),
+        ({"identities": {"m0": {"source": 3, "files": []}}}, "identities.m0.source: Input should be"),
+        ({"candidates": ["initial", "m0", "m0"]}, "two candidates have one name"),
+        ({"coefficients": [[0.5, 0.6, 0.0]]}, "with the sum 1"),
+        ({"rows": ["model", "more"]}, "has 1 rows of coefficients for 2"),
+    ],
+)
+def test_damaged_records(change: dict[str, Any], says: str, tmp_path: Path) -> None:
+    states = {f"m{k}": Net(k + 1).state_dict() for k in range(2)}
+    run(Net(0), states, **STEPS["hard"]).save(tmp_path / "run.json")
+    told = json.loads((tmp_path / "run.json").read_text())
+    assert told["candidates"] == ["initial", "m0", "m1"]
+    (tmp_path / "run.json").write_text(json.dumps(told | change))
+    with pytest.raises(InputError, match=says):
+        fm.fw.rebuild(tmp_path / "run.json", states, Net(0).state_dict())
+
+
 def test_rebuilding_needs_the_very_candidates(tmp_path: Path) -> None:
     pool = nets(tmp_path)
     result = run(Net(0), pool, **STEPS["hard"])

@@ -178,3 +178,45 @@ def test_bad_information_is_named() -> None:
     model.down.weight.data.fill_(torch.nan)
     with pytest.raises(MergeError, match="not finite; look at the model"):
         fm.fisher_information(model, [X])
+
+
+def merged(method: str, model: nn.Module, pool: dict[str, dict[str, Tensor]], init: dict[str, Tensor]) -> Any:
+    labelled = [(X, torch.arange(8) % CLASSES)]
+    if method in ("fisher", "regmean"):
+        return getattr(fm, method)(model, {"a": init, **pool}, batches=dict.fromkeys(["a", *pool], labelled))
+    if method == "ada_merging":
+        return fm.ada_merging(model, pool, labelled, steps=3, init=init)
+    options: dict[str, Any] = {"steps": 3, "step": 0.5, "tolerance": -torch.inf, "initial_vertex": False}
+    return fm.frank_wolfe(model, pool, fm.fw.cross_entropy, labelled, init=init, **options)
+
+
+@pytest.mark.parametrize("method", ["fisher", "regmean", "ada_merging", "frank_wolfe"])
+def test_the_models_own_state_dict_may_be_a_candidate(method: str) -> None:
+    """It is what it was at first, whatever the model becomes."""
+    one, other = Classifier(0), Classifier(0)
+    expected = merged(method, one, members(2), {n: t.clone() for n, t in one.state_dict().items()}).state_dict
+    found = merged(method, other, members(2), other.state_dict()).state_dict
+    assert not torch.equal(found["up.weight"], Classifier(0).up.weight)
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+
+
+@pytest.mark.parametrize("method", ["fisher", "ada_merging", "frank_wolfe"])
+def test_an_interruption_leaves_the_last_whole_model(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C while the model is between two states."""
+    model, rewrite, calls = Classifier(0), fm.fw.candidates.rewrite, 0
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+
+    def interrupted(*arguments: Any) -> None:
+        nonlocal calls
+        calls += 1
+        rewrite(*arguments)
+        if calls == (2 if method == "frank_wolfe" else 1):  # whose first one writes what is there
+            raise KeyboardInterrupt
+
+    for name in ("fw.iterate", "informed.ada_merging", "informed.statistics"):
+        monkeypatch.setattr(f"fastmerge.{name}.rewrite", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        merged(method, model, members(2), before)
+    for name, tensor in before.items():
+        assert torch.equal(model.state_dict()[name], tensor), name

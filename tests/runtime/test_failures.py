@@ -153,3 +153,38 @@ def test_emr_masks_cut_short(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cut off") as caught:
         fm.runtime.load(artefact, Net(1), task=TASKS[0])
     assert len(caught.value.problems) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "task", "says"),
+    [
+        ("emr", {"math": 1.0, "code": 1.0}, "one task at a time"),
+        ("experts", ["t0"], "a task is a name"),
+        ("experts", 3, "a task is a name"),
+        ("experts", {"t0": float("nan")}, "weight is nan"),
+        ("experts", {"t0": 10**400}, "expected a finite number"),
+        ("damaged", "t1", "offsets do not increase"),
+    ],
+)
+def test_a_first_task_that_cannot_be_changes_nothing(
+    folders: dict[str, Path], damaged: Path, kind: str, task: Any, says: str
+) -> None:
+    file = damaged / "experts" / "t1.safetensors"
+    parts = load_file(file)
+    parts["up.weight/offsets"] = parts["up.weight/offsets"].int().roll(1).to(torch.uint16)
+    save_file(parts, file)
+    model = Net(1)
+    before = bits(model)
+    with pytest.raises(InputError, match=says):
+        fm.runtime.load({**folders, "damaged": damaged}[kind], model, task=task)
+    assert same(model, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8])
+def test_an_artefact_of_other_dtypes(tmp_path: Path, dtype: torch.dtype) -> None:
+    artefact = emr(tmp_path)
+    file = artefact / "unified.safetensors"
+    save_file({name: t.to(dtype) for name, t in load_file(file).items()}, file)
+    for use in (lambda: fm.runtime.load(artefact, Net(1)), lambda: fm.task(artefact, TASKS[0], tmp_path / "out")):
+        with pytest.raises(InputError, match=r"unified 'embed.weight' is .8.*; the artefact is damaged"):
+            use()

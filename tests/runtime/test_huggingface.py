@@ -13,6 +13,7 @@ import torch
 from experts import add_experts, experts_folder, sparse
 from folders import state
 from safetensors.torch import load_file
+from tokenizers_on_disk import write_tokenizer
 
 import fastmerge as fm
 from fastmerge.errors import InputError
@@ -161,6 +162,18 @@ def test_mean_pooled_leaves_padding_out(kind: str, config: str, arguments: dict[
     assert both.shape == (2, 16)
     assert torch.allclose(both[1], mean_pooled(model, IDS[1:, :3])[0], atol=1e-5)
     assert not torch.allclose(both[1], mean_pooled(model, IDS)[1], atol=1e-5)
+
+
+@pytest.mark.parametrize(("texts", "said"), [(["ab", "", "b"], "text 1"), (["a", "b", ""], "text 2"), ([], "no texts")])
+def test_texts_without_a_token(tmp_path: Path, texts: list[str], said: str) -> None:
+    """They have no features, whether the batch has other texts or not."""
+    folder = llama(tmp_path)
+    write_tokenizer(folder, ["a", "b"], ["</s>"])
+    tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer | {"eos_token": "</s>"}))
+    assert fm.runtime.text_features(folder, ["ab", "a"], device="cpu").shape == (2, 16)
+    with pytest.raises(InputError, match=said):
+        fm.runtime.text_features(folder, texts, device="cpu", batch=2)
 
 
 def test_a_routed_classifier(tmp_path: Path) -> None:

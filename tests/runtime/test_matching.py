@@ -72,6 +72,29 @@ def test_everything_that_does_not_fit(folder: Path, make: Callable[[], nn.Module
         assert caught.match(pattern)
 
 
+def test_buffers_of_any_kind_are_the_models_own_affair(folder: Path) -> None:
+    """Sparse, complex: what has no memory in order is left alone."""
+    model = Net(1)
+    model.register_buffer("graph", torch.eye(3).to_sparse())
+    model.register_buffer("frequencies", torch.zeros(2, dtype=torch.complex64))
+    fm.runtime.load(folder, model, task="t0")
+    assert torch.equal(model.graph.to_dense(), torch.eye(3))
+    plain = fm.runtime.load(folder, Net(1), task="t0")
+    assert torch.equal(model.up.weight, plain.up.weight)
+
+
+def test_integers_of_every_dtype_are_the_folders(tmp_path: Path) -> None:
+    dtypes = [torch.uint16, torch.uint32, torch.uint64, torch.int8, torch.bool]
+    integers = {f"own{i}": torch.arange(4).to(dtype) for i, dtype in enumerate(dtypes)}
+    free = experts_folder(tmp_path / "free", {**stored(Net(0)), **integers}, copied=["steps", *integers])
+    model = Net(1)
+    for name, tensor in integers.items():
+        model.register_buffer(name, torch.zeros_like(tensor))
+    fm.runtime.load(free, model)
+    for name, tensor in integers.items():
+        assert torch.equal(getattr(model, name), tensor)
+
+
 def test_a_tie_that_the_folder_does_not_have(tmp_path: Path) -> None:
     """One parameter cannot be two tensors."""
     artefact = emr(tmp_path, tied=False)

@@ -114,6 +114,20 @@ def drop_bias(folder: Path) -> None:
     save_file(tensors, folder / "router.safetensors")
 
 
+def filled(**values: float) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        tensors = load_file(folder / "router.safetensors")
+        save_file(tensors | {n: tensors[n] * 0 + v for n, v in values.items()}, folder / "router.safetensors")
+
+    return apply
+
+
+def without_tasks(folder: Path) -> None:
+    tensors = load_file(folder / "router.safetensors")
+    save_file(tensors | {n: tensors[n][:0] for n in ("weight", "bias")}, folder / "router.safetensors")
+    change(tasks=[])(folder)
+
+
 @pytest.mark.parametrize(
     ("damage", "expected"),
     [
@@ -122,6 +136,9 @@ def drop_bias(folder: Path) -> None:
         (change(features=3), "do not fit together"),
         (change(tasks=["t0", "t0", "t1"]), "do not fit together"),
         (change(version=7), "version"),
+        (filled(weight=torch.nan), "is damaged"),
+        (filled(deviation=0.0), "is damaged"),
+        (without_tasks, "is damaged"),
         (drop_bias, "do not fit together"),
     ],
 )
@@ -136,11 +153,20 @@ def test_damaged_routers(tmp_path: Path, damage: Callable[[Path], None], expecte
 X, LABELS = samples(30)
 
 
+def wild(value: float) -> Tensor:
+    """Features of which one sample's are no numbers."""
+    return X.index_fill(0, torch.tensor([7]), value)
+
+
 @pytest.mark.parametrize(
     ("call", "expected"),
     [
         (lambda: Router.fit(X[:-1], LABELS), r"they are \[29, 40\] and 30"),
         (lambda: Router.fit(X * torch.nan, LABELS), "NaN or infinity"),
+        (lambda: Router.fit(X.double() * 1e300, LABELS), "NaN or infinity"),
+        (lambda: Router.fit(X, torch.tensor(0)), r"they are \[30, 40\] and 1"),
+        (lambda: Router.fit(X, LABELS).predict(wild(torch.nan)), "features of sample 7 hold NaN"),
+        (lambda: Router.fit(X, LABELS).predict(wild(torch.inf)), "features of sample 7 hold NaN"),
         (lambda: Router.fit(X, LABELS, ["t0", "t1"]), "10 labels are of no task; there are t0, t1"),
         (lambda: Router.fit(X, LABELS, [*TASKS, "t3"]), "no samples of t3"),
         (lambda: Router.fit(X, LABELS, [*TASKS, "t2"]), "two tasks have one name"),

@@ -122,6 +122,22 @@ def test_any_load_gives_the_same_model(kind: str, request: pytest.FixtureRequest
 
 
 @pytest.mark.parametrize("kind", ["artefact", "folder"])
+def test_a_model_made_in_inference_mode(kind: str, request: pytest.FixtureRequest) -> None:
+    """Its tensors can be written to in that mode alone; it is switched within it, and outside."""
+    path = request.getfixturevalue(kind)
+    expected = {task: bits(fm.runtime.load(path, Net(1), task=task).model) for task in TASKS}
+    with torch.inference_mode():
+        live = fm.runtime.load(path, Net(1), task="law")
+        live.set_task("math")
+    for task in ("code", "law"):
+        live.set_task(task)
+        assert same(live.model, expected[task])
+    with torch.inference_mode():
+        live.set_task("math")
+    assert same(live.model, expected["math"])
+
+
+@pytest.mark.parametrize("kind", ["artefact", "folder"])
 def test_no_gradients_through_another_task(kind: str, request: pytest.FixtureRequest) -> None:
     """What was computed under one task does not go backward under the next."""
     live = fm.runtime.load(request.getfixturevalue(kind), Net(1, F32), task="law")
@@ -246,7 +262,7 @@ def test_misuse_changes_nothing(artefact: Path, folder: Path) -> None:
         (lambda: experts.set_task("maths"), "did you mean 'math'"),
         (lambda: experts.set_task({"math": 1.0, "cod": 1.0}), "did you mean 'code'"),
         (lambda: experts.add_expert("code", float("nan")), "weight is nan"),
-        (lambda: experts.add_expert("code", "1"), "weight is 1; expected a finite number"),  # type: ignore[arg-type]
+        (lambda: experts.add_expert("code", "1"), "weight is '1'; expected a finite number"),  # type: ignore[arg-type]
         (lambda: experts.set_task(["math"]), "a task is a name"),  # type: ignore[arg-type]
         (lambda: experts.remove_expert("code"), "not in force; those are: math"),
         (lambda: masks.set_task({"math": 0.5}), "one task at a time"),
