@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastmerge import ops
 
-PARTS = ((), ("trim",), ("bottoms",), ("drop",), ("keep",), ("trim", "drop", "keep"))
+PARTS = ((), ("trim",), ("bottoms",), ("drops",), ("keep",), ("trim", "drop", "keep"))
 VOTES = [
     {"consensus": consensus, "merge": merge}
     for consensus, merge in product(("weighted", "unweighted", "count"), ("sum", "mean", "weighted_mean"))
@@ -24,7 +24,7 @@ WAYS: list[tuple[tuple[str, ...], dict[str, Any]]] = [
 
 def kept(base: Tensor | None, models: Sequence[Tensor], offset: int, parts: Sequence[str]) -> ops.Kept:
     """Of elements offset … offset + n of a tensor. Each model's window and drop is of another kind; "bottoms" trims as
-    TIES does, the fourth model wholly."""
+    TIES does, the fourth model wholly, "drops" loses no model as "drop" does."""
     n, k = models[0].numel(), len(models)
     wide = ops.working_dtype(models if base is None else [base, *models])
     windows, bottoms = [], []
@@ -35,11 +35,12 @@ def kept(base: Tensor | None, models: Sequence[Tensor], offset: int, parts: Sequ
         high = ops.Cut(ranked[len(ranked) * 7 // 8], offset + n // 4)
         windows.append((ops.Window(bottom=low), ops.Window(high, low), ops.Window(), ops.Window(top=high))[i % 4])
         bottoms.append(ops.Window(bottom=ops.Cut(float("inf"), 0) if i % 4 == 3 else low))
-    drops = [ops.Drop(2**63 + 12345 * i, (2**31, 0, 2**32, 2**30 + 7)[i % 4]) for i in range(k)]
+    most = 2**32 if "drop" in parts else 2**32 - 1
+    drops = [ops.Drop(2**63 + 12345 * i, (2**31, 0, most, 2**30 + 7)[i % 4]) for i in range(k)]
     bits = torch.randint(0, 256, (k, ops.packed_bytes(n)), generator=torch.Generator().manual_seed(n)).to(torch.uint8)
     bits = bits.to(models[0].device)
     return ops.Kept(
         trim=windows if "trim" in parts else bottoms if "bottoms" in parts else None,
-        drop=drops if "drop" in parts else None,
+        drop=drops if "drop" in parts or "drops" in parts else None,
         keep=bits if "keep" in parts else None,
     )

@@ -126,7 +126,7 @@ def call(op: str, backend: str, inputs: list[Tensor], out: torch.dtype) -> tuple
         return [merged for merged, _ in variants], [bad for _, bad in variants]
     if op == "blend":
         variants = []
-        for inner, groups in ((1, 3), (5, 2 + n // 5), (70_000, 1 + n // 70_000)):
+        for inner, groups in ((1, 3), (1, 600), (5, 2 + n // 5), (700, 3), (70_000, 1 + n // 70_000)):
             table = torch.linspace(-1, 1, k * groups).view(k, groups).to(base.device)
             for first, offset in ((base, 0), (None, ops.BLOCK)):
                 options = {"inner": inner, "offset": offset, "out": result.clone(), "backend": backend}
