@@ -171,7 +171,7 @@ def execute(prepared: MergePlan, as_json: bool) -> None:
     from ..late import late_torch
 
     prepared = prepared.fetched()  # under a bar of its own
-    files = Inputs(prepared.headers)
+    files = Inputs(prepared.headers, resumable=True)
     late_torch()
     with head_start(files):
         from ..engine.merge import execute as carry_out  # imports torch

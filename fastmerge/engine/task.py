@@ -64,7 +64,7 @@ def task(
     if problems:
         raise InputError(problems)
 
-    inputs = Inputs(headers)
+    inputs = Inputs(headers, resumable=True)
     making = _modulating(folder, name) if isinstance(folder, EmrArtefact) else _adding(folder, name, inputs)
     works = _works(contents, name, layout, making)
     fingerprint = {"task": name, "fastmerge": __version__, "backend": backend()}

@@ -142,6 +142,7 @@ class Router:
             )
         files = Inputs([header])
         tensors = {name: files.whole(info).clone() for name, info in header.tensors.items()}
+        files.check_unchanged()
         router = cls(tuple(record.tasks), **tensors, accuracy=record.accuracy)
         known = recorded_tasks(path)
         if known is not None:
