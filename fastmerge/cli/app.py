@@ -42,12 +42,13 @@ JsonOption = Annotated[bool, typer.Option("--json", help="print JSON, for progra
 
 
 def pairs(texts: list[str], option: str, form: str, problems: list[str]) -> list[tuple[str, str]]:
-    """NAME=VALUE texts of an option, split."""
+    """NAME=VALUE texts of an option, split, but for those that are none."""
     found = []
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals or not name or not value:
             problems.append(f"{option} {text!r}: expected {form}")
+            continue
         found.append((name, value))
     return found
 
@@ -67,13 +68,14 @@ def nested(named: list[tuple[str, str]], problems: list[str]) -> dict[str, Any]:
 
 
 def renames(texts: list[str], problems: list[str]) -> dict[str, list[tuple[str, str]]]:
-    """--rename NAME:OLD=NEW by name."""
+    """--rename NAME:OLD=NEW by name, but for those that are none."""
     found: dict[str, list[tuple[str, str]]] = {}
     for text in texts:
         name, colon, change = text.partition(":")
         old, equals, new = change.partition("=")
         if not colon or not equals:
             problems.append(f"--rename {text!r}: expected NAME:OLD=NEW")
+            continue
         found.setdefault(name, []).append((old, new))
     return found
 
