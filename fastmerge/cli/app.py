@@ -56,8 +56,12 @@ def pairs(texts: list[str], option: str, form: str, problems: list[str]) -> list
 def nested(named: list[tuple[str, str]], problems: list[str]) -> dict[str, Any]:
     """Parameters by name; `prefilter.cutoff` is the cutoff of the parameter prefilter."""
     found: dict[str, Any] = {}
+    names: set[str] = set()
     for name, value in named:
         outer, dot, inner = name.partition(".")
+        if name in names:
+            problems.append(f"-p {name} is given twice; leave one out")
+        names.add(name)
         if not dot:
             found[name] = value
         elif isinstance(found.setdefault(outer, {}), dict):

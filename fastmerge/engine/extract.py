@@ -97,7 +97,7 @@ def extract_lora(
                 "there is no matrix to extract: embeddings and output heads are left out; name some by --tensors"
             )
     if destination is not None:
-        total = sum(rank * sum(t.shape) for t in chosen) * DTYPES[DTYPE_NAMES.get(dtype, "F32")]
+        total = sum(min(rank, *t.shape) * sum(t.shape) for t in chosen) * DTYPES[DTYPE_NAMES.get(dtype, "F32")]
         places = [path for c in checkpoints for path in c.places]
         problems += output_problems(destination, total, places, overwrite=overwrite)
     if problems or alignment is None or origin is None or destination is None:

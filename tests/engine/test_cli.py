@@ -205,6 +205,11 @@ def test_all_problems_at_once(root: Path) -> None:
             ["extract-lora", "BASE", "nowhere", "--out", "OUT", "--rank", "0", "--dtype", "x"],
             ["rank is 0", "dtype", "nowhere does not", "exists already"],
         ),
+        (["task", "nowhere", "math", "--out", "OUT"], ["nowhere", "exists already"]),
+        (
+            ["plan", "ties", "BASE", "-p", "density=0.1", "-p", "density=0.2", "--dtype", "x"],
+            ["-p density is given twice", "dtype"],
+        ),
         (
             ["fw", "FW", "--out", "OUT", "--draw", "a.pdf"],
             ["a.png", "steps", "x/model", "x/m does", "skip_misfits", "x.jsonl", "exists already"],
@@ -225,7 +230,7 @@ def test_problems_of_parameters_and_of_places_come_together(
     monkeypatch.chdir(root)
     (root / "x").mkdir()
     base = [str(root / "base")]
-    if command[0] == "merge":
+    if command[0] in ("merge", "plan"):
         base = [str(part) for part in models(root)]
     words = [part for word in command for part in (base if word == "BASE" else [word.replace("OUT", "out")])]
     code, _, error = run(*words)
