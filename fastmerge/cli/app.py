@@ -42,12 +42,13 @@ JsonOption = Annotated[bool, typer.Option("--json", help="print JSON, for progra
 
 
 def pairs(texts: list[str], option: str, form: str, problems: list[str]) -> list[tuple[str, str]]:
-    """NAME=VALUE texts of an option, split."""
+    """NAME=VALUE texts of an option, split, but for those that are none."""
     found = []
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals or not name or not value:
             problems.append(f"{option} {text!r}: expected {form}")
+            continue
         found.append((name, value))
     return found
 
@@ -55,8 +56,12 @@ def pairs(texts: list[str], option: str, form: str, problems: list[str]) -> list
 def nested(named: list[tuple[str, str]], problems: list[str]) -> dict[str, Any]:
     """Parameters by name; `prefilter.cutoff` is the cutoff of the parameter prefilter."""
     found: dict[str, Any] = {}
+    names: set[str] = set()
     for name, value in named:
         outer, dot, inner = name.partition(".")
+        if name in names:
+            problems.append(f"-p {name} is given twice; leave one out")
+        names.add(name)
         if not dot:
             found[name] = value
         elif isinstance(found.setdefault(outer, {}), dict):
@@ -67,13 +72,14 @@ def nested(named: list[tuple[str, str]], problems: list[str]) -> dict[str, Any]:
 
 
 def renames(texts: list[str], problems: list[str]) -> dict[str, list[tuple[str, str]]]:
-    """--rename NAME:OLD=NEW by name."""
+    """--rename NAME:OLD=NEW by name, but for those that are none."""
     found: dict[str, list[tuple[str, str]]] = {}
     for text in texts:
         name, colon, change = text.partition(":")
         old, equals, new = change.partition("=")
         if not colon or not equals:
             problems.append(f"--rename {text!r}: expected NAME:OLD=NEW")
+            continue
         found.setdefault(name, []).append((old, new))
     return found
 

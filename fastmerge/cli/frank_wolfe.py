@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
+from ..errors import InputError, attempt
 from ..interrupts import raised
 from .app import JsonOption, OverwriteOption, ResumeOption, app
 from .output import echo_json, err, errors, out, show_rows, size
@@ -37,10 +38,14 @@ def fw(
     """Merge a pool by Frank-Wolfe optimisation on texts: which models, and how much of each."""
     with errors(as_json):
         from ..engine.spectrum_plot import check_drawing
-        from ..fw.run import checkpoint_of, run
+        from ..fw.run import checked, checkpoint_of, run
 
+        problems: list[str] = []
         if drawing is not None:
-            check_drawing(drawing, overwrite)
+            attempt(problems, lambda: check_drawing(drawing, overwrite))
+        if problems:
+            attempt(problems, lambda: checked(recipe, out_folder, overwrite))
+            raise InputError(problems)
         try:
             with raised():
                 result, report = run(

@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from ..errors import InputError, VerifyError
+from ..errors import InputError, VerifyError, attempt
 from ..interrupts import raised
 from .app import JsonOption, MemoryOption, RenameOption, SpecificOption, app, check, pairs, renames
 from .output import echo_json, err, errors, out, progress, show_rows
@@ -91,8 +91,12 @@ def diff(
     with errors(as_json):
         problems: list[str] = []
         renamed = renames(rename, problems)
-        check(problems)
+        from ..engine.diff import checked
         from ..engine.diff import diff as run
+
+        if problems:
+            attempt(problems, lambda: checked(a, b, base, task_specific, renamed))
+            raise InputError(problems)
 
         with raised(), progress(f"{a} and {b}", None, as_json) as advance:
             found = run(a, b, base=base, task_specific=task_specific, rename=renamed, progress=advance)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from ..errors import InputError, attempt
 from ..interrupts import raised
 from .app import (
     BaseOption,
@@ -26,7 +27,6 @@ from .app import (
     SpecificOption,
     VocabOption,
     app,
-    check,
     nested,
     pairs,
     renames,
@@ -140,29 +140,42 @@ def _plan(
     resume: bool = False,
     hashes: bool = False,
 ) -> MergePlan:
-    from ..recipe.plan import plan as prepare
+    from ..formats.models import open_models
+    from ..recipe import plan as planning
+    from ..recipe.parameters import declare
 
     problems: list[str] = []
     named = pairs(models, "--model", "NAME=PATH", problems)
     values = nested(pairs(params, "-p", "NAME=VALUE", problems), problems)
     renamed = renames(rename, problems)
-    check(problems)
-    return prepare(
-        method,
-        base,
-        named,
-        folder,
-        values,
-        task_specific=task_specific,
-        rename=renamed,
-        vocab=cast("Vocab", vocab),  # which the plan checks
-        dtype=dtype,
-        memory=memory,
-        device=device,
-        overwrite=overwrite,
-        resume=resume,
-        hashes=hashes,
+    if len(named) < len(models):  # which are to be merged is not known
+        attempt(problems, lambda: declare(method, values, {}, (), [name for name, _ in named]))
+        problems += planning.option_problems(dtype, memory, device)
+        open_models(base, named, problems, fetch=False)
+        problems += planning.place_problems(folder, overwrite=overwrite, resume=resume)
+        raise InputError(problems)
+    planned = attempt(
+        problems,
+        lambda: planning.plan(
+            method,
+            base,
+            named,
+            folder,
+            values,
+            task_specific=task_specific,
+            rename=renamed,
+            vocab=cast("Vocab", vocab),  # which the plan checks
+            dtype=dtype,
+            memory=memory,
+            device=device,
+            overwrite=overwrite,
+            resume=resume,
+            hashes=hashes,
+        ),
     )
+    if problems or planned is None:
+        raise InputError(problems)
+    return planned
 
 
 def execute(prepared: MergePlan, as_json: bool) -> None:
@@ -171,7 +184,7 @@ def execute(prepared: MergePlan, as_json: bool) -> None:
     from ..late import late_torch
 
     prepared = prepared.fetched()  # under a bar of its own
-    files = Inputs(prepared.headers)
+    files = Inputs(prepared.headers, resumable=True)
     late_torch()
     with head_start(files):
         from ..engine.merge import execute as carry_out  # imports torch

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from ..errors import InputError
+from ..errors import InputError, attempt
 from .app import DeviceOption, HashOption, JsonOption, OverwriteOption, ResumeOption, app
 from .merging import execute, show_plan
 from .output import echo_json, errors, out, show_rows
@@ -32,20 +32,26 @@ def run(
 ) -> None:
     """Merge what a recipe says."""
     with errors(as_json, out_folder):
-        from ..recipe.reading import read_recipe
+        from ..recipe.reading import plan_recipe
 
-        content = read_recipe(recipe)
+        problems: list[str] = []
         if out_folder is None and not plan_only:
-            raise InputError("say where the result goes (--out DIR), or pass --plan")
-        prepared = content.plan(
-            out_folder,
-            dtype=dtype,
-            memory=memory,
-            device=device,
-            overwrite=overwrite,
-            resume=resume,
-            hashes=hashes,
+            problems.append("say where the result goes (--out DIR), or pass --plan")
+        prepared = attempt(
+            problems,
+            lambda: plan_recipe(
+                recipe,
+                out_folder,
+                dtype=dtype,
+                memory=memory,
+                device=device,
+                overwrite=overwrite,
+                resume=resume,
+                hashes=hashes,
+            ),
         )
+        if problems or prepared is None:
+            raise InputError(problems)
         if plan_only:
             show_plan(prepared, as_json)
         else:

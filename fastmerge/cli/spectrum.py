@@ -9,8 +9,9 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from ..errors import InputError, attempt
 from ..interrupts import raised
-from .app import JsonOption, RenameOption, SpecificOption, app, check, pairs, renames
+from .app import JsonOption, RenameOption, SpecificOption, app, pairs, renames
 from .output import echo_json, errors, out, progress, show_rows
 
 if TYPE_CHECKING:
@@ -41,12 +42,15 @@ def spectrum(
         problems: list[str] = []
         named = [(_name(path), path) for path in models] + pairs(model, "--model", "NAME=PATH", problems)
         renamed = renames(rename, problems)
-        check(problems)
+        from ..engine.spectrum import checked
         from ..engine.spectrum import spectrum as run
         from ..engine.spectrum_plot import check_drawing
 
         if drawing is not None:
-            check_drawing(drawing, overwrite)
+            attempt(problems, lambda: check_drawing(drawing, overwrite))
+        if problems:
+            attempt(problems, lambda: checked(base, named, cutoff, tensors, max_tensors, task_specific, renamed))
+            raise InputError(problems)
         with raised(), progress("spectrum", None, as_json) as advance:
             found = run(
                 base,

@@ -20,6 +20,7 @@ from .stream import Source
 def check_finite(tensor: TensorPlan, names: Sequence[str], files: Inputs, chunk: int, method: Method) -> NoReturn:
     """Raise a MergeError that names every model at fault, reading the tensor once more."""
     infos = ([("base", tensor.base)] if tensor.base else []) + list(zip(names, tensor.models, strict=True))
+    files.check_unchanged()
     found = []
     for label, info in infos:
         source = Source(info)
@@ -38,6 +39,7 @@ def check_finite(tensor: TensorPlan, names: Sequence[str], files: Inputs, chunk:
 
 def differing(tensors: Sequence[TensorPlan], names: Sequence[str], files: Inputs) -> MergeError:
     """An error that names all integer tensors that differ, reading them once more."""
+    files.check_unchanged()
     found = []
     for tensor in (own for own in tensors if own.copy):
         labels = [*(["base"] if tensor.base else []), *names]

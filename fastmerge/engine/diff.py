@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..errors import InputError
+from ..errors import InputError, attempt
+from ..formats.checkpoint import Checkpoint
 from ..formats.mapping import Inputs
 from ..formats.models import open_models
 from ..recipe.memory import MAX_CHUNK
 from ..recipe.plan import name_problems
-from ..recipe.preflight import Rename, TensorPlan, align
+from ..recipe.preflight import Alignment, Rename, TensorPlan, align
 from .run_pass import Progress
 from .stream import Source, Work, stream
 from .writer import Slot
@@ -75,27 +76,41 @@ def diff(
     task_specific: patterns of tensors to leave out; rename: for "A" and "B", (old, new) prefixes. Raises InputError
     where the checkpoints do not fit together.
     """
-    problems = name_problems(["A", "B"], rename or {})
-    origin, models = open_models(base, [("A", a), ("B", b)], problems)
-    if problems:
-        raise InputError(problems)
-    opened = [checkpoint for checkpoint in models if checkpoint is not None]
-    alignment = align(origin, opened, task_specific=task_specific, rename=rename)
+    opened, alignment = checked(a, b, base, task_specific, rename)
     found: dict[str, _Sums] = {}
     copied: list[str] = []
     works = [
         _comparing(tensor, copied) if tensor.copy else _measuring(tensor, found.setdefault(tensor.name, _Sums()))
         for tensor in alignment.tensors
     ]
-    opened += [] if origin is None else [origin]
-    inputs = Inputs([header for checkpoint in opened for header in checkpoint.headers])
+    inputs = Inputs([header for checkpoint in opened for header in checkpoint.fetched().headers])
     stream([piece for work in works for piece in work.pieces(MAX_CHUNK)], inputs, _Nowhere(), progress=progress)
+    inputs.check_unchanged()
     tensors = [sums.difference(name) for name, sums in found.items()]
     tensors.sort(key=lambda d: math.inf if d.relative is None else d.relative, reverse=True)
     total = sum(found.values(), _Sums()).difference("total")
     return Differences(
         str(a), str(b), None if base is None else str(base), total, tensors, copied, list(alignment.notes)
     )
+
+
+def checked(
+    a: str | Path,
+    b: str | Path,
+    base: str | Path | None,
+    task_specific: Sequence[str],
+    rename: Mapping[str, Rename] | None,
+) -> tuple[list[Checkpoint], Alignment]:
+    """All checkpoints, and how they fit together; InputError with all problems."""
+    problems = name_problems(["A", "B"], rename or {})
+    origin, models = open_models(base, [("A", a), ("B", b)], problems, fetch=False)
+    opened = [checkpoint for checkpoint in models if checkpoint is not None]
+    alignment = None
+    if len(opened) == 2 and (base is None or origin is not None):
+        alignment = attempt(problems, lambda: align(origin, opened, task_specific=task_specific, rename=rename))
+    if problems or alignment is None:
+        raise InputError(problems)
+    return [*opened, *([origin] if origin else [])], alignment
 
 
 @dataclass(slots=True)

@@ -73,17 +73,17 @@ def extract_lora(
     there is NaN or infinity.
     """
     problems: list[str] = []
-    out = output_folder(out)
+    destination = attempt(problems, lambda: output_folder(out))
     if rank < 1:
         problems.append(f"rank is {rank}; expected a number from 1 up")
     if dtype not in DTYPE_NAMES:
         problems.append(f"unknown dtype {dtype!r}{nearest(dtype, DTYPE_NAMES)}; there are {', '.join(DTYPE_NAMES)}")
-    origin, opened = open_models(base, [("model", model)], problems)
+    origin, opened = open_models(base, [("model", model)], problems, fetch=False)
     checkpoints = [checkpoint for checkpoint in (origin, *opened) if checkpoint is not None]
     if origin is not None and origin.adapter is not None:
         problems.append(f"base: {origin.path} is an adapter; give the model that it is for")
     alignment = None
-    if not problems:
+    if origin is not None and origin.adapter is None and len(checkpoints) == 2:
         alignment = attempt(problems, lambda: align(origin, checkpoints[1:], task_specific=task_specific))
     chosen: list[TensorPlan] = []
     if alignment is not None:
@@ -95,12 +95,15 @@ def extract_lora(
             problems.append(
                 "there is no matrix to extract: embeddings and output heads are left out; name some by --tensors"
             )
-        total = sum(rank * sum(t.shape) for t in chosen) * DTYPES[DTYPE_NAMES[dtype]]
-        problems += output_problems(out, total, [path for c in checkpoints for path in c.places], overwrite=overwrite)
-    if problems or alignment is None or origin is None:
+    if destination is not None:
+        total = sum(min(rank, *t.shape) * sum(t.shape) for t in chosen) * DTYPES[DTYPE_NAMES.get(dtype, "F32")]
+        places = [path for c in checkpoints for path in c.places]
+        problems += output_problems(destination, total, places, overwrite=overwrite)
+    if problems or alignment is None or origin is None or destination is None:
         raise InputError(problems)
+    out = destination
 
-    inputs = Inputs([header for checkpoint in checkpoints for header in checkpoint.headers])
+    inputs = Inputs([header for checkpoint in checkpoints for header in checkpoint.fetched().headers])
     extracted = _Extracted(origin, rank, TORCH_DTYPES[DTYPE_NAMES[dtype]], seed)
     wanted = {tensor.name for tensor in chosen}
     fingerprint = {"fastmerge": __version__, "extraction": str(model)}

@@ -32,5 +32,6 @@ def gather_statistics(plan: MergePlan, count: int) -> list[Statistics]:
             if not work.acceptable([output.method.nonfinite == "allow"]):
                 check_finite(tensor, plan.names, files, plan.chunk, plan.method)
             work.gather([gathered])
+        files.check_unchanged()
         found.append(gathered)
     return found

@@ -87,7 +87,7 @@ def execute(plan: MergePlan, progress: Progress | None = None, files: Inputs | N
     plan = replace(plan, device=device, notes=(*plan.notes, *device_notes))
     devices = open_devices(device)
     pipeline = Pipeline(devices, plan.memory) if devices else None
-    files = files or Inputs(plan.headers)
+    files = files or Inputs(plan.headers, resumable=True)
     key = inputs_key(plan)
     kept, notes = load(statistics_file(out, key), key, plan.memory)
     statistics: list[list[Statistics]] = [[] for _ in plan.outputs]

@@ -84,6 +84,7 @@ class Pipeline:
         left = Groups(abreast(groups_of(works, chunk)))
 
         def told(work: Work, sums: list[Tensor]) -> None:
+            inputs.check_read()
             finished(work, sums)
             if progress:
                 progress(work.bytes_read)

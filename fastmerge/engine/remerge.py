@@ -63,6 +63,7 @@ class Remerge:
         comparer = _Comparer(plan, self._folder, slot_bytes(works, plan.chunk))
         try:
             stream(pieces, inputs, comparer, progress=progress, again=not reading.last)
+            inputs.check_unchanged()
         finally:
             comparer.close()
             self.problems += comparer.problems.values()

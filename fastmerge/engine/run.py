@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..recipe.reading import AnyRecipe, read_recipe
+from ..recipe.reading import AnyRecipe, plan_recipe
 from .merge import execute
 from .report import Report
 from .run_pass import Progress
@@ -29,7 +29,7 @@ def run(
     recipe: a YAML file, its content, or a Recipe; a configuration of mergekit's is known by its keys. dtype and memory
     go before the recipe's; the rest is as in `merge`.
     """
-    prepared = read_recipe(recipe).plan(
-        out, dtype=dtype, memory=memory, device=device, overwrite=overwrite, resume=resume, hashes=hashes
+    prepared = plan_recipe(
+        recipe, out, dtype=dtype, memory=memory, device=device, overwrite=overwrite, resume=resume, hashes=hashes
     )
     return execute(prepared, progress)

@@ -27,12 +27,13 @@ from torch import Tensor
 from .. import targets
 from ..cutoff import Cutoff
 from ..errors import InputError, MergeError, attempt
+from ..formats.checkpoint import Checkpoint
 from ..formats.expanded import stored, stored_bytes
 from ..formats.mapping import Inputs
 from ..formats.models import open_models
 from ..formats.safetensors import TensorInfo
 from ..recipe.plan import name_problems
-from ..recipe.preflight import Rename, TensorPlan, align
+from ..recipe.preflight import Alignment, Rename, TensorPlan, align
 from .reading import whole
 from .rings import PER_HALF, RINGS, Rings, measure
 from .run_pass import Progress
@@ -95,21 +96,11 @@ def spectrum(
     all. task_specific and rename as for `merge`. Memory is a few times the largest matrix in float32, whatever the
     number of models. Raises InputError with every problem found, MergeError where there is NaN or infinity.
     """
-    problems: list[str] = []
     pairs = list(models.items() if isinstance(models, Mapping) else models)
     names = [name for name, _ in pairs]
-    problems += name_problems(names, rename or {})
-    limits = attempt(problems, lambda: Cutoff(cutoff))
-    if max_tensors < 0:
-        problems.append(f"max_tensors is {max_tensors}; expected a number from 0, for all, up")
-    lead, opened = open_models(base, pairs, problems)
-    complete = [checkpoint for checkpoint in (lead, *opened) if checkpoint is not None]
-    if problems or limits is None:
-        raise InputError(problems)
-    alignment = align(complete[0], complete[1:], task_specific=task_specific, rename=rename)
-    found = _candidates(alignment.tensors, tensors)
+    limits, complete, alignment, found = checked(base, pairs, cutoff, tensors, max_tensors, task_specific, rename)
     chosen = sorted(random.Random(SEED).sample(range(len(found)), min(max_tensors or len(found), len(found))))
-    inputs = Inputs([header for checkpoint in complete for header in checkpoint.headers])
+    inputs = Inputs([header for checkpoint in complete for header in checkpoint.fetched().headers])
     measured: dict[str, list[Rings]] = {}
     for tensor in (found[i] for i in chosen):
         measured[tensor.name] = _measure(tensor, names, inputs, limits)
@@ -126,6 +117,32 @@ def spectrum(
     ]
     numbers = _numbers([own for rings in measured.values() for own in rings], names)
     return Spectrum(str(base), names, cutoff, **numbers, tensors=seen, candidates=len(found), notes=notes)
+
+
+def checked(
+    base: str | Path,
+    pairs: Sequence[tuple[str, str | Path]],
+    cutoff: float,
+    tensors: Sequence[str],
+    max_tensors: int,
+    task_specific: Sequence[str],
+    rename: Mapping[str, Rename] | None,
+) -> tuple[Cutoff, list[Checkpoint], Alignment, list[TensorPlan]]:
+    """The filter, the checkpoints, how they fit together, and the matrices to look at; InputError with all problems."""
+    problems = name_problems([name for name, _ in pairs], rename or {})
+    limits = attempt(problems, lambda: Cutoff(cutoff))
+    if max_tensors < 0:
+        problems.append(f"max_tensors is {max_tensors}; expected a number from 0, for all, up")
+    lead, opened = open_models(base, pairs, problems, fetch=False)
+    complete = [checkpoint for checkpoint in (lead, *opened) if checkpoint is not None]
+    alignment = found = None
+    if pairs and len(complete) == 1 + len(pairs):
+        alignment = attempt(problems, lambda: align(lead, complete[1:], task_specific=task_specific, rename=rename))
+    if alignment is not None:
+        found = attempt(problems, lambda: _candidates(alignment.tensors, tensors))
+    if problems or limits is None or alignment is None or found is None:
+        raise InputError(problems)
+    return limits, complete, alignment, found
 
 
 def _candidates(tensors: Sequence[TensorPlan], patterns: Sequence[str]) -> list[TensorPlan]:

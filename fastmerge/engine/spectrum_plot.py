@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError
+from ..errors import InputError, MergeError
 
 if TYPE_CHECKING:
     from .spectrum import Spectrum
@@ -58,8 +59,11 @@ def save_figure(figure: Any, path: Path) -> None:
     try:
         figure.savefig(scratch, format="png", dpi=150, metadata={"Software": None})
         os.replace(scratch, path)
+    except OSError as error:
+        raise MergeError(f"{path}: cannot be written: {error.strerror or error}; mend that and draw again") from None
     finally:
-        scratch.unlink(missing_ok=True)
+        with suppress(OSError):
+            scratch.unlink(missing_ok=True)
 
 
 def _gaps(values: list[float | None]) -> list[float]:

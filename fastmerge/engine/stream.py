@@ -203,6 +203,7 @@ def stream(
                 _run(piece, inputs, sink, ahead)
                 with telling:
                     if piece.last:
+                        inputs.check_read()
                         finished(piece.work, piece.work.done())
                     if progress:
                         progress(sum(stop - start for _, start, stop in piece.spans))

@@ -14,7 +14,7 @@ from pathlib import Path
 from torch import Tensor
 
 from .. import __version__, ops
-from ..errors import InputError
+from ..errors import InputError, attempt
 from ..formats.checkpoint import places as places_of
 from ..formats.contents import Contents, open_contents
 from ..formats.emr import EmrArtefact
@@ -53,18 +53,27 @@ def task(
     resume: go on where the same call was stopped. Raises InputError before any work where anything does not fit.
     """
     begin = time.perf_counter()
-    contents, destination = open_contents(local_path(artefact), base, "--base"), output_folder(out)
+    problems: list[str] = []
+    destination = attempt(problems, lambda: output_folder(out))
+    found = attempt(problems, lambda: open_contents(local_path(artefact), base, "--base"))
+    if found is not None:
+        attempt(problems, lambda: found.folder.need([name]))
+    if problems or found is None or destination is None:
+        problems += (
+            [] if destination is None else output_problems(destination, 0, [], overwrite=overwrite, resume=resume)
+        )
+        raise InputError(problems)
+    contents = found
     folder, source = contents.folder, contents.source
-    folder.need([name])
     layout = plan_layout([(t.name, t.dtype, t.shape) for t in (source.tensors | contents.own[name]).values()])
-    problems = _alias_problems(contents)
+    problems += _alias_problems(contents)
     headers = contents.headers([name])
     places = [*source.places, *places_of(folder.path), *(header.file for header in headers)]
     problems += output_problems(destination, layout.total_bytes, places, overwrite=overwrite, resume=resume)
     if problems:
         raise InputError(problems)
 
-    inputs = Inputs(headers)
+    inputs = Inputs(headers, resumable=True)
     making = _modulating(folder, name) if isinstance(folder, EmrArtefact) else _adding(folder, name, inputs)
     works = _works(contents, name, layout, making)
     fingerprint = {"task": name, "fastmerge": __version__, "backend": backend()}

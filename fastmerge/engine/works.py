@@ -14,7 +14,7 @@ from ..formats.layout import FilePlan, Place
 from ..formats.mapping import Inputs
 from ..formats.safetensors import DTYPES, TensorInfo
 from ..methods._declaration import Pass, Statistics, Written
-from ..ops import BLOCK
+from ..recipe.memory import least_chunk
 from ..recipe.outputs import Output, own_dtype
 from ..recipe.plan import MergePlan, inputs
 from ..recipe.preflight import TensorPlan
@@ -124,7 +124,7 @@ class Reading:
             None if targets else self._trusted(pass_.known()),
             prepare=prepare if pass_.needs_whole else None,
             whole_targets=experts,
-            least_chunk=-(-subject.columns // BLOCK) * BLOCK if any(one.rows_whole for one in passes) else 0,
+            least_chunk=least_chunk(subject, passes),
         )
 
     def _expert_targets(self, tensor: TensorPlan) -> tuple[Target, ...]:

@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 import warnings
+import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
 import numpy as np
 
+from .. import dispatch
 from ..errors import InputError, MergeError, ResumableError
 from .safetensors import Header, TensorInfo
 
@@ -39,9 +41,13 @@ Chunk = tuple[Sequence[Span], bool]  # and whether its pages are of no more use 
 
 
 class Inputs:
-    """Read-only maps of files, which must be the ones whose headers were read."""
+    """Read-only maps of files, which must be the ones whose headers were read.
 
-    def __init__(self, headers: Iterable[Header]) -> None:
+    `resumable`: what reads them can go on where it was stopped.
+    """
+
+    def __init__(self, headers: Iterable[Header], *, resumable: bool = False) -> None:
+        self.resumable = resumable
         self._headers = {header.file: header for header in headers}
         self._maps: dict[Path, mmap.mmap] = {}
         self._streams: dict[Path, BinaryIO] = {}  # of files that are read without their maps
@@ -49,6 +55,7 @@ class Inputs:
         self._bytes: dict[Path, Tensor] = {}  # all of a file that was asked for
         self._addresses: dict[Path, int] = {}
         self._present: dict[Path, np.ndarray[Any, np.dtype[np.bool_]]] = {}  # which pages are mapped
+        self._guards: dict[Path, int] = {}  # 0 where there is none
         self._madvise = None
         if sys.platform == "linux":
             self._madvise = ctypes.CDLL(None, use_errno=True).madvise  # releases the GIL, which mmap.madvise does not
@@ -65,8 +72,19 @@ class Inputs:
             self._present[file] = np.zeros(-(-len(self._maps[file]) // mmap.PAGESIZE), np.bool_)
         self.check_unchanged()
 
+    def check_read(self) -> None:
+        """Raise a MergeError if what was read of a map was not there, as where its file was cut off meanwhile."""
+        for file, guard in list(self._guards.items()):  # which grows as other threads read
+            if guard and (at := _native().lost(guard)) >= 0:
+                self.fail((file, at, min(at + mmap.PAGESIZE, self._headers[file].size)))
+
     def check_unchanged(self) -> None:
-        """Raise a MergeError if a file was written to since its header was read. One that was removed stays mapped."""
+        """Raise a MergeError if a file was written to since its header was read, or could not be read. One that was
+        removed stays mapped."""
+        self._check_files()
+        self.check_read()
+
+    def _check_files(self) -> None:
         for file, header in self._headers.items():
             try:
                 status = file.stat()
@@ -82,11 +100,24 @@ class Inputs:
         file, start, stop = span
         if start == stop:
             return torch.empty(0, dtype=dtype)
+        self._guard(file)
         if start % dtype.itemsize:
             return _tensor(self._maps[file], dtype, (stop - start) // dtype.itemsize, start)
         if file not in self._bytes:
             self._bytes[file] = _tensor(self._maps[file], torch.uint8)
         return self._bytes[file][start:stop].view(dtype)
+
+    def _guard(self, file: Path) -> None:
+        """See that a page which is not there ends nothing but this job, by `check_read`; not without the native
+        backend."""
+        if file in self._guards or (native := _native()) is None:
+            return
+        with self._opening:
+            if file not in self._guards:
+                guard = native.guard(self._addresses[file], len(self._maps[file]))
+                if guard:
+                    weakref.finalize(self, native.unguard, guard)
+                self._guards[file] = guard
 
     def whole(self, info: TensorInfo) -> Tensor:
         """A stored tensor in its shape."""
@@ -115,7 +146,7 @@ class Inputs:
                 try:
                     self._streams[file] = file.open("rb", buffering=0)
                 except OSError as error:
-                    raise ResumableError(f"{file}: {self._unopened(error)}, and go on with --resume") from None
+                    raise self._failure(f"{file}: {self._unopened(error)}") from None
         return self._streams[file].fileno()
 
     def _unopened(self, error: OSError) -> str:
@@ -160,13 +191,21 @@ class Inputs:
 
     def fail(self, span: Span, why: str | None = None) -> NoReturn:
         """Raise a MergeError that says that bytes cannot be read."""
-        self.check_unchanged()
+        self._check_files()
         file, start, stop = span
         reason = f" ({why})" if why else ""
-        raise ResumableError(
-            f"{file}: bytes {start} to {stop} cannot be read{reason}; mend the disk or its network, "
-            "and go on with --resume"
-        )
+        raise self._failure(f"{file}: bytes {start} to {stop} cannot be read{reason}; mend the disk or its network")
+
+    def _failure(self, what: str) -> MergeError:
+        if self.resumable:
+            return ResumableError(f"{what}, and go on with --resume")
+        return MergeError(f"{what}, and start again")
+
+
+def _native() -> Any:
+    """What guards maps, None where it is not there; it is loaded with torch."""
+    module = dispatch.load("native")
+    return None if isinstance(module, str) else module
 
 
 def _let_open(count: int) -> None:

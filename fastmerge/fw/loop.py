@@ -114,6 +114,7 @@ def frank_wolfe(
         problems.append("resume: say from which checkpoint")
     if problems or settings is None or objective is None or candidates is None:
         raise InputError(problems)
+    candidates.files.resumable = checkpoint is not None
     iterate = Iterate(model, candidates, objective, settings, merge_fn)
     record = iterate.record()
     if checkpoint is not None:

@@ -10,6 +10,7 @@ from typing import Any
 from ..engine.report import Report
 from ..errors import InputError, attempt
 from ..formats.checkpoint import Checkpoint, open_checkpoint, places
+from ..formats.models import open_model
 from ..recipe.destination import output_folder, output_problems
 from ..runtime.huggingface import from_folder
 from ..runtime.texts import find_device, tokenizer_of
@@ -41,16 +42,8 @@ def run(
     The model computes in eval mode. What is wrong with recipe, files, pool and output is an InputError before any work.
     A run that was stopped is gone on with by `resume`.
     """
-    recipe = recipe if isinstance(recipe, Recipe) else Recipe.read(recipe)
-    out, problems = output_folder(out), list[str]()
-    settings = attempt(problems, lambda: _settings(recipe.parameters))
-    opened = attempt(problems, lambda: open_checkpoint(recipe.located(recipe.model), "model"))
-    samples = {}
-    for task in recipe.data:
-        samples[task] = attempt(problems, lambda task=task: _samples(recipe, task, opened))  # type: ignore[misc]
-    problems += _output_problems(recipe, opened, out, overwrite)
-    if problems or settings is None or opened is None:
-        raise InputError(problems)
+    recipe, out, settings, opened, samples = checked(recipe, out, overwrite)
+    opened = opened.fetched()
     tokenizer, device = tokenizer_of(opened.path), find_device(recipe.device)
     model = from_folder(opened.path).to(device).eval()
     file = checkpoint_of(out)
@@ -59,7 +52,7 @@ def run(
         {name: recipe.located(path) for name, path in recipe.pool.items()},
         {task: _loss(entry.loss or recipe.loss) for task, entry in recipe.data.items()},
         {
-            task: batches(Path(entry.path), samples[task] or [], tokenizer, recipe.batch_size, recipe.max_length)
+            task: batches(Path(entry.path), samples[task], tokenizer, recipe.batch_size, recipe.max_length)
             for task, entry in recipe.data.items()
         },
         **settings,
@@ -73,6 +66,34 @@ def run(
     report = result.write(out, overwrite=overwrite)
     file.unlink()
     return result, report
+
+
+def checked(
+    recipe: Recipe | str | Path, out: str | Path, overwrite: bool
+) -> tuple[Recipe, Path, dict[str, Any], Checkpoint, dict[str, list[Sample]]]:
+    """The recipe, the folder to write, parameters, the model and the texts of each task; InputError with all that is
+    wrong, but for what only the loaded model tells."""
+    problems: list[str] = []
+    read = recipe if isinstance(recipe, Recipe) else attempt(problems, lambda: Recipe.read(recipe))
+    destination = attempt(problems, lambda: output_folder(out))
+    if read is None:
+        problems += [] if destination is None else output_problems(destination, 0, [], overwrite=overwrite)
+        raise InputError(problems)
+    settings = attempt(problems, lambda: _settings(read.parameters))
+    opened = attempt(problems, lambda: open_checkpoint(read.located(read.model), "model", fetch=False))
+    misfits: list[str] = []
+    for name, path in ({} if read.skip_misfits else read.pool).items():
+        attempt(misfits, lambda name=name, path=path: open_model(read.located(path), name, fetch=False))  # type: ignore[misc]
+    problems += [*misfits, "skip_misfits: true leaves out what cannot be opened"] if misfits else []
+    attempt(problems, lambda: find_device(read.device))
+    samples: dict[str, list[Sample]] = {}
+    for task in read.data:
+        samples[task] = attempt(problems, lambda task=task: _samples(read, task, opened)) or []  # type: ignore[misc]
+    if destination is not None:
+        problems += _output_problems(read, opened, destination, overwrite)
+    if problems or settings is None or opened is None or destination is None:
+        raise InputError(problems)
+    return read, destination, settings, opened, samples
 
 
 def _settings(given: Mapping[str, Any]) -> dict[str, Any]:

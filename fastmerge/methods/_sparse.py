@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -51,8 +51,9 @@ class SparseMethod(TaskVectorMethod):
 
         assert block.base is not None
         sums = torch.zeros(2, len(models), dtype=torch.float64, device=block.base.device)
-        for start in range(0, block.subject.numel, SLAB):
-            own = slice(start, start + SLAB)
+        slab = max(SLAB, -(-block.subject.columns // ops.BLOCK) * ops.BLOCK) if self.rows_whole else SLAB
+        for start in range(0, block.subject.numel, slab):
+            own = slice(start, start + slab)
             part = replace(block, start=start, base=block.base[own], models=[model[own] for model in block.models])
             ops.kept_sums(block.base[own], part.models, self.kept(part, models, earlier), offset=start, sums=sums)
         before, after = sums.tolist()
@@ -97,10 +98,12 @@ class TrimmedMethod(SparseMethod):
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """What the drop from a whole tensor came to: its packed masks, where they are kept, and each model's factor."""
+    """What the drop from a whole tensor needs or came to: a table a model, where the method has some; packed masks,
+    where they are kept, and each model's factor."""
 
-    masks: Tensor | None
-    factors: list[float]
+    tables: list[Tensor]
+    masks: Tensor | None = None
+    factors: list[float] = field(default_factory=list)
 
 
 class RandomMethod(SparseMethod):
@@ -116,6 +119,10 @@ class RandomMethod(SparseMethod):
         """Each model's key for this tensor's random numbers."""
         return [philox_key(self.seed, self.name, subject.name, model) for model in models]
 
+    def tables(self, block: Block, models: Sequence[str]) -> list[Tensor]:
+        """What `masks` looks up for each model, of a whole tensor."""
+        return []
+
     def masks(self, block: Block, models: Sequence[str]) -> Tensor:
         """What is kept of a block, packed: uint8 [K, ceil(N/8)]."""
         raise NotImplementedError
@@ -125,7 +132,7 @@ class RandomMethod(SparseMethod):
         raise NotImplementedError
 
     def passes_on(self, subject: Subject, models: Sequence[str], wide: bool = False) -> tuple[Pass, ...]:
-        held = self._masks_bytes(subject, models) if self.prepares else 0
+        held = self._masks_bytes(subject, models) if self.rescale == "l1" else 0
         return tuple(replace(one, held=one.held + held) for one in super().passes_on(subject, models, wide))
 
     def _masks_bytes(self, subject: Subject, models: Sequence[str]) -> int:
@@ -134,9 +141,13 @@ class RandomMethod(SparseMethod):
         return nbytes if nbytes <= MASKS else 0
 
     def prepare(self, block: Block, models: Sequence[str], earlier: Sequence[Statistics]) -> Drawn:  # type: ignore[override]
-        masks = self.masks(block, models) if self._masks_bytes(block.subject, models) else None
-        factors = super().prepare(replace(block, prepared=Drawn(masks, [])), models, earlier)
-        return Drawn(masks, factors)
+        drawn = Drawn(self.tables(block, models))
+        if self.rescale == "l1":
+            if self._masks_bytes(block.subject, models):
+                drawn = replace(drawn, masks=self.masks(replace(block, prepared=drawn), models))
+            factors = super().prepare(replace(block, prepared=drawn), models, earlier)
+            drawn = replace(drawn, factors=factors)
+        return drawn
 
     def kept(self, block: Block, models: Sequence[str], earlier: Sequence[Statistics]) -> Kept:
         from ..ops import Kept

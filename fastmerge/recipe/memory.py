@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from ..formats.expanded import is_computed
 from ..formats.experts import PARTS
 from ..formats.safetensors import DTYPES
+from ..methods._declaration import Pass, Subject
 from .outputs import Output, passes_on
 from .preflight import Alignment, TensorPlan
 
@@ -14,6 +15,11 @@ BLOCK = 65_536  # elements; chunks are multiples, so that sums do not depend on 
 MAX_CHUNK = 128 * BLOCK
 SLOTS = 4  # chunks of output in flight between computing and writing
 LANES = 2  # tensors worked on at the same time: what one leaves of the cores, the other takes
+
+
+def least_chunk(subject: Subject, passes: Sequence[Pass]) -> int:
+    """Elements that are worked on at a time at least: a row that may not be cut, in whole blocks."""
+    return -(-subject.columns // BLOCK) * BLOCK if any(one.rows_whole for one in passes) else 0
 
 
 def portions_of(
@@ -28,11 +34,13 @@ def portions_of(
     ]
     per_element = max(places, default=8.0) + 8  # and a float64 for what an op keeps between two others
     computed = max((_computed(t) / max(1, t.numel) for t in alignment.tensors), default=0.0)  # one chunk of them
-    held = {t.name: _held(outputs, t, names, alignment) for t in alignment.tensors if not t.copy}
+    merged = [t for t in alignment.tensors if not t.copy]
+    held = {t.name: _held(outputs, t, names, alignment) for t in merged}
+    rows = max((_rows(outputs, t, names, alignment) for t in merged), default=0)
     most = max(held, key=lambda name: held[name], default="")
     for lanes in range(LANES, 0, -1):
         needs = per_element * SLOTS + computed * lanes
-        least = int(BLOCK * needs)
+        least = int(max(BLOCK, rows) * needs)
         left = budget - sum(sorted(held.values())[-lanes:])
         if least <= left:
             break
@@ -44,6 +52,12 @@ def portions_of(
     while chunk > BLOCK and chunk * needs > left:
         chunk //= 2
     return chunk, lanes
+
+
+def _rows(outputs: Sequence[Output], tensor: TensorPlan, names: Sequence[str], alignment: Alignment) -> int:
+    """Elements of a tensor that any pass needs at a time."""
+    passes = [one for output in outputs for one in passes_on(output.parameters, tensor, names, alignment)]
+    return min(tensor.numel, least_chunk(tensor.subject, passes))
 
 
 def _held(outputs: Sequence[Output], tensor: TensorPlan, names: Sequence[str], alignment: Alignment) -> int:

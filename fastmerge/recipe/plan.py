@@ -239,13 +239,9 @@ def plan(
     problems += _output_name_problems(outputs or {})
     if base is None and any(one.method.uses_base for one in declared.values()):
         problems.append(f"{next(iter(declared.values())).method.name} needs a base model; pass --base")
-    code = DTYPE_NAMES.get(dtype) if dtype else None
-    if dtype and code is None:
-        problems.append(f"unknown dtype {dtype!r}{nearest(dtype, DTYPE_NAMES)}; there are {', '.join(DTYPE_NAMES)}")
     if vocab not in VOCABS:
         problems.append(f"unknown vocab {vocab!r}{nearest(vocab, VOCABS)}; there are {', '.join(VOCABS)}")
-    budget = attempt(problems, lambda: parse_bytes(memory))
-    problems += gpus.problems(device)
+    problems += option_problems(dtype, memory, device)
     lead, opened = open_models(base, pairs, problems, fetch=False)
     alignment = None
     complete = [checkpoint for checkpoint in opened if checkpoint is not None]
@@ -257,33 +253,30 @@ def plan(
     for name, one in declared.items():
         wrong[name] += one.method.problems(names) if merged is None else one.settle(merged)
     problems += _told_apart(wrong)
-    if problems or alignment is None or budget is None:
-        raise InputError(problems)
+    given = [path for c in (lead, *opened) if c is not None for path in c.places]
+    if problems or alignment is None:
+        raise InputError([*problems, *place_problems(out, given, overwrite=overwrite, resume=resume)])
 
     merging = [tensor.subject for tensor in alignment.tensors if not tensor.copy]
+    code, budget = DTYPE_NAMES[dtype] if dtype else None, parse_bytes(memory)
     remarks = {name: one.method.remarks([(s, one.of(s.name)) for s in merging]) for name, one in declared.items()}
     problems += _told_apart({name: own.problems for name, own in remarks.items()})
-    if problems:
-        raise InputError(problems)
     notes = _told_apart({name: own.notes for name, own in remarks.items()})
     planned = tuple(
         plan_output(name, parameters, alignment, lead or complete[0], names, code)
         for name, parameters in declared.items()
     )
     notes += _left_out(planned, alignment)
-    problems += _reading_problems(planned, names, alignment)
+    problems += (uneven := _reading_problems(planned, names, alignment))
     problems += _vocabulary_problems(planned, alignment, lead)
     if lead is not None and not lead.path.exists() and any("unified" in output.layouts for output in planned):
         problems.append(
             f"base: tasks are made from a base on disk, and {lead.place} is none; merge it into a folder first "
             "(fastmerge merge linear --model NAME=MODEL+ADAPTER)"
         )
-    chunk, lanes = (0, 0) if problems else portions_of(planned, alignment, names, budget, problems)
-    destination = None if out is None else attempt(problems, partial(output_folder, out))
-    if destination is not None:
-        total = sum(layout.total_bytes for output in planned for layout in output.all_layouts)
-        given = [path for c in (lead, *complete) if c for path in c.places]
-        problems += output_problems(destination, total, given, overwrite=overwrite, resume=resume)
+    chunk, lanes = (0, 0) if uneven else portions_of(planned, alignment, names, budget, problems)
+    total = sum(layout.total_bytes for output in planned for layout in output.all_layouts)
+    problems += place_problems(out, given, total, overwrite=overwrite, resume=resume)
     if problems:
         raise InputError(problems)
     sources = {checkpoint.label: checkpoint.place for checkpoint in (lead, *complete) if checkpoint}
@@ -293,7 +286,7 @@ def plan(
         tuple(complete),
         sources,
         alignment,
-        destination,
+        None if out is None else output_folder(out),
         overwrite,
         resume,
         hashes,
@@ -309,6 +302,31 @@ def plan(
         _beside(alignment, lead or complete[0], dtype),
         vocab=vocab,
     )
+
+
+def option_problems(dtype: str | None, memory: str | int, device: str) -> list[str]:
+    """What is wrong with options, whatever is merged."""
+    problems = gpus.problems(device)
+    if dtype and dtype not in DTYPE_NAMES:
+        problems.append(f"unknown dtype {dtype!r}{nearest(dtype, DTYPE_NAMES)}; there are {', '.join(DTYPE_NAMES)}")
+    attempt(problems, lambda: parse_bytes(memory))
+    return problems
+
+
+def place_problems(
+    out: str | Path | None,
+    inputs: Sequence[Path] = (),
+    total: int = 0,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+) -> list[str]:
+    """What keeps `total` bytes from being written to `out`."""
+    problems: list[str] = []
+    destination = None if out is None else attempt(problems, partial(output_folder, out))
+    if destination is not None:
+        problems += output_problems(destination, total, inputs, overwrite=overwrite, resume=resume)
+    return problems
 
 
 def parse_bytes(text: str | int) -> int:

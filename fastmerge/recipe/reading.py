@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..errors import InputError
 from ..methods._declaration import Method
 from . import plan as planning
 from .mergekit.recipe import MergekitRecipe, is_mergekit
@@ -36,4 +37,27 @@ def plan(what: str | Path | Mapping[str, Any] | AnyRecipe | Method, *arguments: 
     """
     if isinstance(what, Method) or (isinstance(what, str) and not what.endswith((".yml", ".yaml", ".json"))):
         return planning.plan(what, *arguments, **options)
-    return read_recipe(what).plan(*arguments, **options)
+    return plan_recipe(what, *arguments, **options)
+
+
+def plan_recipe(
+    source: str | Path | Mapping[str, Any] | AnyRecipe,
+    out: str | Path | None = None,
+    *,
+    dtype: str | None = None,
+    memory: str | int | None = None,
+    device: str = "auto",
+    overwrite: bool = False,
+    resume: bool = False,
+    hashes: bool = False,
+) -> MergePlan:
+    """Check a recipe that is yet to be read, as `Recipe.plan` does."""
+    try:
+        recipe = read_recipe(source)
+    except InputError as error:
+        problems = planning.option_problems(dtype, memory or 0, device)
+        problems += planning.place_problems(out, overwrite=overwrite, resume=resume)
+        raise InputError([*error.problems, *problems]) from None
+    return recipe.plan(
+        out, dtype=dtype, memory=memory, device=device, overwrite=overwrite, resume=resume, hashes=hashes
+    )

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
 
 from ..errors import InputError, attempt, nearest
+from ..formats.models import open_models
 from ..formats.spec import parse_spec
 from ..methods import build, get, problem
 from ..methods._declaration import Method
@@ -147,11 +148,13 @@ class Recipe(BaseModel):
 
     @classmethod
     def of(cls, content: Mapping[str, Any], file: Path) -> Recipe:
-        """The recipe that was read from a file."""
+        """The recipe that was read from a file; where it is not sound, what is wrong with its folders is told too."""
         try:
             recipe = cls(**content)
         except InputError as error:
-            raise InputError(f"{file}: {problem}" for problem in error.problems) from None
+            problems = [f"{file}: {problem}" for problem in error.problems]
+            attempt(problems, lambda: open_models(*_places(content, file), problems, fetch=False))
+            raise InputError(map(_in_our_words, problems)) from None
         recipe._file = file
         return recipe
 
@@ -219,10 +222,23 @@ class Recipe(BaseModel):
 
     def _path(self, path: str) -> str:
         """A path relative to the recipe's file; a Hub name stays what it is."""
-        if self._file is None:
-            return path
-        folder = self._file.parent
-        return str(parse_spec(path, folder).relative_to(folder))
+        return path if self._file is None else _relative(path, self._file.parent)
+
+
+def _places(content: Mapping[str, Any], file: Path) -> tuple[str | None, list[tuple[str, str]]]:
+    """The base and the models that are named in what may be no recipe, relative to its file."""
+
+    def located(path: Any) -> str | None:
+        return _relative(path, file.parent) if isinstance(path, str) else None
+
+    found = {name: _mapping(entry).get("path", entry) for name, entry in _mapping(content.get("models")).items()}
+    models = [(name, place) for name, path in found.items() if (place := located(path)) is not None]
+    return located(content.get("base")), models
+
+
+def _relative(path: str, folder: Path) -> str:
+    """A path relative to a folder; a Hub name stays what it is."""
+    return str(parse_spec(path, folder).relative_to(folder))
 
 
 def own_problems(file: Path | None, out: str | Path) -> list[str]:

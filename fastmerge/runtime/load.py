@@ -54,4 +54,5 @@ def load(
     live = TaskModel(model, contents.folder, weights, Heads(model, contents, matched, files))
     live.fill()
     live.set_task(task)
+    files.check_unchanged()
     return live

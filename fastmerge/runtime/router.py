@@ -152,6 +152,7 @@ class Router:
         tensors = {name: files.whole(info).clone() for name, info in header.tensors.items()}
         if not all(tensor.isfinite().all() for tensor in tensors.values()) or not (tensors["deviation"] > 0).all():
             raise damaged
+        files.check_unchanged()
         router = cls(tuple(record.tasks), **tensors, accuracy=record.accuracy)
         known = recorded_tasks(path)
         if known is not None:

@@ -100,6 +100,7 @@ def _read_features(file: Path, tasks: Sequence[str], need_labels: bool) -> tuple
     if not features.isfinite().all():
         problems.append(f"{file}: its features hold NaN or infinity")
     labels = attempt(problems, lambda: _labels(header, tensors, info.shape[0], tasks)) if need_labels else []
+    tensors.check_unchanged()
     if problems or labels is None:
         raise InputError(problems)
     return features, labels

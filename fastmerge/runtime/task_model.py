@@ -137,6 +137,7 @@ class TaskModel(nn.Module):
         with torch.inference_mode(self._inference), torch.no_grad():
             self._weights.apply(active)
             self._heads.apply(max(active, key=lambda name: active[name], default=None))
+        self._weights.files.check_read()
 
     def _go_back(self, cause: BaseException) -> None:
         try:

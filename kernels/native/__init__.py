@@ -25,10 +25,13 @@ Window = tuple[float, int, float, int]
 Drop = tuple[int, int]
 Kept = tuple[Sequence[Window] | None, Sequence[Drop] | None, Tensor | None]  # trim, drop, keep
 
+guard = _native.guard
 isa = _native.isa
 Loader = _native.Loader
+lost = _native.lost
 set_threads = _native.set_threads
 threads = _native.threads
+unguard = _native.unguard
 write_mapped = _native.write_mapped
 
 

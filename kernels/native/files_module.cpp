@@ -3,6 +3,7 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include "guard.hpp"
 #include "loader.hpp"
 #include "memory_file.hpp"
 
@@ -28,6 +29,9 @@ void bind_files(nb::module_ &m) {
             return write_mapped(reinterpret_cast<char *>(to), reinterpret_cast<const char *>(from), n);
         },
         unlocked);
+    m.def("guard", &guard);
+    m.def("lost", &lost);
+    m.def("unguard", &unguard);
 }
 
 }  // namespace fm

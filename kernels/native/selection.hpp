@@ -38,8 +38,8 @@ struct RankDrop {
     uint64_t least, most;
     bool monotone;
 };
-// Bytes that rank_drop needs: for each of its elements (and 64 more), and for the bins of a row.
-constexpr int64_t RANK_BYTES = 64, RANK_TABLES = 1 << 18;
+// Bytes that rank_drop needs: for each of its elements (and 64 more), in float64 and else, and for the bins of a row.
+constexpr int64_t RANK_BYTES_WIDE = 64, RANK_BYTES = 40, RANK_TABLES = 1 << 18;
 
 // `begin` is a multiple of BLOCK, `n` at most BLOCK.
 // magnitude_histogram adds to counts [K][2^bits][COUNTERS].

@@ -169,9 +169,69 @@ def test_bad_arguments(arguments: list[str], said: str, root: Path) -> None:
 def test_all_problems_at_once(root: Path) -> None:
     truncated(root)
     (root / "out").mkdir()
-    code, _, error = run("merge", "emr", *models(root), "--out", root / "out", "-p", "x=1", "--dtype", "int8")
+    wrong = ["-p", "x=1", "--dtype", "int8", "--memory", "x", "--device", "tpu"]
+    code, _, error = run("merge", "emr", *models(root), "--out", root / "out", *wrong)
     assert code == 2
-    assert error.count("error:") == 3  # the output folder is looked at once the rest is right
+    assert error.count("error:") == 6  # with the damaged file, and the output that is there
+    code, _, error = run("merge", "emr", *models(root), "--out", root / "out", *wrong, "-p", "y", "--model", "x")
+    assert (code, error.count("error:")) == (2, 8)
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (
+            ["merge", "fr", "BASE", "--out", "OUT", "-p", "cutoff=0.3", "-p", "targets=x", "--memory", "1"],
+            ["targets", "memory 1 bytes", "exists already"],
+        ),
+        (["run", "RECIPE", "--device", "tpu"], ["scal", "x/base", "x/m does not", "'tpu'", "--out DIR"]),
+        (
+            ["run", "RECIPE", "--out", "OUT", "--memory", "x"],
+            ["scal", "x/base", "x/m does not", "'x'", "exists already"],
+        ),
+        (["run", "CONFIG", "--out", "OUT"], ["densty", "x/base", "x/m", "exists already"]),
+        (["diff", "nowhere", "BASE", "--rename", "x"], ["--rename 'x'", "nowhere does not"]),
+        (
+            ["spectrum", "BASE", "nowhere", "--out", "a.pdf", "--cutoff", "-1", "--max-tensors", "-1"],
+            ["a.png", "cutoff", "max_tensors", "nowhere does not"],
+        ),
+        (
+            ["extract-lora", "BASE", "nowhere", "--out", "OUT", "--rank", "0", "--dtype", "x"],
+            ["rank is 0", "dtype", "nowhere does not", "exists already"],
+        ),
+        (["task", "nowhere", "math", "--out", "OUT"], ["nowhere", "exists already"]),
+        (
+            ["plan", "ties", "BASE", "-p", "density=0.1", "-p", "density=0.2", "--dtype", "x"],
+            ["-p density is given twice", "dtype"],
+        ),
+        (
+            ["fw", "FW", "--out", "OUT", "--draw", "a.pdf"],
+            ["a.png", "steps", "x/model", "x/m does", "skip_misfits", "x.jsonl", "exists already"],
+        ),
+    ],
+    ids=lambda value: " ".join(value[:2]),
+)
+def test_problems_of_parameters_and_of_places_come_together(
+    command: list[str], said: list[str], root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (root / "out").mkdir()
+    recipe = {"method": "linear", "base": "x/base", "models": {"m": "x/m"}, "parameters": {"scal": 1}}
+    config = {"merge_method": "ties", "base_model": "./x/base", "models": [{"model": "./x/m"}]}
+    fw = {"model": "./x/model", "pool": ["./x/m"], "data": {"m": "x.jsonl"}, "loss": "causal_lm"}
+    (root / "RECIPE").write_text(json.dumps(recipe))
+    (root / "CONFIG").write_text(json.dumps(config | {"parameters": {"densty": 1}}))
+    (root / "FW").write_text(json.dumps(fw | {"parameters": {"steps": -1}}))
+    monkeypatch.chdir(root)
+    (root / "x").mkdir()
+    base = [str(root / "base")]
+    if command[0] in ("merge", "plan"):
+        base = [str(part) for part in models(root)]
+    words = [part for word in command for part in (base if word == "BASE" else [word.replace("OUT", "out")])]
+    code, _, error = run(*words)
+    lines = [line for line in error.splitlines() if line.startswith("error:")]
+    assert code == 2
+    assert all(sum(text in line for line in lines) == 1 for text in said), error
+    assert len(lines) == len(said), error
 
 
 def test_existing_output(root: Path) -> None:

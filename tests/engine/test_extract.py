@@ -174,3 +174,11 @@ def test_nothing_is_left_of_one_that_ends_early(
         fm.extract_lora(tmp_path / "base", tmp_path / "m", tmp_path / "out")
     assert "--resume" not in str(caught.value)
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_rank_beyond_every_matrix_takes_no_more_room(tmp_path: Path) -> None:
+    base = state(0, torch.float32, SHAPES)
+    write(tmp_path / "base", base)
+    write(tmp_path / "m", near(base, 1))
+    found = fm.extract_lora(tmp_path / "base", tmp_path / "m", tmp_path / "out", rank=1 << 40)
+    assert found.parameters == sum(min(SHAPES[name]) * sum(SHAPES[name]) for name in found.kept)

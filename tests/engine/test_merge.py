@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -372,6 +373,24 @@ def test_memory_does_not_grow_with_models_or_size(method: str, tmp_path: Path) -
     if method != "fr":  # each of whose outputs holds transforms of its own
         measured["six outputs"] = peak(3, 8, 6)
     assert all(mib < 64 for mib in measured.values()), f"MiB beyond the files: {measured}"
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from Linux's /proc")
+@pytest.mark.parametrize("rescale", ["density", "l1"])
+def test_memory_of_long_rows(rescale: str, tmp_path: Path) -> None:
+    """DELLA ranks a row as a whole, as of a stack of experts: what that takes is asked for before, and held."""
+    base = {"experts": torch.zeros(3, 4_000_008, dtype=torch.bfloat16)}
+    models = {f"m{i}": str(write(tmp_path / f"m{i}", near(base, i))) for i in range(3)}
+    given = "della", str(write(tmp_path / "base", base)), models, str(tmp_path / "out")
+    params = {"density": [0.5, 0.4, 0.3], "rescale": rescale}
+    with pytest.raises(InputError, match=r"for the whole of 'experts'; pass --memory") as caught:
+        fm.plan(*given, params, memory="128MiB")
+    least = int(re.search(r"at least ([\d,]+)", str(caught.value))[1].replace(",", ""))
+    assert least < 600 << 20
+    job = json.dumps([*given, {}])
+    code = MEASURED.replace('memory="16MiB"', f"params={params!r}, memory={least}")
+    done = subprocess.run([sys.executable, "-c", code, job], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert int(done.stdout) << 10 < least + (16 << 20)
 
 
 @pytest.mark.parametrize("value", [None, 3.5, [1.0], "x"], ids=str)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import importlib
 import json
 import math
 import sys
@@ -20,6 +22,7 @@ import fastmerge as fm
 from fastmerge import targets
 from fastmerge.engine import rings
 from fastmerge.engine.spectrum import Spectrum
+from fastmerge.engine.spectrum_plot import save_figure
 from fastmerge.errors import InputError, MergeError
 
 SHAPES = {"embed.weight": (50, 8), "layers.0.up.weight": (33, 20), "layers.1.up.weight": (24, 40), "norm.weight": (8,)}
@@ -247,3 +250,12 @@ def test_nan_and_nothing(tmp_path: Path) -> None:
         spectrum(tmp_path / "b", [zero, zero])
     one = spectrum(tmp_path / "c", [good, zero])
     assert one.power_left["m1"] == [0.0] * rings.RINGS
+
+
+def test_a_drawing_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Is named, and not taken for the terminal."""
+    figure = importlib.import_module("matplotlib.figure").Figure()
+    monkeypatch.setattr(figure, "savefig", lambda *_, **__: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+    with pytest.raises(MergeError, match=r"s\.png: cannot be written: full"):
+        save_figure(figure, tmp_path / "s.png")
+    assert not list(tmp_path.iterdir())

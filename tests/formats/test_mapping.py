@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
+import subprocess
 import sys
 import threading
 import time
@@ -14,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from fastmerge import dispatch
 from fastmerge.errors import InputError, MergeError, ResumableError
 from fastmerge.formats import mapping
 from fastmerge.formats.mapping import Inputs, Little, ReadAhead, Span, head_start, populate_all
@@ -28,7 +31,7 @@ def inputs(tmp_path: Path) -> Inputs:
     for i, size in enumerate(SIZES):
         save_file({"x": torch.arange(size).to(torch.uint8)}, tmp_path / f"{i}.safetensors")
         headers.append(read_header(tmp_path / f"{i}.safetensors"))
-    return Inputs(headers)
+    return Inputs(headers, resumable=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.bfloat16, torch.float64])
@@ -60,11 +63,59 @@ def test_bytes_that_are_gone_are_an_error(inputs: Inputs, monkeypatch: pytest.Mo
     file = cut(inputs)
     with pytest.raises(MergeError, match=rf"{file}: has changed"):
         inputs.populate([(file, 8192, 12_000)])
-    monkeypatch.setattr(inputs, "check_unchanged", lambda: None)  # as where a disk fails
+    monkeypatch.setattr(inputs, "_check_files", lambda: None)  # as where a disk fails
     for _ in range(2):
         with pytest.raises(ResumableError, match=rf"{file}: bytes 8192 to 12000 cannot be read.*--resume"):
             inputs.populate([(file, 8192, 12_000)])
     inputs.populate([(file, 0, 4096)])
+    inputs.resumable = False
+    with pytest.raises(MergeError, match="cannot be read; mend the disk or its network, and start again") as caught:
+        inputs.populate([(file, 8192, 12_000)])
+    assert not isinstance(caught.value, ResumableError)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="signals differ")
+def test_bytes_that_go_once_they_are_mapped(inputs: Inputs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is read in their place is zeros, and `check_read` says so; other signals of that kind stay what they are."""
+    if isinstance(dispatch.load("native"), str):
+        pytest.skip("the native backend is not there")
+    file = list(inputs.files)[1]
+    whole = inputs.tensor((file, 0, inputs.files[file]), torch.uint8)
+    inputs.check_read()
+    cut(inputs)
+    assert int(whole[8192:].sum()) == 0
+    assert whole[:4096].any()
+    with pytest.raises(MergeError, match=rf"{file}: has changed"):
+        inputs.check_read()
+    monkeypatch.setattr(inputs, "_check_files", lambda: None)  # as where a disk fails
+    with pytest.raises(ResumableError, match=rf"{file}: bytes \d+ to \d+ cannot be read.*--resume"):
+        inputs.check_unchanged()
+
+
+UNGUARDED = """
+import mmap, os, sys, tempfile, torch
+from pathlib import Path
+from fastmerge.formats.mapping import Inputs
+from fastmerge.formats.safetensors import read_header
+header = read_header(Path(sys.argv[1]))
+inputs = Inputs([header])
+inputs.tensor((header.file, 0, header.size), torch.uint8)
+with tempfile.TemporaryFile() as file:
+    file.truncate(8192)
+    other = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    file.truncate(0)
+    if sys.argv[2] == "gone":
+        del inputs
+    other[5000]
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="signals differ")
+@pytest.mark.parametrize("guard", ["there", "gone"])
+def test_maps_of_others_are_not_guarded(guard: str, inputs: Inputs, tmp_path: Path) -> None:
+    file = next(iter(inputs.files))
+    done = subprocess.run([sys.executable, "-c", UNGUARDED, str(file), guard], cwd=tmp_path, check=False)
+    assert done.returncode == -signal.SIGBUS
 
 
 def test_bytes_are_copied_past_the_map(inputs: Inputs) -> None:
@@ -79,7 +130,7 @@ def test_what_cannot_be_copied_is_an_error(inputs: Inputs, monkeypatch: pytest.M
     file, memory = cut(inputs), memoryview(bytearray(3808))
     with pytest.raises(MergeError, match=rf"{file}: has changed"):
         inputs.copy((file, 8192, 12_000), memory)
-    monkeypatch.setattr(inputs, "check_unchanged", lambda: None)  # as where a disk fails
+    monkeypatch.setattr(inputs, "_check_files", lambda: None)  # as where a disk fails
     with pytest.raises(ResumableError, match=rf"{file}: bytes 8192 to 12000 cannot be read; .*--resume"):
         inputs.copy((file, 8192, 12_000), memory)
     monkeypatch.setattr(os, "preadv", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "Input/output error")))
@@ -165,7 +216,7 @@ def test_as_many_files_as_the_system_lets_be_open(tmp_path: Path) -> None:
 def test_more_files_than_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """One clear line, of maps and of reading without."""
     headers = many(tmp_path)
-    inputs = Inputs(headers)
+    inputs = Inputs(headers, resumable=True)
     request.getfixturevalue("few_descriptors")
     monkeypatch.setattr(mapping, "_let_open", lambda _: None)
     with pytest.raises(InputError, match=r"\.safetensors: cannot be opened beside 39 others.*ulimit -n"):

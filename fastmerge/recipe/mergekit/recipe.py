@@ -16,7 +16,7 @@ from ...formats.gathered import Gathered
 from ...formats.models import open_models
 from ...formats.spec import ModelSpec, parse_spec
 from ..destination import output_problems
-from ..plan import MergePlan, plan
+from ..plan import MergePlan, option_problems, place_problems, plan
 from ..preflight import align
 from ..schema import own_problems
 from .config import KEY, MergekitConfig
@@ -52,14 +52,15 @@ class MergekitRecipe:
         self.file = file
         self.text = yaml.safe_dump(self.content, sort_keys=False) if text is None else text
         self.config = MergekitConfig(**self.content)
+        self.labels = labels_of(self.config.references())
         problems: list[str] = []
         method = attempt(problems, lambda: find(self.config.merge_method))
         if method is not None:
             problems += scope_problems(self.config, method)
         if problems or method is None:
+            attempt(problems, lambda: self._opened({}))
             raise InputError(problems)
         self.method: MergekitMethod = method
-        self.labels = labels_of(self.config.references())
 
     @classmethod
     def of(cls, content: Mapping[str, Any], file: Path) -> MergekitRecipe:
@@ -86,9 +87,10 @@ class MergekitRecipe:
         dtype goes before the configuration's; `places` are where models are now, by the names of the record.
         """
         problems = [] if out is None else own_problems(self.file, out)
-        if problems:
-            raise InputError(problems)
-        opened = self._opened(places or {})
+        opened = attempt(problems, lambda: self._opened(places or {}))
+        if problems or opened is None:
+            problems += option_problems(dtype, memory or 0, device)
+            raise InputError([*problems, *place_problems(out, overwrite=overwrite, resume=resume)])
         try:
             woven = weave(self.config, self.method, opened)
             words = vocabulary(self.config, opened)
