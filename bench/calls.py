@@ -43,6 +43,9 @@ def calls(base: Tensor, models: list[Tensor], backend: str | None = None) -> dic
         "blend": lambda: ops.blend(base, models, table, inner=columns, out=out, **how),
         "low_rank": lambda: ops.low_rank(base, up, down, 0.5, out=out, **how),
         "combine, drop": lambda: ops.combine(base, models, weights, kept=drop, out=out, **how),
+        "combine, drop and vote": lambda: ops.combine(
+            base, models, weights, consensus="weighted", merge="weighted_mean", kept=drop, out=out, **how
+        ),
         "delta_sum": lambda: ops.delta_sum(base, models, weights, out=wide, **how),
         "moments": lambda: ops.moments(base, models, **how),
         "inner_products": lambda: ops.inner_products(base, models, **how),

@@ -32,9 +32,9 @@ MOST_REGISTERS = 128 if RELEASE >= (3, 9) else 168
 # Of more than three models all that a thread can have, and then a few words in memory: it is measured, and written into
 # settings.json, how much longer a loop over models takes all the same.
 MANY, ALL_REGISTERS, MOST_SPILLS = 4, 255, 0.02
-# Bytes a thread: to get by with 40 or 72 registers, some loops over models store a word once and load it once; older
-# releases spill some registers of the last, short tile.
-MOST_STACK = 8 if RELEASE >= (3, 9) else 16
+# Bytes a thread: to get by with 40, 56 or 72 registers, some loops over models store a word or two and load them again;
+# older releases spill some registers of the last, short tile.
+MOST_STACK = 16
 OFFSETS = {f"arith.{op}" for op in ("muli", "addi", "subi", "extsi")} | {"tt.splat", "tt.broadcast", "tt.expand_dims"}
 
 

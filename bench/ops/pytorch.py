@@ -122,7 +122,17 @@ def trim_and_vote(base: Tensor, models: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """TIES-Merging, given the thresholds."""
     wide = base.float()
     terms = torch.stack([m.float() - wide for m in models])
-    terms = torch.where(terms.abs() > 0.0128, 0.3 * terms, 0)
+    return _voted(base, wide, torch.where(terms.abs() > 0.0128, 0.3 * terms, 0))
+
+
+def drop_and_vote(base: Tensor, models: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """DARE-TIES."""
+    wide = base.float()
+    terms = torch.stack([0.3 * (m.float() - wide) * torch.bernoulli(torch.full_like(wide, 0.5)) for m in models])
+    return _voted(base, wide, terms)
+
+
+def _voted(base: Tensor, wide: Tensor, terms: Tensor) -> tuple[Tensor, ...]:
     agree = terms.sign() == torch.where(terms.sum(0) < 0, -1.0, 1.0)
     merged = torch.where(agree, terms, 0).sum(0) / (0.3 * agree.sum(0)).clamp(min=0.3)
     return ((wide + merged).to(base.dtype),)
@@ -151,7 +161,7 @@ def low_rank(base: Tensor, _: Sequence[Tensor]) -> Tensor:
     return (base.view(rows, columns).float() + 0.5 * (up @ down)).to(base.dtype)
 
 
-NAMED = {"combine, trim and vote": trim_and_vote, "combine, drop": drop}
+NAMED = {"combine, trim and vote": trim_and_vote, "combine, drop": drop, "combine, drop and vote": drop_and_vote}
 OF_WHOLE_TENSORS: dict[str, dict[str, Peer]] = {
     "kth_magnitude": {"kthvalue": kthvalue, "sort": sort},
     "extract_topk": {"topk": topk},

@@ -19,7 +19,8 @@ CASES = [(torch.bfloat16, 3), (torch.bfloat16, 8), (torch.float16, 3), (torch.fl
 OPS = ["elect", "modulate", "mask_against", "combine", "blend", "delta_sum", "moments", "inner_products"]
 OPS += ["kept_sums", "magnitude_histogram", "kth_magnitude", "rank_drop", "extract_topk", "scatter_add"]
 OPS += ["gather", "scatter", "low_rank"]
-OPS += ["combine, trim and vote", "combine, drop"]  # what TIES-Merging and DARE make of it
+# What TIES-Merging, DARE and DARE-TIES make of it.
+OPS += ["combine, trim and vote", "combine, drop", "combine, drop and vote"]
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -150,9 +150,9 @@ class Router:
             raise damaged
         files = Inputs([header])
         tensors = {name: files.whole(info).clone() for name, info in header.tensors.items()}
+        files.check_unchanged()
         if not all(tensor.isfinite().all() for tensor in tensors.values()) or not (tensors["deviation"] > 0).all():
             raise damaged
-        files.check_unchanged()
         router = cls(tuple(record.tasks), **tensors, accuracy=record.accuracy)
         known = recorded_tasks(path)
         if known is not None:

@@ -281,9 +281,9 @@ def launch_combine(jobs: Sequence[tuple[Any, ...]], counted: bool) -> list[tuple
 
 def _form(options: Mapping[str, str | bool]) -> str:
     """As which the kernel's launch is set: by what takes longest of all that is asked of it."""
-    if options["DROP"] != "none":
-        return "combine, drop"
     plain = options["CONSENSUS"] == "sum" and options["TRIM"] == "none" and not options["KEEP"]
+    if options["DROP"] != "none":
+        return "combine, drop" if plain else "combine, drop and vote"
     return "combine" if plain else "combine, trim and vote"
 
 

@@ -31,8 +31,8 @@ def key(entry: dict[str, Any]) -> Key:
 
 @functools.cache
 def table() -> dict[Key, Settings]:
-    """By key. "*" is every op that has no entry of its own; combine has more of them, for where it drops, and where it
-    selects otherwise or votes; those of tensors that are not aligned are exceptions."""
+    """By key. "*" is every op that has no entry of its own; combine has more of them, for where it drops, where it
+    selects otherwise or votes, and where both; those of tensors that are not aligned are exceptions."""
     return {
         key(entry): Settings(*(entry[field.name] for field in fields(Settings)))
         for entry in json.loads(FILE.read_text())
