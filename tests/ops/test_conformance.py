@@ -46,6 +46,7 @@ SHARED = {
     "filter_module",
     "loader",
     "memory_file",
+    "guard",
     "files_module",
     "spectrum",
     "transform",
