@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
 pytest.importorskip("triton", reason="Triton is not installed")
 from batches import check_batches
+from combined import check_overflows, check_selections
 from fastmerge.kernels import cuda
 from fastmerge.kernels.cuda import brackets
 from misfits import check_misfits
@@ -56,6 +59,11 @@ def test_many_tensors_in_one_launch(op: str) -> None:
 @pytest.mark.parametrize("op", ["gather", "scatter", "scatter_add"])
 def test_what_does_not_fit_changes_nothing(op: str) -> None:
     assert check_misfits(op, cuda, "cuda") > 0
+
+
+@pytest.mark.parametrize("check", [check_selections, check_overflows])
+def test_what_combine_tells_apart(check: Callable[[str, str], int]) -> None:
+    assert check("cuda", "cuda") > 0
 
 
 LARGE = 2**22 + 3  # elements, of which a sample is taken first

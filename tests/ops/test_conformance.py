@@ -115,6 +115,7 @@ def call(op: str, backend: str, inputs: list[Tensor], out: torch.dtype) -> tuple
             combine(None, normalize=True),
             combine(base, consensus="max", scale=0.7),
             combine(base, normalize=True, as_delta=True),
+            combine(base, kept=kept(base, models, 0, ("drops",))),
         ]
         # A few of the ways to select and vote: others at every size and number of models.
         for turn in range(7 * n + k, 7 * n + k + (40 if n < 10_000 else 20), 20):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
 import pytest
 import torch
+from combined import check_overflows, check_selections
 from fastmerge.kernels.reference.philox import philox
 from hypothesis import given
 from hypothesis import strategies as st
@@ -31,6 +33,12 @@ def cut_of_rank(tau: Tensor, rank: int) -> ops.Cut:
 
 def bits(*rows: list[bool]) -> Tensor:
     return torch.stack([ops.pack_bits(torch.tensor(row)) for row in rows])
+
+
+@on_all_backends
+@pytest.mark.parametrize("check", [check_selections, check_overflows])
+def test_what_combine_tells_apart(check: Callable[[str, str], int], backend: str) -> None:
+    assert check(backend, "cpu") > 0
 
 
 @on_all_backends
