@@ -21,7 +21,7 @@ def _groups(position, inner, groups, RUNS: tl.constexpr, TILE: tl.constexpr):
     there are as many groups as elements in a tile. Else of any length.
     """
     run = position // inner
-    first, following, change = run % groups, None, None
+    first, following, change = run % groups, 0, 0
     if RUNS == "long":
         group, following = first, tl.where(first + 1 < groups, first + 1, 0)
         change = tl.minimum((run + 1) * inner - position, TILE).to(tl.int32)

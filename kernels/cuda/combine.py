@@ -21,7 +21,7 @@ def _model(
 ):  # fmt: skip
     """What is read of model k once for all of a program's elements: its address, weight, share of the divisor, and
     selection."""
-    chosen, share = None, None
+    chosen, share = 0, 0
     if TRIM != "none" or DROP != "none" or KEEP:
         chosen = selection(row, k, models, start, n, SIDED, TRIM, DROP, KEEP, WORKING)
     if SHARES:
@@ -204,7 +204,10 @@ def _span(
         read = read + (_model(row, k, K, start, n, SIDED, MODELS[k], DIVISOR == "shares", TRIM, DROP, KEEP, ALIGNED,
                               WORKING),)  # fmt: skip
     bad = tl.zeros([TILE], tl.int32)
-    for i in range(TILES if FULL else tl.cdiv(tl.minimum(n - start, TILE * TILES), TILE).to(tl.int32)):
+    count = TILES
+    if not FULL and TILES > 1:
+        count = tl.cdiv(tl.minimum(n - start, TILE * TILES), TILE).to(tl.int32)
+    for i in range(count):
         begin = start + tl.cast(i, tl.int64) * TILE
         bad += _tile(row, models, read, divisor, scale, begin, n, FULL, SIDED, K, MODELS, BASE, OUT, CONSENSUS,
                      DIVISOR, AS_DELTA, COUNTED, TRIM, DROP, KEEP, ALIGNED, TILE, WORKING)  # fmt: skip

@@ -92,7 +92,7 @@ def selection(
     their indices' places, or what they reach to where the program is known to be SIDED; the offset, key and threshold
     of drops; the address of the masks."""
     fields, offset = row + HEAD + 3 * models + k, tl.load(row + 6)
-    top, top_place, bottom, bottom_place, key, threshold, keep = None, None, None, None, None, None, None
+    top, top_place, bottom, bottom_place, key, threshold, keep = 0, 0, 0, 0, 0, 0, 0  # older Triton returns no None
     if TRIM != "none":
         bottom, bottom_place = number(fields + 2 * models, WORKING), _place(fields + 3 * models, offset)
         if TRIM == "both":
