@@ -39,7 +39,7 @@ build/sanitized/%: .venv/installed
 	-C build-dir=build/$* -C cmake.define.FASTMERGE_SANITIZE=$* -C install.strip=false .
 	touch $@
 
-# Every form of every Triton kernel, compiled without a GPU for those that are supported; half an hour.
+# Every form of every Triton kernel, compiled without a GPU for those that are supported, and its PTX run; most of an hour.
 aot: .venv/installed
 	$(BIN)/pytest -n 2 -m aot tests/cuda
 

@@ -6,7 +6,7 @@ import collections
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,31 +73,43 @@ class Code:
 
 
 class Launched(NamedTuple):
-    """What was compiled, and what it was compiled for."""
+    """What was compiled, and the arguments by name, constants and Triton's options among them."""
 
     kernel: Any
-    options: Mapping[str, Any]
+    arguments: Mapping[str, Any]
 
 
 @contextmanager
-def compiling(capability: int) -> Iterator[dict[str, Launched]]:
-    """Calls of the cuda backend take CPU tensors, and every launch is only compiled: by name and hash."""
-    found: dict[str, Launched] = {}
+def launching(capability: int, do: Callable[[Any, Sequence[int], dict[str, Any]], None]) -> Iterator[None]:
+    """Calls of the cuda backend take CPU tensors. What they launch is compiled, and given to `do` with the grid and all
+    arguments by name."""
     run, devices, active = JITFunction.run, dispatch.DEVICES["cuda"], driver._active
 
-    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
+    def launch(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
         kernel = run(self, *args, grid=grid, warmup=True, **options)
-        found[f"{kernel.name} {kernel.hash}"] = Launched(kernel, options)
+        do(kernel, grid, dict(zip(self.arg_names, args, strict=False)) | options)
 
-    JITFunction.run, dispatch.DEVICES["cuda"] = compile_only, ("cuda", "cpu")
+    JITFunction.run, dispatch.DEVICES["cuda"] = launch, ("cuda", "cpu")
     dispatch.chosen.cache_clear()
     driver.set_active(Target(capability))
     try:
-        yield found
+        yield
     finally:
         JITFunction.run, dispatch.DEVICES["cuda"] = run, devices
         dispatch.chosen.cache_clear()
         driver._active = active
+
+
+@contextmanager
+def compiling(capability: int) -> Iterator[dict[str, Launched]]:
+    """What is launched is only compiled: by name and hash."""
+    found: dict[str, Launched] = {}
+
+    def keep(kernel: Any, _: Sequence[int], arguments: dict[str, Any]) -> None:
+        found[f"{kernel.name} {kernel.hash}"] = Launched(kernel, arguments)
+
+    with launching(capability, keep):
+        yield found
 
 
 class Nothing(TorchDispatchMode):
@@ -111,7 +123,7 @@ class Nothing(TorchDispatchMode):
 
 def read(launched: Launched) -> Code:
     """Resources and instructions of a compiled kernel, by the tools in Triton's package."""
-    kernel, options = launched
+    kernel, arguments = launched
     with tempfile.TemporaryDirectory() as temporary:
         file = Path(temporary) / "kernel.cubin"
         file.write_bytes(kernel.asm["cubin"])
@@ -124,9 +136,9 @@ def read(launched: Launched) -> Code:
     machine = re.findall(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", listing, re.MULTILINE)
     ptx = re.findall(r"^\s*(?:@!?%\w+\s+)?([a-z][\w.]*)\s", kernel.asm["ptx"], re.MULTILINE)
     counters = collections.Counter(machine), collections.Counter(ptx)
-    elements = options.get("TILE", 0) // (32 * options.get("num_warps", 4))
+    elements = arguments.get("TILE", 0) // (32 * arguments.get("num_warps", 4))
     narrow = narrow_products(kernel.asm["ttir"])
-    return Code(kernel.name, options.get("K", 1), elements, *map(int, found.groups()), *counters, narrow)
+    return Code(kernel.name, arguments.get("K", 1), elements, *map(int, found.groups()), *counters, narrow)
 
 
 def narrow_products(code: str) -> set[str]:

@@ -43,6 +43,11 @@ def at_odd_address(x: Tensor) -> Tensor:
     return torch.frombuffer(raw, dtype=x.dtype, offset=1)
 
 
+def at_odd_place(x: Tensor) -> Tensor:
+    """The same values, one element past an aligned address."""
+    return torch.cat([x[:1], x])[1:]
+
+
 def expert_of(where: Tensor, values: Tensor) -> Expert:
     """The expert that has `values` where `where` is true."""
     at = where.nonzero().flatten()

@@ -1,6 +1,7 @@
 """Compares Triton ops with the reference in Triton's interpreter (TRITON_INTERPRET=1), on the CPU.
 
-interpreted.py OP…   prints a line for each op that equals the reference in all its cases
+interpreted.py OP…   prints a line for each op that equals the reference in all its cases; a group of the filter's cases
+                     may stand for an op
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from combined import check_overflows, check_selections
 from fastmerge.kernels import cuda
 from fastmerge.kernels.cuda import launch
 from fastmerge.kernels.cuda.settings import settings, table
+from filters import GROUPS, check_group
 from misfits import check_misfits
 from tensors import BF16, F16, F32, F64, make
 from test_conformance import DEVICES, compare
@@ -123,7 +125,7 @@ def main(ops: list[str]) -> None:
     dispatch.DEVICES["cuda"], DEVICES["cuda"] = ("cpu",), "cpu"
     for op in ops:
         begin = time.perf_counter()
-        cases = check(op)
+        cases = check_group(op, "cpu") if op in GROUPS else check(op)
         print(f"{op}: {cases} cases equal the reference ({time.perf_counter() - begin:.1f} s)", flush=True)
 
 

@@ -5,7 +5,6 @@ The gates are shown to fail where they should. What -m aot adds is every dtype, 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -21,11 +20,8 @@ from calls import calls  # noqa: E402
 from compiled import OPS, TARGETS, Code, compiling, objections, read  # noqa: E402
 from fastmerge.kernels import cuda  # noqa: E402
 from fastmerge.kernels.cuda import enqueue, launch, settings  # noqa: E402
-from fastmerge.kernels.cuda.kept import _product  # noqa: E402
 from kept import WAYS, kept  # noqa: E402
 from tensors import BF16, DTYPES, F16, F32, F64  # noqa: E402
-from triton.backends.compiler import GPUTarget  # noqa: E402
-from triton.compiler import ASTSource  # noqa: E402
 
 from fastmerge import ops  # noqa: E402
 
@@ -126,25 +122,6 @@ def test_all_ways_to_combine(way: int, k: int) -> None:
 @pytest.mark.parametrize("op", MANY)
 def test_all_machine_code_of_batches(op: str, k: int, dtype: torch.dtype, capability: int) -> None:
     assert complaints(capability, lambda: getattr(cuda, f"{op}_many")([job(op, N, k, dtype, "cpu")] * 2)) == []
-
-
-@triton.jit
-def _halves(x, high, low):
-    i = tl.arange(0, 32)
-    halves = _product(tl.load(x + i), 0xD2511F53)
-    tl.store(high + i, halves[0])
-    tl.store(low + i, halves[1])
-
-
-def test_the_high_half_of_a_product_comes_first() -> None:
-    """Triton's interpreter, which knows no PTX, multiplies in another way."""
-    source = ASTSource(_halves, signature=dict.fromkeys(("x", "high", "low"), "*u32"))
-    ptx = triton.compile(
-        source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 1, "enable_fp_fusion": False}
-    ).asm["ptx"]
-    (low, high), *others = re.findall(r"mul\.wide\.u32 p, [^;]*; mov\.b64 \{(%r\d+), (%r\d+)\}, p;", ptx)
-    assert not others
-    assert re.findall(r"st\.global\.b32 [^{]*\{ (%r\d+) \}", ptx) == [high, low], ptx
 
 
 def test_registers_gate_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:

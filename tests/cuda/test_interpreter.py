@@ -11,6 +11,7 @@ import pytest
 
 pytest.importorskip("triton", reason="Triton is not installed")
 from compiled import OPS
+from filters import GROUPS
 
 
 def interpreted(script: str, argument: str, folder: Path) -> str:
@@ -30,6 +31,12 @@ def interpreted(script: str, argument: str, folder: Path) -> str:
 @pytest.mark.parametrize("op", OPS)
 def test_interpreted_op_equals_the_reference(op: str, tmp_path: Path) -> None:
     assert interpreted("interpreted.py", op, tmp_path).startswith(f"{op}: ")
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_interpreted_filter_is_the_definition(group: str, tmp_path: Path) -> None:
+    """Its transforms are those of the CPU."""
+    assert interpreted("interpreted.py", group, tmp_path).startswith(f"{group}: ")
 
 
 def test_what_a_gpu_will_run_runs(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 import selections
 import torch
 from kept import WAYS, kept
-from tensors import BF16, DTYPES, F16, F32, F64, assert_same_bits, assert_sums, make, poisoned
+from tensors import BF16, DTYPES, F16, F32, F64, assert_same_bits, assert_sums, at_odd_place, make, poisoned
 from torch import Tensor
 
 from fastmerge import dispatch, ops
@@ -158,7 +158,7 @@ def placed(tensor: Tensor, device: str) -> Tensor:
     """On the device, at an odd address there if it is at one here."""
     if device == "cpu" or not tensor.numel() or tensor.data_ptr() % 16 == 0:
         return tensor.to(device)
-    return torch.cat([tensor[:1], tensor]).to(device)[1:]
+    return at_odd_place(tensor.to(device))
 
 
 def compare(op: str, backend: str, inputs: list[Tensor], out: torch.dtype, what: str) -> None:

@@ -1,7 +1,4 @@
-"""Compares the GPU's highpass_merge with the reference, on the CPU where TRITON_INTERPRET=1, else on a GPU.
-
-interpreted_highpass.py GROUP
-"""
+"""Compares the cuda backend's highpass and highpass_merge with the reference, on a GPU or with what stands for one."""
 
 from __future__ import annotations
 
@@ -9,12 +6,9 @@ import itertools
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from fake_cufft import Cufft, in_place_of_cufft
 from fastmerge.kernels import cuda, reference
 from tensors import BF16, F16, F32, F64, assert_same_bits, make, poisoned
@@ -22,6 +16,7 @@ from torch import Tensor
 
 from fastmerge.cutoff import Cutoff
 
+GROUPS = ("shapes", "dtypes", "nonfinite", "filter")
 TOLERANCE = {F32: 1e-6, F64: 1e-13}
 HALF = {BF16: 2.0**-8, F16: 2.0**-11, F32: 2.0**-24, F64: 2.0**-53}
 FILTERS: list[dict[str, Any]] = [
@@ -132,8 +127,8 @@ def take_turns(i: int) -> None:
     sys.modules["fastmerge.kernels.cuda.highpass_merge"].BLOCK = BLOCKS[i // 2 % len(BLOCKS)]  # type: ignore[attr-defined]
 
 
-def main(group: str, device: str) -> int:
-    torch.set_num_threads(1)
+def check_group(group: str, device: str) -> int:
+    """The number of cases that are right. device: "cpu" where kernels are interpreted, or executed, there."""
     if group == "filter":
         with in_place_of_cufft(Cufft()) if device == "cpu" else nullcontext():
             return check_filter(device)
@@ -147,10 +142,3 @@ def main(group: str, device: str) -> int:
         take_turns(i)
         check(device=device, **case)
     return len(found)
-
-
-if __name__ == "__main__":
-    from interpreted import patched
-
-    patched()
-    print(f"{main(sys.argv[1], 'cpu')} cases right")
