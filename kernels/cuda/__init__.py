@@ -16,7 +16,7 @@ from .blend import blend
 from .combine import combine, combine_many
 from .delta_sum import delta_sum, delta_sum_many
 from .elect import elect, elect_many
-from .enqueue import build_launcher
+from .enqueue import make_ready
 from .extract_topk import extract_topk
 from .gather import gather
 from .highpass import highpass
@@ -74,6 +74,6 @@ def check(capability: tuple[int, int]) -> None:
     reason = rejection(capability, triton.__version__)
     if reason:
         raise RuntimeError(reason)
-    build_launcher()
+    make_ready()
     nvrtc.library()
     cufft.library()

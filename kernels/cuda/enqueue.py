@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Hashable
 from typing import Any
 
 import torch
 import triton.language as tl
 from torch import Tensor
-from triton.runtime import driver
+from triton.runtime import cache, driver
 
 # Multiplication and addition round separately on every backend; later releases of Triton fuse them unless told not to.
 OPTIONS = {"enable_fp_fusion": False}
@@ -21,6 +22,7 @@ TYPES = {
 
 # What Triton has compiled, and its constants in order, by all that it compiles for.
 _compiled: dict[Hashable, tuple[Any, list[Any]]] = {}
+_hashing = threading.Lock()
 
 
 def enqueue(kernel: Any, grid: tuple[int, int, int], first: Tensor, /, *others: Tensor | int, **constants: Any) -> None:
@@ -35,13 +37,17 @@ def enqueue(kernel: Any, grid: tuple[int, int, int], first: Tensor, /, *others: 
         compiled[grid](*arguments, *values)
         return
     named = {name: _typed(value) for name, value in constants.items()}
+    with _hashing:
+        pass
     compiled = kernel[grid](*arguments, **named, **OPTIONS)
     if compiled is not None:  # the interpreter compiles nothing
         _compiled[key] = compiled, [named[name] for name in kernel.arg_names[len(arguments) :]]
 
 
-def build_launcher() -> None:
-    """Have Triton build, where it has not yet, what it launches kernels by. Raises RuntimeError where it cannot."""
+def make_ready() -> None:
+    """Have Triton build, where it has not yet, what it launches kernels by, and begin what its first launch would wait for:
+    the keys of its cache hold a hash of the compiler, which is read for it, half a gigabyte. Raises RuntimeError."""
+    threading.Thread(target=_hash_compiler, name="fastmerge-hash", daemon=True).start()
     try:
         driver.active.utils  # noqa: B018
     except Exception as error:
@@ -49,6 +55,11 @@ def build_launcher() -> None:
         raise RuntimeError(
             f"Triton cannot build what it launches kernels by ({what}); install a C compiler and the headers of Python"
         ) from error
+
+
+def _hash_compiler() -> None:
+    with _hashing:
+        cache.triton_key()  # remembered by Triton
 
 
 def _kind(x: Tensor | int) -> Hashable:

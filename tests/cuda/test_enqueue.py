@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,6 +12,7 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is not installed")
 import triton.language as tl
+from fastmerge.kernels.cuda import enqueue as module
 from fastmerge.kernels.cuda.enqueue import OPTIONS, enqueue
 
 GRID = 3, 1, 1
@@ -93,3 +97,21 @@ def test_nothing_is_remembered_where_nothing_is_compiled() -> None:
     launch(kernel)
     launch(kernel)
     assert len(kernel.compiled) == 2
+
+
+def test_a_compiler_that_is_being_hashed_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton would hash it once more."""
+    kernel, begun, hashed = Kernel(), threading.Event(), list[int]()
+
+    def triton_key() -> None:
+        begun.set()
+        time.sleep(0.05)
+        hashed.append(len(kernel.compiled))
+
+    monkeypatch.setattr(module.cache, "triton_key", triton_key)
+    monkeypatch.setattr(module, "driver", SimpleNamespace(active=SimpleNamespace(utils=None)))
+    module.make_ready()
+    begun.wait()
+    launch(kernel)
+    assert hashed == [0]
+    assert len(kernel.compiled) == 1

@@ -375,7 +375,7 @@ def test_why_a_gpu_cannot_be_used(name: str, monkeypatch: pytest.MonkeyPatch) ->
             monkeypatch.setattr(module.ctypes, "CDLL", lambda *_: (_ for _ in ()).throw(OSError()))
             module.library.cache_clear()
     if given.get("compiler", True):
-        monkeypatch.setattr(cuda, "build_launcher", lambda: None)
+        monkeypatch.setattr(cuda, "make_ready", lambda: None)
     else:
         monkeypatch.setattr(enqueue, "driver", Compilerless())
     if "backend" in given:
