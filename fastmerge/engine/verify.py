@@ -26,6 +26,7 @@ from ..formats.models import open_models
 from ..formats.record import RECORD, FileRecord, MergeRecord, read_record
 from ..formats.safetensors import Header, read_header
 from ..formats.spec import local_path, recorded
+from ..formats.tasks import read_content
 from ..methods import get, names
 from ..methods._declaration import Statistics
 from ..methods._filter import Filter
@@ -327,7 +328,7 @@ def _number_checks(folder: Path, record: MergeRecord, again: Remerge) -> Iterato
 def _task_checks(folder: Path, plan: MergePlan) -> Iterator[Check]:
     """What a record of tasks says beside numbers: which is whose, and what becomes of base's tensors."""
     for name, said in tasks_said(plan, plan.outputs[0]).items():
-        stored = read_json(folder / name)
+        stored = read_content(folder / name)
         if "experts" in stored:
             stored["experts"] = {task: own.get("file") for task, own in stored["experts"].items()}
         wrong = [key for key, value in said.items() if stored.get(key) != value]

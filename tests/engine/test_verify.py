@@ -301,6 +301,20 @@ def test_one_tasks_model(kind: str, change: Callable[[Path, str], str], tmp_path
         fm.verify(tmp_path / "out", samples=None)
 
 
+def test_records_of_tasks_may_be_as_large_as_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They have numbers for every tensor and task: 67 MB of 36,000 tensors and 32 tasks."""
+    fm.merge(**job("emr", tmp_path), out=tmp_path / "emr")
+    monkeypatch.setattr(checkpoint, "JSON_LIMIT", 1500)
+    assert (tmp_path / "emr" / "emr.json").stat().st_size > 1500
+    fm.task(tmp_path / "emr", "m1", tmp_path / "out")
+    monkeypatch.setattr(checkpoint, "JSON_LIMIT", (tmp_path / "emr" / "fastmerge.json").stat().st_size)
+    fm.verify(tmp_path / "emr")
+    with (tmp_path / "emr" / "emr.json").open("a") as file:
+        file.write(" " * 2_000_000)
+    with pytest.raises(InputError, match=r"emr\.json: larger than \d+ bytes"):
+        fm.task(tmp_path / "emr", "m1", tmp_path / "again")
+
+
 def test_hashes_of_one_tasks_model(tmp_path: Path) -> None:
     fm.merge(**job("emr", tmp_path), out=tmp_path / "emr")
     fm.task(tmp_path / "emr", "m1", tmp_path / "out")
