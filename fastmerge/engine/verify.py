@@ -32,7 +32,7 @@ from ..methods._declaration import Statistics
 from ..methods._filter import Filter
 from ..recipe.memory import MAX_CHUNK
 from ..recipe.mergekit.recipe import MergekitRecipe
-from ..recipe.plan import MergePlan, plan
+from ..recipe.plan import MergePlan, parse_bytes, plan
 from .hashes import hash_files
 from .journal import fsync_all
 from .remerge import Remerge, compare
@@ -92,11 +92,13 @@ def verify(
     folder = local_path(folder)
     outputs = [] if holds(folder, RECORD) else sorted(path.parent for path in folder.glob(f"*/{RECORD}"))
     found = Verification(str(folder))
-    for one in outputs or [folder]:
-        record = read_record(one)
-        places = {**({} if base is None else {"base": base}), **(models or {})}
-        made = _made_again(one, record, places) if record.method == METHOD else None
-        inputs = _opened(one, record, places) if made is None else made.inputs
+    places = {**({} if base is None else {"base": base}), **(models or {})}
+    problems: list[str] = []
+    attempt(problems, lambda: parse_bytes(memory))
+    opened = [attempt(problems, partial(_open, one, places)) for one in outputs or [folder]]
+    if problems:
+        raise InputError(dict.fromkeys(problems))
+    for one, record, made, inputs in (own for own in opened if own is not None):
         if record.fastmerge != __version__:
             found.notes.append(f"{one}: made by fastmerge {record.fastmerge}, verified by {__version__}")
         checks = _file_checks(one, record, inputs)
@@ -120,6 +122,20 @@ def verify(
     if found.problems:
         raise VerifyError(found)
     return found
+
+
+def _open(
+    folder: Path, places: Mapping[str, str | Path]
+) -> tuple[Path, MergeRecord, Made | None, dict[str, Checkpoint]]:
+    """The folder, its record, how it is made again where it is one task's model, and the inputs where they are now."""
+    record = read_record(folder)
+    if record.method != METHOD:
+        return folder, record, None, _opened(folder, record, places)
+    problems = _place_problems(folder, record, places)
+    made = attempt(problems, lambda: made_of(folder, record, places))
+    if problems or made is None:
+        raise InputError(problems)
+    return folder, record, made, made.inputs
 
 
 def _filters(record: MergeRecord) -> bool:
@@ -158,15 +174,6 @@ def _opened(folder: Path, record: MergeRecord, places: Mapping[str, str | Path])
     if problems:
         raise InputError(problems)
     return {checkpoint.label: checkpoint for checkpoint in (base, *models) if checkpoint is not None}
-
-
-def _made_again(folder: Path, record: MergeRecord, places: Mapping[str, str | Path]) -> Made:
-    """What one task's model is made of, where it is now."""
-    problems = _place_problems(folder, record, places)
-    made = attempt(problems, lambda: made_of(folder, record, places))
-    if problems or made is None:
-        raise InputError(problems)
-    return made
 
 
 def _file_checks(folder: Path, record: MergeRecord, inputs: Mapping[str, Checkpoint]) -> list[Check]:

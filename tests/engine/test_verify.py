@@ -359,6 +359,24 @@ def test_several_outputs(tmp_path: Path) -> None:
         fm.verify(tmp_path / "out", samples=None)
 
 
+def test_all_that_cannot_be_verified_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several outputs and the options, before a file is hashed."""
+    outputs = {name: {"scale": 0.5} for name in ("a", "b", "c")}
+    fm.merge(
+        **job("linear", tmp_path) | {"method": "task_arithmetic"}, out=tmp_path / "out", outputs=outputs, hashes=True
+    )
+    monkeypatch.delattr(fm.engine.verify, "hash_files")
+    (tmp_path / "m1").rename(tmp_path / "moved")
+    (tmp_path / "out" / "c" / "fastmerge.json").write_text("{")
+    with pytest.raises(InputError) as caught:
+        fm.verify(tmp_path / "out", memory="lots")
+    assert [text.partition(":")[0].rpartition("/")[2] for text in caught.value.problems] == [
+        "memory 'lots'",
+        "m1",
+        "fastmerge.json",
+    ]
+
+
 def test_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As many blocks as asked for are read, the same ones for one seed, and all in the end for some seed."""
     fm.merge(**job("emr", tmp_path), out=tmp_path / "out")
