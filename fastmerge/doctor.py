@@ -13,6 +13,7 @@ from .formats import emr, experts
 from .formats.checkpoint import Checkpoint
 from .formats.folder import holds
 from .formats.models import open_model
+from .formats.record import RECORD, MergeRecord, read_record
 from .formats.spec import local_path
 
 
@@ -84,7 +85,14 @@ def describe(path: str) -> dict[str, Any]:
         return _artefact(emr.EmrArtefact(place))
     if holds(place, experts.RECORD):
         return _experts(experts.ExpertsFolder(place))
-    return _checkpoint(open_model(path, "checkpoint", fetch=False))
+    found = _checkpoint(open_model(path, "checkpoint", fetch=False))
+    return found | (_made(read_record(place)) if holds(place, RECORD) else {})
+
+
+def _made(record: MergeRecord) -> dict[str, Any]:
+    """How a folder was made, and of what."""
+    task = {"task": record.params["task"]} if "task" in record.params else {}
+    return {"method": record.method, **task, "made_of": {name: own.source for name, own in record.inputs.items()}}
 
 
 def _artefact(artefact: emr.EmrArtefact) -> dict[str, Any]:

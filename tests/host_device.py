@@ -128,6 +128,7 @@ class HostLoader:
     def __init__(self, native: Any, staging: Tensor, threads: int, stream: HostStream) -> None:
         self._loader = native.Loader(staging.data_ptr(), staging.numel(), threads, -1, 0)
         self._stream = stream
+        self.closed = False
         self._copies: dict[int, list[tuple[int, Tensor]]] = {}
 
     def begin(self, spans: list[tuple[int, int, int, int]]) -> int:
@@ -147,6 +148,7 @@ class HostLoader:
 
     def close(self) -> None:
         self._loader.close()
+        self.closed = True
         self._stream.record().synchronize()
 
 
@@ -171,6 +173,7 @@ class HostDevice:
         self.room, self.fails, self.loads = room, fails or set(), loads
         self.calls = self.forgotten = 0
         self._given: list[Tensor] = []
+        self.loaders: list[HostLoader] = []
         self._gone: list[Tensor] = []  # kept, since a copy may come after whoever does not wait for it
         self.pinned: set[int] = set()
 
@@ -188,7 +191,8 @@ class HostDevice:
         native = dispatch.load("native")
         if isinstance(native, str) or not self.loads:
             return None
-        return HostLoader(native, staging, threads, self.incoming)
+        self.loaders.append(HostLoader(native, staging, threads, self.incoming))
+        return self.loaders[-1]
 
     def pin(self, memory: Tensor) -> None:
         self.pinned.add(memory.data_ptr())

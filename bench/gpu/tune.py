@@ -4,8 +4,8 @@
     python bench/gpu/tune.py OP …
 
 With the paths that bench/gpu/run.py sets. For each entry of the table, or those of some ops: elements at a time, warps
-and, where a program goes over several, tiles, with three models; then how many models to unroll. What is not faster by
-3 % than what there is stays as it is.
+and, where a program can go over several, tiles, with three models; then how many models to unroll. What is not faster
+by 3 % than what there is stays as it is.
 """
 
 from __future__ import annotations
@@ -34,16 +34,21 @@ ELEMENTS = 1 << 27
 STANDS_FOR = {"*": "delta_sum"}  # the op by which the entry of all others is measured
 
 
-def candidates(now: Settings) -> list[Settings]:
-    """Other tiles and warps whose threads have between four and 32 elements; of several tiles other spans too."""
-    if now.tiles > 1:
-        return [Settings(tile, warps, now.unrolled, span // tile) for tile, warps in OF_SPANS for span in SPANS]
-    return [
+def candidates(op: str, now: Settings) -> list[Settings]:
+    """Other tiles and warps whose threads have between four and 32 elements, and other spans of several tiles.
+
+    Programs that form sums go over several tiles; those of combine over several or one, whichever they do now.
+    """
+    combines = op.startswith("combine")
+    spans = [Settings(tile, warps, now.unrolled, span // tile) for tile, warps in OF_SPANS for span in SPANS]
+    single = [
         Settings(tile, warps, now.unrolled, 1)
         for tile in TILES
         for warps in WARPS
         if BLOCK % tile == 0 and 4 <= tile // (32 * warps) <= 32
     ]
+    found = (spans if combines or now.tiles > 1 else []) + (single if combines or now.tiles == 1 else [])
+    return list(dict.fromkeys(found))
 
 
 def best(entry: dict[str, Any]) -> tuple[Settings, str]:
@@ -63,7 +68,7 @@ def best(entry: dict[str, Any]) -> tuple[Settings, str]:
         return took
 
     reference, reason = time_of(chosen, 3), entry["reason"]
-    times = {other: time_of(other, 3) for other in candidates(chosen) if other != chosen}
+    times = {other: time_of(other, 3) for other in candidates(name, chosen) if other != chosen}
     fastest = min(times, key=lambda other: times[other])
     if times[fastest] < GAIN * reference:
         chosen = fastest

@@ -44,11 +44,24 @@ class Algorithm(BaseAlgorithm):
     def run(self, modelpool: BaseModelPool | Mapping[str, nn.Module]) -> nn.Module:
         """Merges the pool. A pool of models in memory is left as it is, but for `inplace`."""
         pool = pools.opened(modelpool)
+        self.check_saving(pool)
         base = pool.load_pretrained_model()
         states = {name: pools.state(pool.load_model(name)) for name in pool.model_names}
         own = pools.state(base)
         merged = merge_state_dicts(self.method, own, states, task_specific=self.kept(own), **self.parameters)
         return self.result(base, merged)
+
+    def check_saving(self, pool: BaseModelPool) -> None:
+        """InputError where the program is to save a model with tasks by a pool that saves Hugging Face's."""
+        path = getattr(self._program, "merged_model_save_path", None)
+        if path is None or type(pool).save_model is BaseModelPool.save_model:
+            return
+        passes = methods.build(self.method, self.parameters).passes(list(pool.model_names), False)
+        if any("unified" in one.writes or one.experts for one in passes):
+            raise InputError(
+                f"merged_model_save_path: a {type(pool).__name__} saves Hugging Face's models, not those with tasks, "
+                f"which {self.method} gives; leave it out and save state_dict() in a program, or use fastmerge merge"
+            )
 
     def kept(self, names: Mapping[str, Any]) -> Sequence[str]:
         """Patterns of the tensors that are not merged, of a model with these."""

@@ -42,7 +42,7 @@ def info(
 
 @app.command()
 def verify(
-    folder: Annotated[Path, typer.Argument(help="a folder made by fastmerge merge", metavar="DIR")],
+    folder: Annotated[Path, typer.Argument(help="a folder made by fastmerge merge or task", metavar="DIR")],
     base: Annotated[str | None, typer.Option("--base", help="where the base model is now")] = None,
     model: Annotated[list[str], typer.Option("--model", metavar="NAME=PATH", help="where a model is now; repeat")] = [],  # noqa: B006 - typer reads defaults, nothing writes to them
     samples: Annotated[int, typer.Option("--samples", min=0, help="blocks that are merged again")] = 16,

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..formats.layout import Layout
 from ..formats.mapping import Inputs
 from ..methods._declaration import Statistics
 from ..recipe.memory import BLOCK
@@ -57,42 +58,75 @@ class Remerge:
         gathered = Statistics(len(plan.models))
         reading = Reading(plan, number, [self.statistics], [gathered], inputs, Kept())
         works = reading.works()
-        pieces = [piece for work in works for piece in work.pieces(plan.chunk)]
-        if reading.last and self._samples is not None:
-            pieces = self._sampled(works, self._samples)
-        comparer = _Comparer(plan, self._folder, slot_bytes(works, plan.chunk))
-        try:
-            stream(pieces, inputs, comparer, progress=progress, again=not reading.last)
-            inputs.check_unchanged()
-        finally:
-            comparer.close()
-            self.problems += comparer.problems.values()
+        samples = self._samples if reading.last else None
+        self.blocks = compare(
+            works,
+            plan.outputs[0].all_layouts,
+            self._folder,
+            inputs,
+            plan.chunk,
+            samples,
+            self._random,
+            self.problems,
+            progress,
+            again=not reading.last,
+        )
         self.statistics.append(gathered)
-        self.blocks = sum(1 for piece in pieces if not piece.whole)
 
-    def _sampled(self, works: Sequence[Work], samples: int) -> list[Piece]:
-        """Some blocks of some works, in order, each after what it has to be prepared by."""
-        pieces = [list(work.pieces(min(SAMPLE, self.plan.chunk))) for work in works]
-        blocks = [(w, p) for w, own in enumerate(pieces) for p, piece in enumerate(own) if not piece.whole]
-        chosen = set(self._random.sample(blocks, min(samples, len(blocks))))
-        found = []
-        for w, own in enumerate(pieces):
-            picked = [piece for p, piece in enumerate(own) if piece.whole or (w, p) in chosen]
-            if any(not piece.whole for piece in picked):
-                found += [replace(piece, last=piece.last and len(picked) == len(own)) for piece in picked]
-        return found
+
+def compare(
+    works: Sequence[Work],
+    layouts: Sequence[Layout],
+    folder: Path,
+    inputs: Inputs,
+    chunk: int,
+    samples: int | None,
+    choice: random.Random,
+    problems: list[str],
+    progress: Progress | None,
+    *,
+    again: bool = False,
+) -> int:
+    """Carry out works against the files of `folder`, `samples` blocks of them or all; how many blocks that were.
+
+    What differs joins `problems`. Raises MergeError where the inputs cannot be read any more.
+    """
+    pieces = [piece for work in works for piece in work.pieces(chunk)]
+    if samples is not None:
+        pieces = _sampled(works, min(SAMPLE, chunk), samples, choice)
+    comparer = _Comparer(layouts, folder, slot_bytes(works, chunk))
+    try:
+        stream(pieces, inputs, comparer, progress=progress, again=again)
+        inputs.check_unchanged()
+    finally:
+        comparer.close()
+        problems += comparer.problems.values()
+    return sum(1 for piece in pieces if not piece.whole)
+
+
+def _sampled(works: Sequence[Work], size: int, samples: int, choice: random.Random) -> list[Piece]:
+    """Some blocks of some works, in order, each after what it has to be prepared by."""
+    pieces = [list(work.pieces(size)) for work in works]
+    blocks = [(w, p) for w, own in enumerate(pieces) for p, piece in enumerate(own) if not piece.whole]
+    chosen = set(choice.sample(blocks, min(samples, len(blocks))))
+    found = []
+    for w, own in enumerate(pieces):
+        picked = [piece for p, piece in enumerate(own) if piece.whole or (w, p) in chosen]
+        if any(not piece.whole for piece in picked):
+            found += [replace(piece, last=piece.last and len(picked) == len(own)) for piece in picked]
+    return found
 
 
 class _Comparer:
     """A sink that compares what it is given with the bytes of files; `problems` are by tensor."""
 
-    def __init__(self, plan: MergePlan, folder: Path, slot: int) -> None:
+    def __init__(self, layouts: Sequence[Layout], folder: Path, slot: int) -> None:
         self.problems: dict[tuple[str, str], str] = {}
         self._folder = folder
         self._slot = Slot(slot)
         self._files: dict[str, int] = {}
         self._starts: dict[str, list[tuple[int, str]]] = {}
-        for layout in plan.outputs[0].all_layouts:
+        for layout in layouts:
             for name, place in layout.places.items():
                 self._starts.setdefault(place.file, []).append((place.start, name))
 

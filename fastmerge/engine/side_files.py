@@ -17,6 +17,7 @@ from ..methods._declaration import Statistics
 from ..recipe.outputs import Output
 from ..recipe.plan import DTYPE_NAMES, MergePlan
 
+METHOD = "task"  # of a record that is one task's model of a folder of tasks
 Hashes = Mapping[Path, str]
 
 
@@ -95,6 +96,9 @@ def file_records(output: Output, folder: Path, hashes: Hashes) -> list[FileRecor
 def card(merged: MergeRecord, title: str) -> str:
     """The model card of a folder."""
     lines = [f"Merged from {len(merged.models)} models with `{merged.method}` ({merged.reference})."]
+    if merged.method == METHOD:
+        task, method = (merged.params.get(key) for key in ("task", "of"))
+        lines = [f"Task `{task}` of a merge with `{method}` ({merged.reference})."]
     if "rescalers" in merged.results:
         lines.append("\nAn EMR artefact: `fastmerge task THIS_FOLDER NAME --out FOLDER` gives one task's model.")
     if "scales" in merged.results:

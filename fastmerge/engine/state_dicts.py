@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from ..methods._declaration import Method, Statistics, Written
 from ..recipe.outputs import delta_dtype
 from ..recipe.parameters import Override, Parameters, declare
 from ..recipe.preflight import Alignment, TensorPlan, align
+from ..targets import matches
 from .culprit import unequal
 from .passes import TensorPass
 from .statistics import Kept
@@ -40,6 +41,7 @@ class Merged:
     stats: dict[str, dict[str, float]] = field(default_factory=dict)
     own: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     _base: StateDict = field(default_factory=dict)
+    _tied: dict[str, str] = field(default_factory=dict)  # further names of merged tensors
     unified: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     experts: dict[str, dict[str, ops.Expert | ops.LowRank]] = field(default_factory=dict)
 
@@ -52,12 +54,14 @@ class Merged:
         model = dict(self.state_dict)
         if self.experts:
             for tensor, expert in self.experts[name].items():
-                model[tensor] = with_expert(model[tensor], expert, self.stats["scales"][name])
-            return model | self.own[name]
-        row, scale = list(self.own).index(name), self.stats["rescalers"][name]
-        for tensor, (unified, masks) in self.unified.items():
-            model[tensor] = ops.modulate(self._base[tensor], unified, masks[row], scale)
-        return model | self.own[name]
+                if tensor not in self._tied:
+                    model[tensor] = with_expert(model[tensor], expert, self.stats["scales"][name])
+        else:
+            row, scale = list(self.own).index(name), self.stats["rescalers"][name]
+            for tensor, (unified, masks) in self.unified.items():
+                if tensor not in self._tied:
+                    model[tensor] = ops.modulate(self._base[tensor], unified, masks[row], scale)
+        return model | {alias: model[twin] for alias, twin in self._tied.items()} | self.own[name]
 
 
 def merge_state_dicts(
@@ -73,9 +77,14 @@ def merge_state_dicts(
 
     params: the method's. tensors: patterns of tensor names, and the parameters they change, as `plan` takes them.
     Tensors of the result have base's dtypes (the first model's, without a base). Tensors that match `task_specific`
-    patterns stay base's in `state_dict` and are each task's own in `task(name)`. Raises InputError and MergeError as
+    patterns stay base's in `state_dict` and are each task's own in `task(name)`. Names that share their memory in all
+    inputs, as tied weights do, are merged once and share it in the result too. Raises InputError and MergeError as
     `merge` does.
     """
+    _check_values(base, models)
+    tied = _tied([*([] if base is None else [base]), *models.values()], task_specific)
+    base = None if base is None else _without(base, tied)
+    models = {name: _without(state, tied) for name, state in models.items()}
     names = list(models)
     parameters, alignment = _prepared(method, base, models, params, tensors, task_specific)
     declared = parameters.method
@@ -99,7 +108,8 @@ def merge_state_dicts(
     for name, (delta, _) in found.unified.items():
         like = found._base[name]
         found.state_dict[name] = ops.combine(None, [like, delta], dtype=like.dtype).merged
-    _restore_aliases(alignment, found)
+    found._tied = {alias: tensor.name for tensor in alignment.tensors for alias in tensor.aliases} | tied
+    _restore_aliases(found)
     found.stats = {key: dict(zip(names, values, strict=True)) for key, values in declared.results(statistics).items()}
     found.own = {n: {info.name: models[n][info.name] for info in alignment.task_specific[n]} for n in names}
     found.experts = found.experts if any(found.experts.values()) else {}
@@ -116,12 +126,6 @@ def _prepared(
 ) -> tuple[Parameters, Alignment]:
     """The method's parameters by tensor, and which tensor serves as which, or an InputError."""
     names = list(models)
-    if not names:
-        raise InputError("there are no models to merge")
-    states = {**({} if base is None else {"base": base}), **models}
-    problems = [text for label, own in states.items() for text in _value_problems(own, label)]
-    if problems:
-        raise InputError(problems)
     parameters = declare(method, params, {}, overrides, names)
     declared = parameters.method
     if declared.uses_base and base is None:
@@ -159,6 +163,40 @@ def _merge_tensor(
         found.state_dict[tensor.name] = written["merged"].view(like.shape)
     if "unified" in written:
         found.unified[tensor.name] = (written["unified"].view(like.shape), written["masks"])
+
+
+def _check_values(base: StateDict | None, models: Mapping[str, StateDict]) -> None:
+    """InputError where there is nothing to merge, or something that is no tensor."""
+    if not models:
+        raise InputError("there are no models to merge")
+    states = {**({} if base is None else {"base": base}), **models}
+    problems = [text for label, own in states.items() for text in _value_problems(own, label)]
+    if problems:
+        raise InputError(problems)
+
+
+def _tied(states: Sequence[StateDict], task_specific: Sequence[str]) -> dict[str, str]:
+    """Names of the first state that share their memory in every state that has them, each with the first of them."""
+    first, tied = dict[object, str](), dict[str, str]()
+    for name, tensor in states[0].items():
+        if tensor.numel() and not tensor.is_meta and not matches(name, task_specific):
+            twin = first.setdefault(_place(tensor), name)
+            if twin != name and all(_ties(state, twin, name) for state in states):
+                tied[name] = twin
+    return tied
+
+
+def _ties(state: StateDict, name: str, alias: str) -> bool:
+    return alias not in state or (name in state and _place(state[name]) == _place(state[alias]))
+
+
+def _place(tensor: Tensor) -> object:
+    """What is equal of tensors that are one."""
+    return tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
+
+
+def _without(state: StateDict, names: Collection[str]) -> StateDict:
+    return {name: tensor for name, tensor in state.items() if name not in names}
 
 
 def _value_problems(state: StateDict, label: str) -> list[str]:
@@ -219,8 +257,14 @@ def _blame(tensor: TensorPlan, tensors: Sequence[Tensor], labels: Sequence[str])
 
 
 def _check_equal(alignment: Alignment, base: StateDict | None, models: Mapping[str, StateDict]) -> None:
-    """Integer tensors are copied, and must be equal."""
-    found = []
+    """Integer tensors are copied, and must be equal; so must names that count as tied, since some model has not all."""
+    found = [
+        f"{label}: the tensors {tensor.name!r} and {alias!r} differ, of which another model has one; give both to each"
+        for label, state in [*([("base", base)] if base else []), *models.items()]
+        for tensor in alignment.tensors
+        for alias in tensor.aliases
+        if {tensor.name, alias} <= state.keys() and not torch.equal(state[tensor.name], state[alias])
+    ]
     for tensor in (own for own in alignment.tensors if own.copy):
         states = zip(models.items(), tensor.models, strict=True)
         every = ([("base", base[tensor.name])] if base else []) + [(n, own[info.name]) for (n, own), info in states]
@@ -229,11 +273,10 @@ def _check_equal(alignment: Alignment, base: StateDict | None, models: Mapping[s
         raise MergeError("\n".join(limited(found)))
 
 
-def _restore_aliases(alignment: Alignment, found: Merged) -> None:
+def _restore_aliases(found: Merged) -> None:
     """Tied names are one tensor again."""
     by_name: list[dict[str, Any]] = [found.state_dict, found.unified, *found.experts.values()]
-    for tensor in alignment.tensors:
-        for alias in tensor.aliases:
-            for own in by_name:
-                if tensor.name in own:
-                    own[alias] = own[tensor.name]
+    for alias, name in found._tied.items():
+        for own in by_name:
+            if name in own:
+                own[alias] = own[name]

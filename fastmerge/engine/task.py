@@ -6,32 +6,40 @@ expert's elements.
 
 from __future__ import annotations
 
+import hashlib
+import os
 import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 
 from torch import Tensor
 
 from .. import __version__, ops
 from ..errors import InputError, attempt
+from ..formats.checkpoint import Checkpoint
 from ..formats.checkpoint import places as places_of
 from ..formats.contents import Contents, open_contents
 from ..formats.emr import EmrArtefact
 from ..formats.experts import ExpertsFolder
-from ..formats.folder import copy_side_files, encoded, model_card, write_json
+from ..formats.folder import copy_side_files, encoded, printable, write_json
 from ..formats.layout import Layout, plan_layout
 from ..formats.mapping import Inputs
+from ..formats.record import RECORD, CheckpointRecord, FileRecord, MergeRecord
 from ..formats.safetensors import Header, TensorInfo
-from ..formats.spec import local_path
+from ..formats.spec import local_path, recorded
+from ..methods import get, names
 from ..recipe.destination import output_folder, output_problems
 from ..recipe.memory import MAX_CHUNK
 from .identity import backend, digest, input_files, layout_files
 from .publish import Publication
 from .report import Report
 from .run_pass import Progress, run_pass
+from .side_files import METHOD, card
 from .stream import Source, Target, Work, copy
 
+ARTEFACT = "artefact"  # what a record calls the folder of tasks
 Run = Callable[[int, list[Tensor], list[Tensor]], None]
 Making = Callable[[TensorInfo], tuple[tuple[Source, ...], Run]]  # of a tensor of the source: what is read, and done
 
@@ -48,7 +56,8 @@ def task(
 ) -> Report:
     """Write the model of task `name` of an EMR artefact, or of a folder of experts, to the folder `out`.
 
-    Its tensors are, to the bit, those that a live model (`fm.runtime.load`) has with the task in force. base: where an
+    Its tensors are, to the bit, those that a live model (`fm.runtime.load`) has with the task in force, and `verify`
+    checks them against those again by the record that is written beside them, fastmerge.json. base: where an
     artefact's base model is now, if no longer where it says; of a folder of experts, what they must have been cut from.
     resume: go on where the same call was stopped. Raises InputError before any work where anything does not fit.
     """
@@ -65,17 +74,16 @@ def task(
         raise InputError(problems)
     contents = found
     folder, source = contents.folder, contents.source
-    layout = plan_layout([(t.name, t.dtype, t.shape) for t in (source.tensors | contents.own[name]).values()])
+    made = Made(name, contents)
+    layout, headers = made.layout, made.headers
     problems += _alias_problems(contents)
-    headers = contents.headers([name])
     places = [*source.places, *places_of(folder.path), *(header.file for header in headers)]
     problems += output_problems(destination, layout.total_bytes, places, overwrite=overwrite, resume=resume)
     if problems:
         raise InputError(problems)
 
     inputs = Inputs(headers, resumable=True)
-    making = _modulating(folder, name) if isinstance(folder, EmrArtefact) else _adding(folder, name, inputs)
-    works = _works(contents, name, layout, making)
+    works = made.works(inputs)
     fingerprint = {"task": name, "fastmerge": __version__, "backend": backend()}
     fingerprint |= {"the record": digest(folder.record.model_dump())}
     fingerprint |= input_files(_by_owner(contents, name, headers)) | layout_files([layout])
@@ -84,10 +92,10 @@ def task(
         inputs.check_unchanged()
         if not publication.published:
             publication.clear_beside(layout.files)
-            _write_side_files(contents, name, layout, publication.folder, destination.name)
+            _write_side_files(made, publication.folder, destination.name)
     return Report(
         out=str(out),
-        method="task",
+        method=METHOD,
         models=[name],
         tensors=len(works),
         parameters=sum(work.numel for work in works),
@@ -99,19 +107,70 @@ def task(
     )
 
 
-def _works(contents: Contents, name: str, layout: Layout, making: Making) -> list[Work]:
-    """The work on every tensor of the source, in the order of its files, then on the task's own."""
-    own, aliases = contents.own[name], contents.aliases
-    aliased = {alias for canonical, names in aliases.items() if canonical not in own for alias in names}
-    works = []
-    for info in contents.source.tensors.values():
-        if info.name in aliased or info.name in own:
-            continue
-        names = [n for n in (info.name, *aliases.get(info.name, ())) if n in layout.places and n not in own]
-        sources, run = making(info) if info.name in contents.shared else ((Source(info),), _copy)
-        works.append(Work(info.numel, sources, (Target(tuple(layout.places[n] for n in names), info.dtype),), run))
-    works += [Work(t.numel, (Source(t),), (Target((layout.places[t.name],), t.dtype),), _copy) for t in own.values()]
-    return works
+@dataclass(frozen=True)
+class Made:
+    """What a task's model is made of, and how."""
+
+    name: str
+    contents: Contents
+
+    @cached_property
+    def headers(self) -> list[Header]:
+        """Of the files that are read."""
+        return self.contents.headers([self.name])
+
+    @cached_property
+    def layout(self) -> Layout:
+        """The model's files."""
+        tensors = self.contents.source.tensors | self.contents.own[self.name]
+        return plan_layout([(t.name, t.dtype, t.shape) for t in tensors.values()])
+
+    @property
+    def files(self) -> list[FileRecord]:
+        """The same, as they are recorded."""
+        return [
+            FileRecord(file=file.name, size=file.size, header_sha256=hashlib.sha256(file.header[8:]).hexdigest())
+            for file in self.layout.files
+        ]
+
+    @property
+    def inputs(self) -> dict[str, Checkpoint]:
+        """What is read, as the record calls it: base, where that is apart, and the artefact."""
+        folder, source = self.contents.folder, self.contents.source
+        apart = {"base": source} if isinstance(folder, EmrArtefact) else {}
+        own = tuple(header for header in self.headers if not (apart and header in source.headers))
+        artefact = Checkpoint(folder.path, ARTEFACT, {}, {}, own, (), place=os.path.abspath(folder.path))
+        return apart | {ARTEFACT: artefact}
+
+    def works(self, inputs: Inputs) -> list[Work]:
+        """The work on every tensor of the source, in the order of its files, then on the task's own."""
+        name, contents, folder, layout = self.name, self.contents, self.contents.folder, self.layout
+        making = _modulating(folder, name) if isinstance(folder, EmrArtefact) else _adding(folder, name, inputs)
+        own, aliases = contents.own[name], contents.aliases
+        aliased = {alias for canonical, names in aliases.items() if canonical not in own for alias in names}
+        works = []
+        for info in contents.source.tensors.values():
+            if info.name in aliased or info.name in own:
+                continue
+            names = [n for n in (info.name, *aliases.get(info.name, ())) if n in layout.places and n not in own]
+            sources, run = making(info) if info.name in contents.shared else ((Source(info),), _copy)
+            works.append(Work(info.numel, sources, (Target(tuple(layout.places[n] for n in names), info.dtype),), run))
+        heads = [(t, Target((layout.places[t.name],), t.dtype)) for t in own.values()]
+        return works + [Work(t.numel, (Source(t),), (target,), _copy) for t, target in heads]
+
+
+def made_of(folder: Path, record: MergeRecord, places: Mapping[str, str | Path]) -> Made:
+    """What a record says that a folder is made of, where the record says that it lies, or in other places."""
+    if ARTEFACT not in record.models:
+        raise InputError(f"{folder}: its record names no {ARTEFACT}; write it again by fastmerge task")
+    sources = {label: str(places.get(label) or recorded(given.source, label)) for label, given in record.inputs.items()}
+    try:
+        contents = open_contents(local_path(sources[ARTEFACT]), sources.get("base"), "--base")
+    except InputError as error:
+        raise InputError([*error.problems, f"say where they are now by --model {ARTEFACT}=PATH, --base PATH"]) from None
+    name = str(record.params.get("task"))
+    contents.folder.need([name])
+    return Made(name, contents)
 
 
 def _copy(_: int, sources: list[Tensor], targets: list[Tensor]) -> None:
@@ -194,16 +253,42 @@ def _by_owner(contents: Contents, name: str, headers: list[Header]) -> dict[str,
     return found
 
 
-def _write_side_files(contents: Contents, name: str, layout: Layout, folder: Path, title: str) -> None:
+def _write_side_files(made: Made, folder: Path, title: str) -> None:
+    layout, contents = made.layout, made.contents
     if layout.index is not None:
         (folder / layout.index_name).write_bytes(layout.index)
-    config = contents.folder.config(name)
+    config = contents.folder.config(made.name)
     if config is not None:
         write_json(folder / "config.json", config)
     copy_side_files(contents.source.path, folder)
-    record = contents.folder.record
-    kind = "an EMR merge" if isinstance(contents.folder, EmrArtefact) else "a backbone with experts"
-    made = {"fastmerge": __version__, "task": name, "method": record.method}
-    recipe = made | {"base": record.base.model_dump(mode="json")}
-    card = model_card(title, [f"Task `{name}` of {kind} of {len(record.tasks)} models."], recipe)
-    (folder / "README.md").write_bytes(encoded(card))
+    record = _record(made)
+    write_json(folder / RECORD, record.content())
+    (folder / "README.md").write_bytes(encoded(card(record, title)))
+
+
+def _record(made: Made) -> MergeRecord:
+    method = made.contents.folder.record.method
+    inputs = {label: _input(checkpoint) for label, checkpoint in made.inputs.items()}
+    return MergeRecord(
+        fastmerge=__version__,
+        method=METHOD,
+        reference=get(method).source if method in names() else "",
+        params={"task": made.name, "of": method},
+        base=inputs.pop("base", None),
+        models=inputs,
+        files=made.files,
+    )
+
+
+def _input(checkpoint: Checkpoint) -> CheckpointRecord:
+    """Its files by their names in its folder, which of an artefact has others in it."""
+    root = checkpoint.path if checkpoint.label == ARTEFACT else None
+    files = [
+        FileRecord(
+            file=printable(header.file.name if root is None else header.file.relative_to(root).as_posix()),
+            size=header.size,
+            header_sha256=header.digest,
+        )
+        for header in checkpoint.headers
+    ]
+    return CheckpointRecord(source=printable(checkpoint.place), files=files)

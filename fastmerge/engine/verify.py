@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import random
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -20,20 +21,24 @@ from ..formats.checkpoint import Checkpoint, read_json
 from ..formats.emr import EmrArtefact
 from ..formats.experts import ExpertsFolder
 from ..formats.folder import encoded, holds, to_json
+from ..formats.mapping import Inputs
 from ..formats.models import open_models
 from ..formats.record import RECORD, FileRecord, MergeRecord, read_record
 from ..formats.safetensors import Header, read_header
 from ..formats.spec import local_path, recorded
+from ..formats.tasks import read_content
 from ..methods import get, names
 from ..methods._declaration import Statistics
 from ..methods._filter import Filter
+from ..recipe.memory import MAX_CHUNK
 from ..recipe.mergekit.recipe import MergekitRecipe
-from ..recipe.plan import MergePlan, plan
+from ..recipe.plan import MergePlan, parse_bytes, plan
 from .hashes import hash_files
 from .journal import fsync_all
-from .remerge import Remerge
+from .remerge import Remerge, compare
 from .run_pass import Progress
-from .side_files import card, file_records, tasks_said
+from .side_files import METHOD, card, file_records, tasks_said
+from .task import ARTEFACT, Made, made_of
 
 SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}\.safetensors")
 RTOL = 1e-12  # of sums, which another backend may add up in another order
@@ -76,7 +81,7 @@ def verify(
     memory: str | int = "1GiB",
     progress: Progress | None = None,
 ) -> Verification:
-    """Check a folder made by `merge` against its record and its inputs.
+    """Check a folder made by `merge`, or by `task`, against its record and its inputs.
 
     Looked at are the sizes and headers of all files, their hashes where they are recorded, and `samples` blocks of
     tensors (None: all), chosen by `seed`, which are merged again and compared to the byte. base, models: where inputs
@@ -87,9 +92,13 @@ def verify(
     folder = local_path(folder)
     outputs = [] if holds(folder, RECORD) else sorted(path.parent for path in folder.glob(f"*/{RECORD}"))
     found = Verification(str(folder))
-    for one in outputs or [folder]:
-        record = read_record(one)
-        inputs = _opened(one, record, {**({} if base is None else {"base": base}), **(models or {})})
+    places = {**({} if base is None else {"base": base}), **(models or {})}
+    problems: list[str] = []
+    attempt(problems, lambda: parse_bytes(memory))
+    opened = [attempt(problems, partial(_open, one, places)) for one in outputs or [folder]]
+    if problems:
+        raise InputError(dict.fromkeys(problems))
+    for one, record, made, inputs in (own for own in opened if own is not None):
         if record.fastmerge != __version__:
             found.notes.append(f"{one}: made by fastmerge {record.fastmerge}, verified by {__version__}")
         checks = _file_checks(one, record, inputs)
@@ -98,7 +107,9 @@ def verify(
             inputs = {label: checkpoint.fetched() for label, checkpoint in inputs.items()}
             known, check = _hash_check(one, record, inputs, hashes)
             checks += [check] if known else []
-            if record.method not in names():
+            if made is not None:
+                checks.append(_task_check(one, record, made, samples, seed, progress))
+            elif record.method not in names():
                 found.notes.append(f"{one}: {record.method} is no method of merge; its blocks were not merged again")
             elif record.backend == "cuda" and _filters(record):
                 text = "filtered on a GPU, which the CPU's filter agrees with to 1e-6, but not to the byte"
@@ -113,20 +124,38 @@ def verify(
     return found
 
 
+def _open(
+    folder: Path, places: Mapping[str, str | Path]
+) -> tuple[Path, MergeRecord, Made | None, dict[str, Checkpoint]]:
+    """The folder, its record, how it is made again where it is one task's model, and the inputs where they are now."""
+    record = read_record(folder)
+    if record.method != METHOD:
+        return folder, record, None, _opened(folder, record, places)
+    problems = _place_problems(folder, record, places)
+    made = attempt(problems, lambda: made_of(folder, record, places))
+    if problems or made is None:
+        raise InputError(problems)
+    return folder, record, made, made.inputs
+
+
 def _filters(record: MergeRecord) -> bool:
     """Whether a merge transforms task vectors, whose bits are those of one backend only."""
     made = [record.params, *(own.parameters for own in record.tensors)]
     return issubclass(get(record.method), Filter) or any(params.get("prefilter") for params in made)
 
 
-def _opened(folder: Path, record: MergeRecord, places: Mapping[str, str | Path]) -> dict[str, Checkpoint]:
-    """The inputs, where they are now."""
+def _place_problems(folder: Path, record: MergeRecord, places: Mapping[str, str | Path]) -> list[str]:
     known = record.inputs
-    problems = [
+    return [
         f"{folder}: no input is called {label!r}{nearest(label, known)}; there are {', '.join(known)}"
         for label in places
         if label not in known
     ]
+
+
+def _opened(folder: Path, record: MergeRecord, places: Mapping[str, str | Path]) -> dict[str, Checkpoint]:
+    """The inputs, where they are now."""
+    known, problems = record.inputs, _place_problems(folder, record, places)
     trouble: list[str] = []
     sources = dict(places)
     for label, given in known.items():
@@ -233,6 +262,22 @@ def _merge_checks(
     return [*checks, *_task_checks(folder, again.plan), *_number_checks(folder, record, again)]
 
 
+def _task_check(
+    folder: Path, record: MergeRecord, made: Made, samples: int | None, seed: int, progress: Progress | None
+) -> Check:
+    """Blocks of one task's model, made again."""
+    if [(file.file, file.header_sha256) for file in made.files] != [(f.file, f.header_sha256) for f in record.files]:
+        return Check("blocks", [f"{folder}: its files are laid out otherwise than its {ARTEFACT} gives"])
+    problems: list[str] = []
+    inputs, choice = Inputs(made.headers), random.Random(seed)
+    works = made.works(inputs)
+    try:
+        blocks = compare(works, [made.layout], folder, inputs, MAX_CHUNK, samples, choice, problems, progress)
+    except MergeError as error:
+        return Check("blocks", [*problems, str(error)])
+    return Check(f"{blocks} blocks", problems)
+
+
 def _planned(record: MergeRecord, paths: dict[str, Path], memory: str | int) -> MergePlan:
     """The merge of a record, of inputs that are in these places."""
     if record.mergekit:
@@ -290,7 +335,7 @@ def _number_checks(folder: Path, record: MergeRecord, again: Remerge) -> Iterato
 def _task_checks(folder: Path, plan: MergePlan) -> Iterator[Check]:
     """What a record of tasks says beside numbers: which is whose, and what becomes of base's tensors."""
     for name, said in tasks_said(plan, plan.outputs[0]).items():
-        stored = read_json(folder / name)
+        stored = read_content(folder / name)
         if "experts" in stored:
             stored["experts"] = {task: own.get("file") for task, own in stored["experts"].items()}
         wrong = [key for key, value in said.items() if stored.get(key) != value]

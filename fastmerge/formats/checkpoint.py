@@ -177,11 +177,12 @@ def _sample(file: Path) -> str:
     return digest.hexdigest()
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object from a file of unknown origin."""
+def read_json(file: Path, limit: int = 0) -> dict[str, Any]:
+    """A JSON object from a file of unknown origin, of 50 MB or `limit` bytes at most, whichever is more."""
+    limit = max(limit, JSON_LIMIT)
     try:
-        if file.stat().st_size > JSON_LIMIT:
-            raise InputError(f"{file}: larger than {JSON_LIMIT} bytes, which no such file should be")
+        if file.stat().st_size > limit:
+            raise InputError(f"{file}: larger than {limit} bytes, which no such file should be")
         content = json.loads(file.read_bytes())
     except OSError as error:
         raise InputError(f"{file}: cannot be read: {error.strerror}") from None

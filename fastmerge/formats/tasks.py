@@ -77,10 +77,19 @@ class TasksRecord(BaseModel):
 Record = TypeVar("Record", bound=BaseModel)
 
 
+def read_content(file: Path) -> dict[str, Any]:
+    """The JSON of a record of unknown origin.
+
+    It may have numbers for every tensor and task, and so be as large as the weights beside it.
+    """
+    beside = [weights.stat().st_size for weights in file.parent.glob("*.safetensors") if weights.is_file()]
+    return read_json(file, sum(beside))
+
+
 def read_record(file: Path, kind: type[Record]) -> Record:
     """A record from a file of unknown origin."""
     try:
-        return kind.model_validate(read_json(file))
+        return kind.model_validate(read_content(file))
     except ValidationError as error:
         detail = error.errors()[0]
         where = ".".join(str(part) for part in detail["loc"])

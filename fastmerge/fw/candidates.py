@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -276,10 +277,26 @@ def weighted_sum(tensors: Sequence[Tensor], weights: Sequence[float], out: Tenso
     return ops.combine(None, own, left, out=out).nonfinite
 
 
-def check_combined(bad: Sequence[str]) -> None:
+def check_combined(bad: Sequence[str], culprit: str = "the candidates") -> None:
     """MergeError that names the tensors of `combining` that are not finite."""
     if bad:
-        raise MergeError(f"tensor {bad[0]!r}: the combination is not finite{_more(bad)}; mend the candidates")
+        raise MergeError(f"tensor {bad[0]!r}: the combination is not finite{_more(bad)}; mend {culprit}")
+
+
+@contextmanager
+def kept_whole(go_back: Callable[[], None]) -> Iterator[None]:
+    """Where a step fails, the model goes back to the one before; MergeError where that fails too."""
+    try:
+        yield
+    except BaseException as error:
+        try:
+            go_back()
+        except BaseException as again:
+            raise MergeError(
+                f"the model is of no step: one failed ({error!r}), and so did going back ({again!r}); load its weights "
+                "again"
+            ) from error
+        raise
 
 
 def rewrite(

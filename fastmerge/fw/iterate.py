@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .. import __version__
 from . import choice
-from .candidates import Candidates, rewrite
+from .candidates import Candidates, check_combined, rewrite
 from .line_search import line_search
 from .matching import rows_of
 from .objective import Gradient, Objective, check_finite
@@ -46,6 +46,7 @@ class Iterate:
         self.coefficients[:, 0] = 1
         self.allowed = range(0 if settings.initial_vertex else 1, len(candidates.names))
         self._written: Tensor | None = None  # the coefficients that the model's weights are of
+        self._before: dict[str, Tensor] = {}  # tensors that merge_fn was let change, as they were before its step
         self._seconds: dict[str, float] = {}
 
     def record(self) -> Record:
@@ -79,8 +80,9 @@ class Iterate:
 
     def go_back(self) -> None:
         """Become the last iterate again."""
-        if self.merge_fn is None:
-            self.write(self.coefficients)
+        for name, kept in self._before.items():
+            self.tensors[name].detach().view(-1).copy_(kept)
+        self.write(self.coefficients)
 
     def write(self, coefficients: Tensor) -> None:
         """Give the model the weights that coefficients make; rows that it has already are left alone."""
@@ -108,8 +110,7 @@ class Iterate:
         with self._timed("update"):
             weights, moved, value = self._move(number, loss, dots, vertices)
             stalled = value is not None and torch.equal(moved, self.coefficients)
-            if self.merge_fn is None:
-                self.write(moved)
+            self.write(moved)
         self.coefficients = moved
         shown = vertices if self.settings.lmo == "layer" else vertices[:1]
         found.vertices = [[self.candidates.names[k] for k in row] for row in shown.tolist()]
@@ -149,6 +150,7 @@ class Iterate:
             gamma = 2 / (number + 2) if isinstance(settings.step, str) else float(settings.step)
             if self.merge_fn is not None:
                 self._merge(self.merge_fn, vertices, gamma)
+                return _single(gamma), self.coefficients, None  # whose place it takes
             weights, value = _single(gamma), None
         elif settings.variant == "hard" and (settings.coefficients == "task" or len(self.coefficients) == 1):
             slope = float(slopes(dots, self.coefficients, vertices, True))
@@ -197,11 +199,23 @@ class Iterate:
         return {name: by_row[row] for row, name in zip(self.rows, self.tensors, strict=True)}
 
     def _merge(self, merge_fn: MergeFn, vertices: Tensor, gamma: float) -> None:
-        """Let the caller's function make every tensor."""
+        """Let the caller's function make every tensor.
+
+        Meanwhile those before are kept where the gradient was, which is done with, and no narrower than they are.
+        """
+        bad = []
         with torch.no_grad():
             for row, (name, tensor) in zip(self.rows, self.tensors.items(), strict=True):
+                flat, room = tensor.detach().view(-1), self.gradient.of.get(name)
+                self._before[name] = flat.clone() if room is None else room.copy_(flat)
                 own = [self.candidates.whole(name, k).to(tensor.device) for k in vertices[row].tolist()]
                 tensor.copy_(merge_fn(tensor.detach(), own, [gamma] * len(own)))
+                if not tensor.isfinite().all():
+                    bad.append(name)
+        torch.clear_autocast_cache()
+        self.candidates.files.check_unchanged()
+        check_combined(bad, "merge_fn")
+        self._before.clear()
 
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from ..errors import InputError, attempt
-from .candidates import Candidates, Pool
+from .candidates import Candidates, Pool, kept_whole
 from .choice import Alignment, Level
 from .iterate import Iterate, MergeFn
 from .objective import Batches, LossFn, Objective, check_finite
@@ -83,8 +82,9 @@ def frank_wolfe(
 
     checkpoint: a JSON file, written after every step; with `resume` a run goes on from it, to the bits that it would
     have had, where model, data and what is in memory are those of then. Raises InputError with every problem before any
-    work, MergeError where a loss, a gradient or a candidate is not finite; the model is then at the last whole step.
-    Gradients that parameters hold are cleared.
+    work, MergeError where a loss, a gradient or a candidate is not finite. Whatever the error, the model is then at the
+    last whole step, or it says that it is not, as where files of the pool have changed. Gradients that parameters hold
+    are cleared.
     """
     problems: list[str] = []
     settings = attempt(
@@ -128,7 +128,7 @@ def _run(iterate: Iterate, record: Record, checkpoint: Path | None, callback: Ca
     limit = iterate.settings.steps
     if record.ended in ("steps", "callback"):
         record.ended = None
-    with _kept_whole(iterate), iterate.gradient.watching():
+    with kept_whole(iterate.go_back), iterate.gradient.watching():
         iterate.begin(record)
         value = record.loss
         while record.ended is None:
@@ -150,16 +150,6 @@ def _run(iterate: Iterate, record: Record, checkpoint: Path | None, callback: Ca
     if checkpoint is not None:
         record.save(checkpoint)
     return Result(record, iterate.model, iterate.candidates)
-
-
-@contextmanager
-def _kept_whole(iterate: Iterate) -> Iterator[None]:
-    """Where a step fails, the model goes back to the one before."""
-    try:
-        yield
-    except BaseException:
-        iterate.go_back()
-        raise
 
 
 def _check_folder(file: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from .. import __version__
 from ..errors import InputError, attempt
-from ..fw.candidates import Candidates, Pool, rewrite
+from ..fw.candidates import Candidates, Pool, kept_whole, rewrite
 from ..fw.choice import Level, by_row
 from ..fw.matching import rows_of
 from ..fw.objective import Batches, Gradient, LossFn, Objective, check_finite
@@ -118,8 +117,9 @@ def ada_merging(
     a λ beyond `bounds` counts as the bound, and has no gradient there; None: no bounds. `layers` are single tensors,
     "block" (by the numbers in names), or patterns; buffers are merged as their row is, and have no part in the
     gradient. The run ends earlier when `callback`, called with each step, returns True. Raises InputError with every
-    problem before any work, MergeError where a loss, a gradient or a candidate is not finite; the model is then at the
-    last whole step. Gradients that parameters hold are cleared.
+    problem before any work, MergeError where a loss, a gradient or a candidate is not finite. Whatever the error, the
+    model is then at the last whole step, or it says that it is not, as where files of the pool have changed. Gradients
+    that parameters hold are cleared.
     """
     problems: list[str] = []
     settings = attempt(
@@ -163,7 +163,7 @@ class _Run:
     def result(self, callback: Callback | None) -> Result:
         adam = _Adam(self.raw, self.settings.rate)
         record = self._record()
-        with self._kept_whole(), self.gradient.watching():
+        with kept_whole(self._go_back), self.gradient.watching():
             self._write(self._bounded())
             for number in range(self.settings.steps):
                 step, slopes = self._look(number)
@@ -208,17 +208,12 @@ class _Run:
         alone = [1.0, *[0.0] * self.vectors.count]
         rewrite(candidates, self.tensors, lambda name, out, bad: candidates.combining(name, alone, out, bad))
 
-    @contextmanager
-    def _kept_whole(self) -> Iterator[None]:
-        """Where a step fails, the model goes back to the one before, from the first to θ_0."""
-        try:
-            yield
-        except BaseException:
-            if self.written is not None:
-                self._write(self.written)
-            else:
-                self._reset()
-            raise
+    def _go_back(self) -> None:
+        """Become the last whole step's, from the first θ_0's."""
+        if self.written is not None:
+            self._write(self.written)
+        else:
+            self._reset()
 
     def _record(self) -> AdaMergingRecord:
         candidates = self.vectors.candidates

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -100,7 +101,8 @@ def rank_drop(
     base, models: whole tensors, in rows of `columns` elements; keys: for each model the 64-bit key of its random words;
     thresholds: for each model int64 [columns], 0 … 2^32. An element is dropped where its word is below the threshold of
     its rank in its row, the smallest magnitude having rank 0 and of equal ones the first the lower. `start`, a multiple
-    of BLOCK, and `stop` choose the elements that masks are wanted of; rows that they cut are ranked whole.
+    of BLOCK, and `stop` choose the elements that masks are wanted of; rows that they cut are ranked whole. As many rows
+    as end together on a byte have fewer than 2^32 elements.
     """
     import torch
 
@@ -110,6 +112,8 @@ def rank_drop(
     problems = []
     if not 1 <= columns < 1 << 31 or n % columns:
         problems.append(f"rank_drop: {n} elements are not rows of {columns}")
+    elif (together := min(n, columns * (8 // math.gcd(columns, 8)))) >= 1 << 32:  # their positions have 32 bits
+        problems.append(f"rank_drop: as many rows of {columns} as end on a byte have {together} elements, 2^32 or more")
     if not 0 <= start <= stop <= n or start % BLOCK:
         problems.append(f"rank_drop: start {start} (a multiple of {BLOCK}) and stop {stop} must be in order in 0 … {n}")
     if len(keys) != k or len(thresholds) != k:

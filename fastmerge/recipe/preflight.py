@@ -95,6 +95,7 @@ def align(
         problems.append(f"--task-specific matches every tensor of {lead.label}: nothing is left to merge")
     groups = _tied_groups(lead, names, models)
     notes = [note for c in ([base] if base else []) + models for note in c.notes] + [*vocabulary.notes]
+    notes += _assumed(lead, groups, models)
     every = {name for checkpoint in (lead, *models) for name in checkpoint.tensors}
     problems += [f"--task-specific {p!r} matches no tensor of any model" for p in unmatched(task_specific, every)]
     found: list[dict[str, TensorInfo]] = []
@@ -155,6 +156,19 @@ def _tied_groups(lead: Checkpoint, names: Sequence[str], models: Sequence[Checkp
         del groups[alias]
     groups[source] = tuple(aliases)
     return groups
+
+
+def _assumed(lead: Checkpoint, groups: Mapping[str, tuple[str, ...]], models: Sequence[Checkpoint]) -> list[str]:
+    """What is merged once though no config says that it is tied, because some model stores only a part."""
+    if _says_tied(lead) is True:
+        return []
+    return [
+        f"{lead.label}: {', '.join(aliases)} counts as tied to {name}, since {model.label} stores not all of them; "
+        "if they differ, let config.json say tie_word_embeddings: false"
+        for name, aliases in groups.items()
+        for model in [m for m in models if not {name, *aliases} <= m.tensors.keys()][:1]
+        if aliases
+    ]
 
 
 def _tie_rank(name: str) -> int:

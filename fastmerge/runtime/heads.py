@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from torch import Tensor, nn
@@ -37,6 +38,13 @@ class Heads:
         for task in contents.folder.tasks:
             content = contents.folder.config(task)
             self.labels[task] = first if content is None else self._labels(content, f"task {task}")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Heads:
+        """Those of a copy of the model."""
+        other = copy.copy(self)
+        other.model = copy.deepcopy(self.model, memo)
+        other.config = getattr(other.model, "config", None)
+        return other
 
     def apply(self, task: str | None) -> None:
         """Bring the model's heads and labels to a task; None: to the model without one."""

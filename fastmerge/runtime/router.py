@@ -209,10 +209,15 @@ def _check(features: Tensor, target: Tensor, names: Sequence[str], validation: f
         problems.append(f"there are no samples of {', '.join(missing)}")
     if len(set(names)) != len(names):
         problems.append(f"two tasks have one name: {', '.join(names)}")
-    if not 0 <= validation < 1:
-        problems.append(f"validation is {validation}; expected a share from 0 to below 1")
+    problems = [f"router: {problem}" for problem in problems] + share_problems(validation)
     if problems:
-        raise InputError(f"router: {problem}" for problem in problems)
+        raise InputError(problems)
+
+
+def share_problems(validation: float) -> list[str]:
+    """What is wrong with the share of samples that is kept back."""
+    good = 0 <= validation < 1
+    return [] if good else [f"router: validation is {validation}; expected a share from 0 to below 1"]
 
 
 def _train(x: Tensor, target: Tensor, tasks: int) -> tuple[Tensor, Tensor]:

@@ -11,9 +11,9 @@ from torch import Tensor
 from ..errors import InputError, attempt
 from ..formats.contents import need_tasks
 from .evaluation import Evaluation, evaluate
-from .router import Router, held_out
+from .router import Router, held_out, share_problems
 from .samples import Samples, read_samples
-from .texts import text_features
+from .texts import prepared, text_features
 
 File = str | Path | None
 
@@ -40,11 +40,15 @@ def train_router(
     the folder's model (`text_features`, which `model` options are for). `validation` of each task's samples, chosen by
     `seed`, are kept back. Raises InputError with every problem of the files.
     """
-    tasks = need_tasks(Path(folder).expanduser())
-    samples = read_samples(tasks, data, features)
-    missing = [task for task in tasks if task not in samples.labels]
+    tasks, problems = need_tasks(Path(folder).expanduser()), share_problems(validation)
+    samples = attempt(problems, lambda: read_samples(tasks, data, features))
+    missing = [] if samples is None else [task for task in tasks if task not in samples.labels]
     if missing:
-        raise InputError(f"{data or features}: there are no samples of {', '.join(missing)}; add some for every task")
+        problems.append(f"{data or features}: there are no samples of {', '.join(missing)}; add some for every task")
+    if features is None and data is not None:
+        attempt(problems, lambda: prepared(folder, **model))
+    if problems or samples is None:
+        raise InputError(problems)
     x = _features(folder, samples, model)
     router = Router.fit(x, samples.labels, tasks, validation=validation, seed=seed)
     kept = held_out(torch.tensor([tasks.index(label) for label in samples.labels]), len(tasks), validation, seed)
@@ -61,7 +65,9 @@ def evaluate_router(folder: str | Path, data: File = None, features: File = None
     router = attempt(problems, lambda: Router.load(folder))
     width = None if router is None else router.width
     samples = attempt(problems, lambda: read_samples(tasks, data, features, width=width))
-    if router is None or samples is None:
+    if features is None and data is not None:
+        attempt(problems, lambda: prepared(folder, **model))
+    if problems or router is None or samples is None:
         raise InputError(problems)
     return evaluate(router, _features(folder, samples, model), samples.labels)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn, SupportsIndex
 
 import torch
 from torch import nn
@@ -43,6 +44,8 @@ def _number(value: Any) -> float:
 class TaskModel(nn.Module):
     """Wraps `model`, whose parameters it changes in place; whatever else is asked of it, the model answers.
 
+    copy.deepcopy makes a model that switches for itself, of the same files, which neither copies. It cannot be pickled.
+
     A switch that fails, whatever the reason, leaves the task that was in force. Should even that fail, the model
     refuses to compute until another switch succeeds.
     """
@@ -53,8 +56,7 @@ class TaskModel(nn.Module):
         self._folder, self._weights, self._heads = folder, weights, heads
         self._active: Active = {}
         self._refusals: list[RemovableHandle] = []
-        # Tensors of inference mode can be written to in that mode alone; others made in it would be such themselves.
-        self._inference = any(t.is_inference() for t in (*model.parameters(), *model.buffers()))
+        self._inference = _of_inference_mode(model)
 
     @property
     def tasks(self) -> list[str]:
@@ -133,6 +135,19 @@ class TaskModel(nn.Module):
                 raise
             return getattr(self.model, name)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> TaskModel:
+        other = memo[id(self)] = self.__new__(type(self))
+        memo[id(self._folder)] = self._folder
+        other.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        other._inference = _of_inference_mode(other.model)
+        return other
+
+    def __reduce_ex__(self, _: SupportsIndex) -> NoReturn:
+        raise InputError(
+            f"{self._folder.path}: a live model of its tasks is bound to maps of its files, and can be copied by "
+            "copy.deepcopy alone; in place of a pickle save its state_dict(), or load the folder where it is needed"
+        )
+
     def _become(self, active: Active) -> None:
         with torch.inference_mode(self._inference), torch.no_grad():
             self._weights.apply(active)
@@ -163,3 +178,8 @@ class TaskModel(nn.Module):
         for refusal in self._refusals:
             refusal.remove()
         self._refusals = []
+
+
+def _of_inference_mode(model: nn.Module) -> bool:
+    """Its tensors can then be written to in that mode alone; others made in it would be such themselves."""
+    return any(t.is_inference() for t in (*model.parameters(), *model.buffers()))

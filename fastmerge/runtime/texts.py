@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, attempt
 from ..formats.contents import open_contents
 from ..formats.safetensors import limited
 from .features import mean_pooled
@@ -33,10 +33,7 @@ def text_features(
     Texts are cut off at `max_length` tokens. device: "auto" takes a GPU where there is one. Raises InputError where
     transformers cannot build the model or its tokenizer, and where a text has no token.
     """
-    load_transformers("pass features computed elsewhere (--features)")
-    source = open_contents(Path(folder).expanduser(), base, "--base").source.path
-    tokenizer = tokenizer_of(source)
-    place = find_device(device)
+    tokenizer, place = prepared(folder, base=base, device=device)
     parts = [list(texts[start : start + batch]) for start in range(0, len(texts), batch)]
     tokens = [
         tokenizer(part, padding=True, truncation=True, max_length=max_length, return_tensors="pt") for part in parts
@@ -50,6 +47,21 @@ def text_features(
         own = ids.to(place)
         found.append(mean_pooled(model, own["input_ids"], own["attention_mask"]).cpu())
     return torch.cat(found)
+
+
+def prepared(
+    folder: str | Path, *, base: str | Path | None = None, device: str = "auto", **_: Any
+) -> tuple[Any, torch.device]:
+    """The tokenizer and the device for texts; InputError where something is wrong with either, before the model is
+    loaded."""
+    load_transformers("pass features computed elsewhere (--features)")
+    problems: list[str] = []
+    source = attempt(problems, lambda: open_contents(Path(folder).expanduser(), base, "--base").source.path)
+    tokenizer = None if source is None else attempt(problems, lambda: tokenizer_of(source))
+    place = attempt(problems, lambda: find_device(device))
+    if problems or place is None:
+        raise InputError(problems)
+    return tokenizer, place
 
 
 def tokenizer_of(source: Path) -> Any:

@@ -7,10 +7,11 @@ then refuses to go backward through what was computed with other weights.
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,9 @@ from ..formats.experts import ExpertsFolder
 from ..formats.mapping import Inputs
 from .matching import Matched, tensor_of
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 Memory = list[tuple[int, torch.dtype, torch.device]]  # where tensors are
 Active = dict[str, float]  # the tasks in force, in the order of the folder's, and the weight of each
 
@@ -35,6 +39,12 @@ class Weights(ABC):
         self.model, self.files, self.places = model, files, matched.shared
         self.source = {name: files.whole(info) for name, info in contents.shared.items()}
         self.integers = {place: files.whole(contents.copied[name]) for name, place in matched.copied.items()}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """The weights of a copy of the model, of the same files."""
+        other = copy.copy(self)
+        other.model, other.source = copy.deepcopy(self.model, memo), dict(self.source)
+        return other
 
     def prepare(self, active: Active) -> None:
         """Make ready for a set of tasks; InputError where it cannot be, MergeError where a file has changed."""
@@ -83,6 +93,11 @@ class EmrWeights(Weights):
         self.artefact = artefact
         self.unified = {name: files.whole(info) for name, info in artefact.unified.items()}
         self.masks = {name: files.whole(info) for name, info in artefact.masks.items()}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        other = super().__deepcopy__(memo)
+        other.unified, other.masks, other._ready = dict(self.unified), dict(self.masks), {}
+        return other
 
     def prepare(self, active: Active) -> None:
         super().prepare(active)
@@ -181,6 +196,12 @@ class ExpertWeights(Weights):
         self._products: dict[str, dict[str, ops.LowRank]] = {}
         self._parts: dict[tuple[str, str], _Part] = {}  # by task and place
         self._touched: list[str] = []  # tasks whose values may be in the model
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        other = super().__deepcopy__(memo)
+        other._sparse, other._products, other._ready = dict(self._sparse), dict(self._products), {}
+        other._parts = {key: copy.copy(part) for key, part in self._parts.items()}
+        return other
 
     def prepare(self, active: Active) -> None:
         super().prepare(active)

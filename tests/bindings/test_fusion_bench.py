@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -338,6 +338,24 @@ def test_language_models_from_disk(checkpoints: Path, lazy: bool, tmp_path: Path
     assert_equal(merged.state_dict(), expected.state_dict())
     ids = torch.arange(10)[None]
     assert merged(ids).logits.equal(expected(ids).logits)
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"), [("emr", {}), ("free", {}), ("merge", {"method": "magmax", "modulators": True})]
+)
+def test_models_with_tasks_are_not_saved_as_hugging_faces(
+    checkpoints: Path, name: str, changed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which is said before a model is loaded."""
+    paths = {"_pretrained_": str(checkpoints / "base"), "art": str(checkpoints / "art")}
+    pool = CausalLMPool(paths, tokenizer=None)
+    monkeypatch.delattr(CausalLMPool, "load_model")
+    algorithm = configured(name, **changed)
+    algorithm._program = SimpleNamespace(merged_model_save_path="out")
+    with pytest.raises(
+        InputError, match=rf"not those with tasks, which {changed.get('method', name)} gives; leave it out"
+    ):
+        algorithm.run(pool)
 
 
 def test_command_line(checkpoints: Path, tmp_path: Path) -> None:

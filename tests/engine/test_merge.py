@@ -107,6 +107,56 @@ def test_tied_tensors_are_merged_once(method: str, tmp_path: Path) -> None:
     assert_same_bits(result["lm_head.weight"], result["model.embed_tokens.weight"], "tied")
 
 
+@pytest.mark.parametrize(
+    ("method", "params"),
+    [
+        ("dare_linear", {"density": 0.5}),
+        ("ties", {"density": 0.2, "scope": "global"}),
+        ("free", {"cutoff": 0.3, "expert_density": 0.1}),
+        ("emr", {}),
+    ],
+)
+def test_state_dicts_of_tied_weights_merge_as_their_files(method: str, params: dict[str, Any], tmp_path: Path) -> None:
+    """Which have them once: in drops, ranks and sums they count once, and the result is tied, of a task too."""
+    shapes = {"a.weight": (30, 40), "b.weight": (50,)}
+    stored = {"base": state(0, torch.float32, shapes)}
+    stored |= {task: near(stored["base"], k) for k, task in enumerate(("one", "two"), 1)}
+    base, *models = (write(tmp_path / name, tensors) for name, tensors in stored.items())
+    fm.merge(method, base, dict(zip(("one", "two"), models, strict=True)), tmp_path / "out", params=params)
+    whole = {name: {**own, "z": own["a.weight"], "head": own["a.weight"]} for name, own in stored.items()}
+    merged = fm.merge_state_dicts(method, whole.pop("base"), whole, **params)
+    results = {"out": merged.state_dict} if method != "emr" else {}
+    if method in ("emr", "free"):
+        fm.task(tmp_path / "out", "two", tmp_path / "task")
+        results["task"] = merged.task("two")
+    for folder, result in results.items():
+        for name, tensor in read(tmp_path / folder).items():
+            assert_same_bits(result[name], tensor, name)
+        assert result["z"] is result["a.weight"] is result["head"]
+
+
+def test_state_dicts_are_tied_only_where_all_tie() -> None:
+    table, other = torch.ones(20, 4), torch.zeros(20, 4)
+    tied, apart = {"embed": table, "head": table}, {"embed": table, "head": other}
+    for base, model in ((tied, apart), (apart, tied)):
+        merged = fm.merge_state_dicts("linear", base, {"m": model}).state_dict
+        assert torch.equal(merged["head"], model["head"])
+        assert merged["head"] is not merged["embed"]
+    own = fm.merge_state_dicts("linear", tied, {"m": tied}, task_specific=["head"])
+    assert own.own["m"]["head"] is table
+
+
+def test_a_head_of_bases_own_is_not_lost_in_memory() -> None:
+    names = ("model.embed_tokens.weight", "lm_head.weight")
+    both = dict(zip(names, (torch.ones(20, 4), torch.zeros(20, 4)), strict=True))
+    one = {names[0]: torch.ones(20, 4)}
+    for base, models in ((both, {"m": one}), (None, {"base": both, "m": one})):
+        with pytest.raises(MergeError, match=r"base: the tensors .*differ, of which another model has one; give both"):
+            fm.merge_state_dicts("linear", base, models)
+    both[names[1]] = both[names[0]].clone()
+    assert fm.merge_state_dicts("linear", both, {"m": one}).state_dict.keys() == both.keys()
+
+
 @pytest.mark.parametrize("method", ["linear", "emr"])
 def test_integers_are_copied(method: str, tmp_path: Path) -> None:
     base = state(0)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from adapters import lora, write_adapter
 from folders import content, near, state, write
-from host_device import HostDevice, late
+from host_device import HostDevice, HostLoader, late
 
 import fastmerge as fm
 from fastmerge import dispatch, gpus
@@ -212,6 +212,19 @@ def test_what_cannot_be_made_ready_ends_the_merge(
     monkeypatch.setattr(device, "unpin", lambda _: None)
     with pytest.raises(RuntimeError, match="no more"):
         piped(monkeypatch, planned(checkpoints, "emr", tmp_path / "out"), [device])
+
+
+@pytest.mark.skipif(isinstance(dispatch.load("native"), str), reason="the native backend is not built")
+def test_loaders_are_closed_before_their_memory_is_given_back(
+    checkpoints: tuple[Path, dict[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their threads would go on to write there; at the end as well as where a merge begins anew in smaller blocks."""
+    device, still = HostDevice(fails={2}), list[HostLoader]()
+    monkeypatch.setattr(device, "forget", lambda: still.extend(own for own in device.loaders if not own.closed))
+    piped(monkeypatch, planned(checkpoints, "ties", tmp_path / "out"), [device])
+    assert len(device.loaders) > 1
+    assert not still
+    assert all(loader.closed for loader in device.loaders)
 
 
 def test_no_room_at_all_is_told(

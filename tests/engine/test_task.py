@@ -107,6 +107,7 @@ def test_heads_come_back_with_their_task(heads: Path, tmp_path: Path) -> None:
         assert sorted(f.name for f in out.iterdir()) == [
             "README.md",
             "config.json",
+            "fastmerge.json",
             "model.safetensors",
             "tokenizer.json",
         ]

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from hulls import Problem, Weights
+from tensors import BF16
 from torch import Tensor, nn
 
 import fastmerge as fm
@@ -129,3 +130,33 @@ def test_merge_fn() -> None:
         result.coefficients  # noqa: B018 - a property that raises
     with pytest.raises(fm.errors.InputError, match="a fixed step"):
         fm.frank_wolfe(model, POOL, linear, [G], merge_fn=ties)
+
+
+class BrokenError(Exception):
+    """What ends a merge function."""
+
+
+@pytest.mark.parametrize("fault", ["raises", "not finite"])
+def test_a_merge_fn_that_fails_leaves_the_step_before(fault: str) -> None:
+    """Also where it changes what it is given, and a buffer, which has no gradient whose place could hold it."""
+    model = Weights({"x": torch.tensor([0.1, 0.2], dtype=BF16), "y": torch.zeros(1)})
+    model.register_buffer("z", torch.ones(1))
+    pool = [{"x": torch.ones(2, dtype=BF16), "y": torch.ones(1), "z": torch.ones(1)}]
+    after: list[dict[str, Tensor]] = []
+    names: list[str] = []
+
+    def merge(theta: Tensor, _: list[Tensor], __: list[float]) -> Tensor:
+        names.append("made")
+        theta += 1
+        if len(names) == 6 and fault == "raises":
+            raise BrokenError
+        return theta / 0 if len(names) == 6 else theta
+
+    def keep(_: fm.fw.Step) -> None:
+        after.append({n: t.clone() for n, t in model.state_dict().items()})
+
+    with pytest.raises(BrokenError if fault == "raises" else fm.errors.MergeError, match=r"'z'|^$"):
+        fm.frank_wolfe(model, pool, lambda m, _: m.x.sum() + m.y, [0], merge_fn=merge, step=0.5, steps=2, callback=keep)
+    assert len(after) == 1
+    assert all(torch.equal(t, after[0][n]) for n, t in model.state_dict().items())
+    assert model.y.item() == 1.0

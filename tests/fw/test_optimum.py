@@ -242,6 +242,19 @@ def test_mixed_precision(again: bool | None) -> None:
     assert within.loss == pytest.approx(deep_run().loss, rel=0.05)
 
 
+def test_mixed_precision_around_a_merge_fn() -> None:
+    def shrunk(theta: Tensor, *_: object) -> Tensor:
+        return theta / 2
+
+    with torch.autocast("cpu", torch.bfloat16):
+        model = Deep(0)
+        result = fm.frank_wolfe(
+            model, [Deep(1).state_dict()], deep_loss, [torch.ones(5, 6)], merge_fn=shrunk, step=0.5, steps=1
+        )
+        torch.clear_autocast_cache()
+        assert result.loss == deep_loss(model, torch.ones(5, 6)).item()
+
+
 def test_coefficients_stay_in_the_hull_where_shares_round_above_one() -> None:
     shares = torch.tensor([[0.5, 0.5000000000000002]], dtype=torch.float64)
     found = blend(torch.tensor([[0.0, 0.0, 1.0]], dtype=torch.float64), torch.tensor([[0, 1]]), shares)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -268,6 +269,24 @@ def test_a_candidate_that_is_not_finite_is_named(tmp_path: Path) -> None:
     state["up.weight"][5, 5] = torch.inf
     with pytest.raises(MergeError, match=r"bad: tensor 'up.weight' holds NaN or infinity"):
         run(Net(0), {"good": Net(2).state_dict(), "bad": state})
+
+
+@pytest.mark.parametrize("run", [fm.frank_wolfe, fm.ada_merging], ids=["frank_wolfe", "ada_merging"])
+def test_where_going_back_fails_the_model_is_said_to_be_of_no_step(run: Any, tmp_path: Path) -> None:
+    problem = Problem(0)
+    for i, state in enumerate(problem.pool):
+        save_file(state, tmp_path / f"m{i}.safetensors")
+    calls: list[int] = []
+
+    def loss(model: nn.Module, _: object) -> Tensor:
+        calls.append(1)
+        if len(calls) == 3:
+            os.utime(tmp_path / "m1.safetensors", (1, 1))
+        return problem.loss(model)
+
+    with pytest.raises(MergeError, match=r"of no step: one failed.*changed.*going back.*again") as said:
+        run(problem.model(), sorted(tmp_path.iterdir()), batches=[None], loss_fn=loss, steps=5)
+    assert "m1.safetensors" in str(said.value.__cause__)
 
 
 def test_task_specific_tensors_and_frozen_parameters(tmp_path: Path) -> None:

@@ -294,6 +294,8 @@ def test_histograms_add_up() -> None:
 
 
 BASE, LIMITS = torch.zeros(10), torch.zeros(5).long()
+LONG_ROW = (1 << 29) + 1  # of which eight end on a byte
+LONG = torch.zeros(1).expand(8 * LONG_ROW)
 EXPERT = ops.extract_topk(BASE, torch.arange(10.0), 4)
 
 
@@ -305,6 +307,7 @@ EXPERT = ops.extract_topk(BASE, torch.arange(10.0), 4)
         (lambda: ops.kth_magnitude(BASE, [BASE], []), "ranks must be 1 lists"),
         (lambda: ops.kth_magnitude(BASE, [BASE, BASE], [[1], [1, 2]]), "lists of equal length"),
         (lambda: ops.rank_drop(BASE, [BASE], 3, [1], [LIMITS]), "10 elements are not rows of 3"),
+        (lambda: ops.rank_drop(LONG, [LONG], LONG_ROW, [1], [LIMITS]), "4294967304 elements, 2.32 or more"),
         (lambda: ops.rank_drop(BASE, [BASE], 5, [1], [LIMITS], start=8), "a multiple of 65536"),
         (lambda: ops.rank_drop(BASE, [BASE], 5, [1], [LIMITS], stop=11), "stop 11 must be in order in 0 … 10"),
         (lambda: ops.rank_drop(BASE, [BASE], 5, [], [LIMITS]), "1 models need as many keys"),

@@ -266,6 +266,10 @@ def test_patterns_that_cannot_be_meant_are_problems(pattern: str, says: str) -> 
 # Tied tensors
 
 SIZE = (8, 2)
+ASSUMED = (
+    f"base: {HEAD} counts as tied to {EMBED}, since m stores not all of them; if they differ, let config.json say "
+    "tie_word_embeddings: false"
+)
 ONE, BOTH = {EMBED: SIZE, "w": (2,)}, {EMBED: SIZE, "w": (2,), HEAD: SIZE}
 
 
@@ -281,6 +285,7 @@ def test_an_alias_that_only_base_stores_is_merged_once_and_written_twice(config)
     alignment = align(checkpoint("base", BOTH, config), [checkpoint("m", ONE, config), checkpoint("n", BOTH, config)])
     assert [(plan.name, plan.aliases) for plan in alignment.tensors] == [(EMBED, (HEAD,)), ("w", ())]
     assert [info.name for info in alignment.tensors[0].models] == [EMBED, EMBED]
+    assert alignment.notes == (() if config == TIED or config == {"text_config": TIED} else (ASSUMED,))
 
 
 def test_an_alias_that_all_store_is_merged_once_where_the_config_ties() -> None:

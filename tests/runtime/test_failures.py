@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -85,18 +86,20 @@ def test_goes_back_from_a_first_use(folders: dict[str, Path], monkeypatch: pytes
 
 
 def test_refuses_when_it_cannot_go_back(live: TaskModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However it is called; a switch that succeeds mends it."""
+    """However it is called, a copy of it too; a switch that succeeds mends it."""
     before, task = bits(live.model), live.current
     with monkeypatch.context() as planting:
         Planted(planting, RuntimeError, 3, 2)
         with pytest.raises(MergeError, match="set a task again"):
             live.set_task(live.tasks[2])
-    for call in (live, live.model, live.model.up, live.down):
+    other = copy.deepcopy(live)
+    for call in (live, live.model, live.model.up, live.down, other, other.up):
         with pytest.raises(MergeError, match="is of no task: a switch failed"):
             call(IDS)
-    live.set_task(task)
-    assert same(live.model, before)
-    assert live(IDS).isfinite().all()
+    for one in (live, other):
+        one.set_task(task)
+        assert same(one.model, before)
+        assert one(IDS).isfinite().all()
 
 
 @pytest.fixture

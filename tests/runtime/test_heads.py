@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -60,13 +61,14 @@ def check(live: TaskModel, task: str, root: Path) -> None:
 @pytest.mark.parametrize("headless", [False, True])
 def test_heads_of_other_sizes(tmp_path: Path, headless: bool) -> None:
     """In any order; without a task base's head, or where base has none the model's own, to the bit."""
-    live = fm.runtime.load(merged(tmp_path, headless=headless), Classifier(5, seed=9))
-    first = bits(live.model)
+    loaded = fm.runtime.load(merged(tmp_path, headless=headless), Classifier(5, seed=9))
+    first, live = bits(loaded.model), copy.deepcopy(loaded)
     assert live(X).shape == (4, 5)
     for task in ("three", "two", "seven", "three"):
         check(live, task, tmp_path)
     live.set_task(None)
     assert same(live.model, first)
+    assert same(loaded.model, first), "of which the other is a copy"
     assert live.classifier[1].out_features == 5
     own = Classifier(5, seed=9 if headless else 0)
     assert torch.equal(live.classifier[1].weight, own.classifier[1].weight)

@@ -128,10 +128,10 @@ GOOD = '{"text": "x", "label": "t0"}\n'
     ],
 )
 def test_bad_texts(text: str, said: list[str], folder: Path, tmp_path: Path) -> None:
-    """Each problem once, with the number of its line, and exit code 2."""
+    """Each problem once, with the number of its line, beside that of a model without a tokenizer; and exit code 2."""
     (tmp_path / "d.jsonl").write_bytes(text.encode(errors="surrogateescape"))
     code, _, error = run("router", "train", folder, "--data", tmp_path / "d.jsonl")
-    assert (code, error.count("error:")) == (2, len(said)), error
+    assert (code, error.count("error:")) == (2, len(said) + 1), error
     assert all(part in error and "d.jsonl" in error for part in said), error
     assert not (folder / "router.json").exists()
 
@@ -184,14 +184,14 @@ def test_all_problems_at_once(folder: Path, tmp_path: Path) -> None:
 
 
 def test_what_is_not_there(folder: Path, tmp_path: Path) -> None:
-    for arguments, said in (
-        (["train", tmp_path], "has neither emr.json nor experts.json"),
-        (["train", folder], "pass a file of texts"),
-        (["train", folder, "--data", tmp_path / "no.jsonl"], "no.jsonl: cannot be read"),
-        (["eval", folder, "--features", features_file(tmp_path / "f.safetensors", *clusters())], "has no router"),
+    for arguments, count, said in (
+        (["train", tmp_path], 1, "has neither emr.json nor experts.json"),
+        (["train", folder], 1, "pass a file of texts"),
+        (["train", folder, "--data", tmp_path / "no.jsonl"], 2, "no.jsonl: cannot be read"),
+        (["eval", folder, "--features", features_file(tmp_path / "f.safetensors", *clusters())], 1, "has no router"),
     ):
         code, _, error = run("router", *arguments)
-        assert (code, error.count("error:"), said in error) == (2, 1, True), error
+        assert (code, error.count("error:"), said in error) == (2, count, True), error
 
 
 def test_an_emr_artefact(tmp_path: Path) -> None:
@@ -250,5 +250,13 @@ def test_texts_through_the_model(tmp_path: Path) -> None:
         fm.runtime.text_features(folder, ["t1w1"], device="gpu9")
     for file in folder.glob("tokenizer*"):
         file.unlink()
+    (tmp_path / "odd.jsonl").write_text('{"text": "t0w1", "label": "t7"}')
+    with pytest.raises(InputError) as caught:
+        train_router(folder, tmp_path / "odd.jsonl", validation=2, device="gpu9")
+    said = ("validation is 2", "no task 't7'", "has no tokenizer", "'gpu9' cannot be used")
+    assert all(part in text for part, text in zip(said, caught.value.problems, strict=True))
+    with pytest.raises(InputError) as caught:
+        evaluate_router(folder, tmp_path / "odd.jsonl", device="gpu9")
+    assert all(part in text for part, text in zip(said[1:], caught.value.problems, strict=True))
     with pytest.raises(InputError, match="has no tokenizer"):
         fm.runtime.text_features(folder, ["t1w1"])

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import gc
+import io
+import pickle
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -253,6 +256,38 @@ def test_a_resident_switch_only_launches(
         with Nothing():
             live.set_task("law")
             live.set_task("math")
+
+
+@pytest.mark.parametrize("resident", [False, True], ids=["plain", "resident"])
+@pytest.mark.parametrize("kind", ["artefact", "folder"])
+def test_a_copy_switches_for_itself(kind: str, resident: bool, request: pytest.FixtureRequest) -> None:
+    """It begins with the bits of the first, of no task too, and neither changes the other, moved or not."""
+    path = request.getfixturevalue(kind)
+    first = fm.runtime.load(path, Net(1), task="math", resident=resident)
+    first.set_task("code")
+    with torch.no_grad():
+        first.down.bias += 1
+    other = copy.deepcopy(first)
+    assert (other.current, other.training) == ("code", True)
+    assert same(other.model, bits(first.model))
+    expected = {task: bits(fm.runtime.load(path, Net(1), task=task).model) for task in (*TASKS, None)}
+    for task in ("law", "math", None, "code"):
+        before = bits(first.model)
+        other.set_task(task)
+        assert same(first.model, before), task
+        assert kind == "folder" or same(other.model, expected[task]), task
+        first.set_task(task)
+        assert same(other.model, bits(first.model)), task
+    other.model.double()
+    other.set_task("law")
+    first.set_task("math")
+    assert kind == "folder" or same(first.model, expected["math"])
+
+
+@pytest.mark.parametrize("use", [pickle.dumps, copy.copy, lambda live: torch.save(live, io.BytesIO())])
+def test_a_live_model_is_not_pickled(use: Callable[[nn.Module], object], folder: Path) -> None:
+    with pytest.raises(InputError, match=r"deepcopy alone; in place of a pickle save its state_dict\(\)"):
+        use(fm.runtime.load(folder, Net(1)))
 
 
 def test_misuse_changes_nothing(artefact: Path, folder: Path) -> None:
