@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import gpus
 from ..errors import InputError
@@ -27,6 +27,9 @@ from .side_files import write_side_files
 from .statistics_file import load, save, statistics_file
 from .works import Reading
 
+if TYPE_CHECKING:
+    import torch
+
 
 def merge(
     method: str | Method,
@@ -40,9 +43,9 @@ def merge(
     task_specific: Sequence[str] = (),
     rename: Mapping[str, Rename] | None = None,
     vocab: Vocab = "error",
-    dtype: str | None = None,
+    dtype: str | torch.dtype | None = None,
     memory: str | int = "1GiB",
-    device: str = "auto",
+    device: str | torch.device = "auto",
     overwrite: bool = False,
     resume: bool = False,
     hashes: bool = False,

@@ -28,7 +28,7 @@ StateDict = Mapping[str, Tensor]
 CODES = {dtype: code for code, dtype in (TORCH_DTYPES | INTEGER_DTYPES).items()}
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class Merged:
     """`state_dict` is the merged model (of an EMR merge, base + unified task vector); `stats` the method's numbers.
 
@@ -42,6 +42,9 @@ class Merged:
     _base: StateDict = field(default_factory=dict)
     unified: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     experts: dict[str, dict[str, ops.Expert | ops.LowRank]] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"Merged({len(self.state_dict)} tensors, stats={self.stats})"
 
     def task(self, name: str) -> dict[str, Tensor]:
         """One task's model: by its mask and its rescaler, or with its expert. InputError for other methods."""
@@ -76,6 +79,8 @@ def merge_state_dicts(
     patterns stay base's in `state_dict` and are each task's own in `task(name)`. Raises InputError and MergeError as
     `merge` does.
     """
+    if not isinstance(models, Mapping):
+        raise InputError("models: expected {name: state dict, …}")
     names = list(models)
     parameters, alignment = _prepared(method, base, models, params, tensors, task_specific)
     declared = parameters.method
