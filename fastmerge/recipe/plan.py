@@ -259,7 +259,10 @@ def plan(
         )
     merged = None if alignment is None else [tensor.name for tensor in alignment.tensors if not tensor.copy]
     for name, one in declared.items():
-        wrong[name] += one.method.problems(names) if merged is None else one.settle(merged)
+        if merged is not None:
+            wrong[name] += one.settle(merged)
+        elif names:  # that there are none is said already
+            wrong[name] += one.method.problems(names)
     problems += _told_apart(wrong)
     given = [path for c in (lead, *opened) if c is not None for path in c.places]
     if problems or alignment is None:

@@ -309,6 +309,12 @@ def test_models_without_names(models: Any) -> None:
         fm.plan("linear", None, {"a": "a"}, tensors=models)
 
 
+def test_no_models_is_one_problem(tmp_path: Path) -> None:
+    base, _ = family(tmp_path)
+    with pytest.raises(InputError, match=r"^1 to 64 models can be merged, these are 0; [^\n]*$"):
+        fm.plan("slerp", base, {})
+
+
 def test_what_is_shown_of_results_is_short(tmp_path: Path) -> None:
     """In a notebook or at a prompt, where a large model's tensors would fill the screen."""
     base, models = family(tmp_path)
