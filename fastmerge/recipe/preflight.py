@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 Rename = Sequence[tuple[str, str]]  # (old prefix, new prefix)
 
+NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")  # of a layer, in a tensor's name
 INTEGERS = frozenset({"BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64"})
 
 
@@ -232,10 +234,12 @@ def _match(
 
 
 def _pattern(name: str, wrong: set[str], names: Sequence[str]) -> str:
-    """The pattern of the module whose tensors are all wrong, `classifier.*`, else of this tensor alone."""
-    module = name.rpartition(".")[0] + "."
-    whole = module != "." and all(n in wrong for n in names if n.startswith(module))
-    return glob.escape(module) + "*" if whole else glob.escape(name)
+    """The first of these that matches nothing but what is wrong: the tensor's module (`classifier.*`) or the tensor, of
+    every layer, else of this one; the tensor alone."""
+    module, tensor = f"{glob.escape(name.rpartition('.')[0])}.*", glob.escape(name)
+    every = [NUMBER.sub("*", form) for form in (module, tensor)] if NUMBER.search(name) else []
+    forms = [*every, module] if "." in name else []
+    return next((form for form in forms if all(n in wrong for n in names if matches(n, [form]))), tensor)
 
 
 def _twin(lead: Checkpoint, model: Checkpoint, name: str) -> TensorInfo | None:

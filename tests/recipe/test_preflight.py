@@ -214,7 +214,7 @@ def test_heads_are_kept_per_task() -> None:
     assert [info.name for info in alignment.base_specific] == ["head.w"]
 
 
-MODULES = st.sampled_from(["a", "b", "a.c", "classifier", "logit[0]", "it's"])
+MODULES = st.sampled_from(["a", "b", "a.c", "h.0", "h.1", "h.1.c", "classifier", "logit[0]", "it's"])
 SPECS = st.dictionaries(
     st.tuples(MODULES, st.sampled_from(["", ".weight", ".bias"])).map("".join),
     st.sampled_from([(2,), (3,)]),
@@ -253,6 +253,25 @@ def test_the_proposed_pattern_is_the_module_only_if_all_of_it_is_wrong(name: str
     base = checkpoint("base", {"embeddings.weight": (2,)})
     (problem,) = problems_of(base, [checkpoint("m", {"embeddings.weight": (2,), name: (3,)})])
     assert problem.endswith(f"pass --task-specific {pattern}")
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern"),
+    [
+        ("h.{}.attn.rotary_emb.inv_freq", "'h.*.attn.rotary_emb.*'"),
+        ("h.{}.attn.masked_bias", "'h.*.attn.masked_bias'"),
+        ("h.{}.1.scale", "'h.*.*.*'"),
+    ],
+    ids=["a module", "beside tensors to merge", "numbers within"],
+)
+def test_the_proposed_pattern_is_of_every_layer(name: str, pattern: str) -> None:
+    """Buffers that some versions store, once a layer, take one option."""
+    shared = {f"h.{i}.attn.weight": (2,) for i in range(3)}
+    shared = {"embed.weight": (2,)} if pattern == "'h.*.*.*'" else shared
+    base = checkpoint("base", shared | {name.format(i): (3,) for i in range(3)})
+    problems = problems_of(base, [checkpoint("m", shared)])
+    assert len(problems) == 3
+    assert all(problem.endswith(f"pass --task-specific {pattern}") for problem in problems)
 
 
 @pytest.mark.parametrize(
