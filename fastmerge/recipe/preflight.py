@@ -203,9 +203,11 @@ def _match(
             own[name] = stored
     known = set(groups).union(*groups.values())
     extra = [name for name in model.tensors if name not in known and not matches(name, task_specific)]
-    prefix = uniform_prefix(missing, extra, [name for name in model.tensors if name in known])
-    if prefix is not None:
-        return own, [_prefix_problem(lead, model, len(missing), *prefix)], notes
+    right = [name for name in model.tensors if name in known]
+    for found in (missing, _findable(missing, extra)):
+        prefix = uniform_prefix(found, extra, right)
+        if prefix is not None and 2 * len(found) > len(missing):
+            return own, [_prefix_problem(lead, model, len(missing), len(found), *prefix)], notes
 
     twins = {name: twin for name in missing if (twin := _twin(lead, model, name)) is not None}
     own |= twins
@@ -278,10 +280,21 @@ def uniform_prefix(missing: Sequence[str], extra: Sequence[str], right: Sequence
     return None
 
 
-def _prefix_problem(lead: Checkpoint, model: Checkpoint, count: int, old: str, new: str) -> str:
+def _findable(missing: Sequence[str], extra: Sequence[str]) -> list[str]:
+    """The missing names that a name which is too many ends with, or that end with one, after a dot."""
+
+    def ends(name: str) -> list[str]:
+        return [name[i + 1 :] for i, letter in enumerate(name) if letter == "."]
+
+    there, longer = set(extra), {end for name in extra for end in ends(name)}
+    return [name for name in missing if name in longer or not there.isdisjoint(ends(name))]
+
+
+def _prefix_problem(lead: Checkpoint, model: Checkpoint, count: int, found: int, old: str, new: str) -> str:
     where = f"with the prefix {old!r}" if old else f"without the prefix {new!r}"
+    part = "all" if found == count else found
     return (
-        f"{model.label}: {count} tensors of {lead.label} are missing, all found {where}; "
+        f"{model.label}: {count} tensors of {lead.label} are missing, {part} found {where}; "
         f"pass --rename {model.label}:{old}={new}"
     )
 

@@ -161,6 +161,24 @@ def proposed_renames(problems: list[str]) -> dict[str, list[tuple[str, str]]]:
     return {label: [(old, new)]}
 
 
+@pytest.mark.parametrize("stripped", [True, False], ids=["too much", "too little"])
+def test_a_prefix_is_found_where_the_model_lacks_some_tensors_too(stripped: bool) -> None:
+    """As of GPT-2, whose base stores no prefix, but a mask in every layer: what else is wrong is told next."""
+    longer = {f"transformer.{name}": shape for name, shape in SHAPES.items()}
+    base, model = (SHAPES, longer) if stripped else (longer, SHAPES)
+    whole = {f"model.layers.{i}.attn.bias": (2, 2) for i in range(12)} | base
+    (problem,) = problems_of(checkpoint("base", whole), [checkpoint("m", model | {"head.w": (2, 2)})])
+    assert f"44 tensors of base are missing, 32 found with{'' if stripped else 'out'} the prefix" in problem
+    rename = proposed_renames([problem])
+    alignment = align(
+        checkpoint("base", whole),
+        [checkpoint("m", model | {"head.w": (2, 2)})],
+        rename=rename,
+        task_specific=["*.attn.bias", "*head.w"],
+    )
+    assert names(alignment) == list(base)
+
+
 @pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "model.", "anything_"])
 @pytest.mark.parametrize("stripped", [True, False], ids=["too much", "too little"])
 def test_a_uniform_prefix_is_one_finding_whose_proposal_works(prefix: str, stripped: bool) -> None:
