@@ -74,7 +74,7 @@ def merge_state_dicts(
 ) -> Merged:
     """Merge state dicts held in memory, on whatever device they are; inputs are not changed.
 
-    params: the method's. tensors: patterns of tensor names, and the parameters they change, as `plan` takes them.
+    params: the method's. tensors: patterns of tensor names, and the parameters they change, as `merge` takes them.
     Tensors of the result have base's dtypes (the first model's, without a base). Tensors that match `task_specific`
     patterns stay base's in `state_dict` and are each task's own in `task(name)`. Raises InputError and MergeError as
     `merge` does.

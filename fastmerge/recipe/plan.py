@@ -219,19 +219,8 @@ def plan(
 ) -> MergePlan:
     """Check a merge of checkpoints on disk and lay out its result; reads headers only.
 
-    method: a method's name with its `params`, or a declared Method. base and models: folders, .safetensors files, Hub
-    names, or checkpoints that are open; `models` maps names to them, in the order of merging. tensors: patterns of
-    tensor names (one or several), and the parameters they change; later ones win. outputs: several results of one
-    reading, each a folder of its own in `out` with the parameters that it changes. What tensors and outputs say by
-    model's name changes those models alone.
-    Where a number may differ between tensors, {"layers": [0.1, 0.9]} goes from the first layer to the last (layers.py).
-    task_specific: patterns of tensors kept per task;
-    rename: per model, (old, new) prefixes. vocab: where embeddings have different numbers of rows, "base" keeps base's,
-    "pad" all (vocabulary.py). dtype: of the result, a name or torch's own, base's by default. memory: bound of the
-    engine's own buffers.
-    device: "auto" (a GPU that can be used, else the CPU), "cpu", "cuda", "cuda:1", or several GPUs with commas between.
-    resume: go on with the same merge where it was stopped. hashes: record those of all input and output files,
-    for `verify`. Raises InputError with every problem found.
+    Arguments are those of `fastmerge.merge`; base and models may be checkpoints that are open, too. Raises InputError
+    with every problem found.
     """
     problems: list[str] = []
     pairs = pairs_of(models, "models", "{name: folder, …}")

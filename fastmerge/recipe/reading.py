@@ -34,7 +34,7 @@ def read_recipe(source: str | Path | Mapping[str, Any] | AnyRecipe) -> AnyRecipe
 def plan(what: str | Path | Mapping[str, Any] | AnyRecipe | Method, *arguments: Any, **options: Any) -> MergePlan:
     """Check a merge, and lay out its result; reads headers only.
 
-    Of a method, by its name or declared, with the arguments of `fastmerge.recipe.plan.plan`; or of a recipe, or a
+    Of a method, by its name or declared, with the arguments of `fastmerge.merge`; or of a recipe, or a
     configuration of mergekit's (a file .yml, .yaml or .json, its content, or a Recipe), with those of `Recipe.plan`.
     Raises InputError with every problem found.
     """
