@@ -199,13 +199,14 @@ def show_plan(prepared: MergePlan, as_json: bool) -> None:
     summary = prepared.summary()
     if as_json:
         return echo_json(summary)
+    count = len(summary["files"])
     rows = [
         ("method", f"{summary['method']} ({prepared.method.source})"),
         ("models", ", ".join(summary["models"])),
         ("tensors", f"{summary['tensors']} ({summary['parameters']:,} parameters)"),
         ("passes", str(summary["passes"])),
         ("reads", size(summary["bytes_read"])),
-        ("writes", f"{size(summary['bytes_written'])} in {len(summary['files'])} files"),
+        ("writes", f"{size(summary['bytes_written'])} in {count} file{'s' if count > 1 else ''}"),
     ]
     rows += [(f"fetches {repo}", size(nbytes)) for repo, nbytes in summary["fetches"].items()]
     for name, changes in summary["outputs"].items():

@@ -67,18 +67,22 @@ def schema() -> None:
 
 
 @app.command()
-def methods(as_json: JsonOption = False) -> None:
+def methods(
+    named: Annotated[list[str], typer.Argument(help="these alone", metavar="METHOD")] = [],  # noqa: B006
+    as_json: JsonOption = False,
+) -> None:
     """All methods: what they do, their parameters, defaults and sources."""
-    from ..recipe.json_schema import method_table
+    with errors(as_json):
+        from ..recipe.json_schema import method_table
 
-    content = method_table()
-    if as_json:
-        return echo_json(content)
-    for method in content:
-        out.print(f"[bold]{method['name']}[/]  {escape(method['does'])}\n[dim]{escape(method['source'])}[/]")
-        rows = []
-        for name, parameter in method["parameters"].items():
-            default = "" if parameter["default"] is None else f", default {json.dumps(parameter['default'])}"
-            rows.append((f"  {name}", f"{parameter['about']} ({parameter['form']}{default})"))
-        show_rows(rows)
-    return None
+        content = method_table(named)
+        if as_json:
+            echo_json(content)
+            return
+        for method in content:
+            out.print(f"[bold]{method['name']}[/]  {escape(method['does'])}\n[dim]{escape(method['source'])}[/]")
+            rows = []
+            for name, parameter in method["parameters"].items():
+                default = "" if parameter["default"] is None else f", default {json.dumps(parameter['default'])}"
+                rows.append((f"  {name}", f"{parameter['about']} ({parameter['form']}{default})"))
+            show_rows(rows)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import gpus
 from ..errors import InputError
@@ -27,6 +27,9 @@ from .side_files import write_side_files
 from .statistics_file import load, save, statistics_file
 from .works import Reading
 
+if TYPE_CHECKING:
+    import torch
+
 
 def merge(
     method: str | Method,
@@ -40,19 +43,31 @@ def merge(
     task_specific: Sequence[str] = (),
     rename: Mapping[str, Rename] | None = None,
     vocab: Vocab = "error",
-    dtype: str | None = None,
+    dtype: str | torch.dtype | None = None,
     memory: str | int = "1GiB",
-    device: str = "auto",
+    device: str | torch.device = "auto",
     overwrite: bool = False,
     resume: bool = False,
     hashes: bool = False,
     progress: Progress | None = None,
 ) -> Report:
-    """Merge checkpoints on disk into the folder `out`. Arguments are those of `plan`.
+    """Merge checkpoints on disk into the folder `out`.
 
-    `progress` is called with the number of bytes read since its last call. Raises InputError for anything wrong with
-    the input before a weight is read, MergeError for what only shows while merging; then no output is left. What was
-    done when a merge was interrupted, or ended with a ResumableError, is kept for another call with `resume`.
+    method: a method's name with its `params`, or a declared Method. base and models: folders, .safetensors files or Hub
+    names; `models` maps names to them, in the order of merging. tensors: patterns of tensor names (one or several), and
+    the parameters they change; later ones win. outputs: several results of one reading, each a folder of its own in
+    `out` with the parameters that it changes. What tensors and outputs say by model's name changes those models alone.
+    Where a number may differ between tensors, {"layers": [0.1, 0.9]} goes from the first layer to the last.
+    task_specific: patterns of tensors kept per task; rename: per model, (old, new) prefixes. vocab: where embeddings
+    have different numbers of rows, "base" keeps base's, "pad" all. dtype: of the result, a name or torch's own, base's
+    by default. memory: bound of the engine's own buffers. device: "auto" (a GPU that can be used, else the CPU), "cpu",
+    "cuda", "cuda:1", or several GPUs with commas between. overwrite: replace what is at `out`. resume: go on with the
+    same merge where it was stopped. hashes: record those of all input and output files, for `verify`. progress: called
+    with the number of bytes read since its last call.
+
+    Raises InputError for anything wrong with the input before a weight is read, MergeError for what only shows while
+    merging; then no output is left. What was done when a merge was interrupted, or ended with a ResumableError, is kept
+    for another call with `resume`.
     """
     if out is None:
         raise InputError("merge: say where the result goes (out=)")

@@ -154,5 +154,5 @@ class _Comparer:
         starts = self._starts[segment.file]
         start, name = starts[bisect_right(starts, (first, "\U0010ffff")) - 1]
         path = self._folder / segment.file
-        text = f"{path}: tensor {name!r} is not what its inputs give (the first such byte is its {first - start}th)"
+        text = f"{path}: tensor {name!r} is not what its inputs give (first at byte {first - start:,})"
         self.problems.setdefault((segment.file, name), text)

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..recipe.reading import AnyRecipe, plan_recipe
 from .merge import execute
 from .report import Report
 from .run_pass import Progress
 
+if TYPE_CHECKING:
+    import torch
+
 
 def run(
     recipe: str | Path | Mapping[str, Any] | AnyRecipe,
     out: str | Path,
     *,
-    dtype: str | None = None,
+    dtype: str | torch.dtype | None = None,
     memory: str | int | None = None,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     overwrite: bool = False,
     resume: bool = False,
     hashes: bool = False,

@@ -32,6 +32,7 @@ from ..formats.expanded import stored, stored_bytes
 from ..formats.mapping import Inputs
 from ..formats.models import open_models
 from ..formats.safetensors import TensorInfo
+from ..recipe.parameters import pairs_of
 from ..recipe.plan import name_problems
 from ..recipe.preflight import Alignment, Rename, TensorPlan, align
 from .reading import whole
@@ -96,7 +97,7 @@ def spectrum(
     all. task_specific and rename as for `merge`. Memory is a few times the largest matrix in float32, whatever the
     number of models. Raises InputError with every problem found, MergeError where there is NaN or infinity.
     """
-    pairs = list(models.items() if isinstance(models, Mapping) else models)
+    pairs = pairs_of(models, "models", "{name: folder, …}")
     names = [name for name, _ in pairs]
     limits, complete, alignment, found = checked(base, pairs, cutoff, tensors, max_tensors, task_specific, rename)
     chosen = sorted(random.Random(SEED).sample(range(len(found)), min(max_tensors or len(found), len(found))))

@@ -29,7 +29,7 @@ StateDict = Mapping[str, Tensor]
 CODES = {dtype: code for code, dtype in (TORCH_DTYPES | INTEGER_DTYPES).items()}
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class Merged:
     """`state_dict` is the merged model (of an EMR merge, base + unified task vector); `stats` the method's numbers.
 
@@ -44,6 +44,9 @@ class Merged:
     _tied: dict[str, str] = field(default_factory=dict)  # further names of merged tensors
     unified: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     experts: dict[str, dict[str, ops.Expert | ops.LowRank]] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"Merged({len(self.state_dict)} tensors, stats={self.stats})"
 
     def task(self, name: str) -> dict[str, Tensor]:
         """One task's model: by its mask and its rescaler, or with its expert. InputError for other methods."""
@@ -75,12 +78,14 @@ def merge_state_dicts(
 ) -> Merged:
     """Merge state dicts held in memory, on whatever device they are; inputs are not changed.
 
-    params: the method's. tensors: patterns of tensor names, and the parameters they change, as `plan` takes them.
+    params: the method's. tensors: patterns of tensor names, and the parameters they change, as `merge` takes them.
     Tensors of the result have base's dtypes (the first model's, without a base). Tensors that match `task_specific`
     patterns stay base's in `state_dict` and are each task's own in `task(name)`. Names that share their memory in all
     inputs, as tied weights do, are merged once and share it in the result too. Raises InputError and MergeError as
     `merge` does.
     """
+    if not isinstance(models, Mapping):
+        raise InputError("models: expected {name: state dict, …}")
     _check_values(base, models)
     tied = _tied([*([] if base is None else [base]), *models.values()], task_specific)
     base = None if base is None else _without(base, tied)

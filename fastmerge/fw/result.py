@@ -18,13 +18,16 @@ from .record import Record, RunRecord, Step
 R = TypeVar("R", bound=RunRecord)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class RunResult(Generic[R]):
     """`model` holds the merged weights; `record` tells the rest, and goes into JSON."""
 
     record: R
     model: nn.Module
     candidates: Candidates
+
+    def __repr__(self) -> str:
+        return f"Result({self.record.method} of {', '.join(self.record.candidates)}, loss={self.loss})"
 
     @property
     def state_dict(self) -> dict[str, Any]:

@@ -210,7 +210,10 @@ class Method(BaseModel):
     per_tensor: ClassVar[frozenset[str]] = frozenset()  # parameters that may differ from tensor to tensor
     by_model: ClassVar[tuple[str, ...]] = ()  # parameters that may differ from model to model
 
-    nonfinite: Literal["error", "allow"] = Field("error", description="stop at NaN and infinity, or let them through")
+    # Defaults are keywords in the classes that others derive from: mypy finds them nowhere else.
+    nonfinite: Literal["error", "allow"] = Field(
+        default="error", description="stop at NaN and infinity, or let them through"
+    )
 
     def problems(self, models: Sequence[str]) -> list[str]:
         """What is wrong with the parameters for these models (names, in order)."""
@@ -253,7 +256,7 @@ class WeightedMethod(Method):
     by_model: ClassVar[tuple[str, ...]] = ("weights",)
 
     weights: per_model(optional=True) = Field(  # type: ignore[valid-type]
-        None, description="one number a model, in order or by name; all ones by default"
+        default=None, description="one number a model, in order or by name; all ones by default"
     )
 
     def weights_of(self, models: Sequence[str]) -> list[float]:
@@ -264,7 +267,7 @@ class WeightedMethod(Method):
 class NormalizedMethod(WeightedMethod):
     """A weighted method that may divide by the sum of the weights."""
 
-    normalize: bool = Field(False, description="divide by the sum of the weights")
+    normalize: bool = Field(default=False, description="divide by the sum of the weights")
 
     def problems(self, models: Sequence[str]) -> list[str]:
         problems = super().problems(models)

@@ -41,9 +41,11 @@ class TaskVectorMethod(Prefiltered, WeightedMethod):
     per_tensor = WeightedMethod.per_tensor | {"scale", "prefilter"}
     rows_whole: ClassVar[bool] = False
 
-    scale: Finite = Field(1.0, description="λ, the factor of the merged task vector")
-    modulators: bool = Field(False, description="keep masks and rescalers per task (EMR-Merging, Table 7)")
-    rescalers: Rescale = Field("global", description="of modulators: from sums over the model, or per-tensor means")
+    scale: Finite = Field(default=1.0, description="λ, the factor of the merged task vector")
+    modulators: bool = Field(default=False, description="keep masks and rescalers per task (EMR-Merging, Table 7)")
+    rescalers: Rescale = Field(
+        default="global", description="of modulators: from sums over the model, or per-tensor means"
+    )
 
     def arguments(self, block: Block, models: Sequence[str], earlier: Sequence[Statistics]) -> dict[str, Any]:
         """What ops.combine is called with on this block, beside tensors and scale; parts of a method add to it."""

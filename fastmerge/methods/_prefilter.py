@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 class Prefiltered(Method):
     """A method of task vectors, which may be filtered first."""
 
-    prefilter: Filter | None = Field(None, description="filter each task vector first, such as {cutoff: 0.3} (see fr)")
+    prefilter: Filter | None = Field(
+        default=None, description="filter each task vector first, such as {cutoff: 0.3} (see fr)"
+    )
 
     def passes_on(self, subject: Subject, models: Sequence[str], wide: bool = False) -> tuple[Pass, ...]:
         passes, chosen = super().passes_on(subject, models, wide), self.prefilter

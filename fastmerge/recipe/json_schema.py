@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
+from ..errors import InputError, attempt
 from ..methods import get, names
 from ..methods._declaration import Method
 from .parameters import singular
@@ -35,15 +38,21 @@ def recipe_schema() -> Schema:
     return schema
 
 
-def method_table() -> list[dict[str, Any]]:
-    """Per method its name, what it does, its source, and per parameter default, form and meaning."""
+def method_table(named: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Per method, of all or of those named, its name, what it does, its source, and per parameter default, form and
+    meaning. InputError with every name that is none."""
     rows = []
-    for name in names():
-        declared = get(name)
+    problems: list[str] = []
+    for name in named or names():
+        declared = attempt(problems, partial(get, name))
+        if declared is None:
+            continue
         properties = declared.model_json_schema()["properties"]
         parameters = {n: _parameter(properties[n]) for n in declared.model_fields}
         summary = (inspect.getdoc(declared) or "").partition("\n\n")[0].replace("\n", " ")
         rows.append({"name": name, "does": summary, "source": declared.source, "parameters": parameters})
+    if problems:
+        raise InputError(problems)
     return rows
 
 

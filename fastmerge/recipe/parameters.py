@@ -90,7 +90,8 @@ def declare(
     declared = get(method) if isinstance(method, str) else type(method)
     given = {} if isinstance(method, str) else method.model_dump(exclude_unset=True)
     given, changes = plain({**given, **params}), plain(changes)
-    own = tuple(((p,) if isinstance(p, str) else tuple(p), plain(values)) for p, values in overrides)
+    entries = pairs_of(overrides, "tensors", "[(pattern, {parameter: value}), …]")
+    own = tuple(((p,) if isinstance(p, str) else tuple(p), plain(values)) for p, values in entries)
     problems = section_problems(declared, given)
     problems += section_problems(declared, changes, f"outputs.{output}", models)
     for i, (_, values) in enumerate(own):
@@ -105,6 +106,14 @@ def declare(
     if problems:
         raise InputError(problems)
     return Parameters(whole, settings, own, tuple(models))
+
+
+def pairs_of(given: Any, what: str, form: str) -> list[tuple[Any, Any]]:
+    """Pairs that a caller gave, as a mapping or in order. Raises InputError with the form for what is neither."""
+    pairs = list(given.items()) if isinstance(given, Mapping) else given
+    if not isinstance(pairs, (list, tuple)) or not all(isinstance(p, (list, tuple)) and len(p) == 2 for p in pairs):
+        raise InputError(f"{what}: expected {form}")
+    return [(first, second) for first, second in pairs]
 
 
 def section_problems(

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import gpus
 from ..errors import InputError, attempt, nearest
@@ -22,9 +22,12 @@ from ..methods._declaration import Method, Pass, Statistics
 from .destination import output_folder, output_problems
 from .memory import portions_of
 from .outputs import Output, delta_dtype, passes_on, plan_experts, plan_output
-from .parameters import Override, Parameters, declare
+from .parameters import Override, Parameters, declare, pairs_of
 from .preflight import Alignment, Rename, TensorPlan, align
 from .vocabulary import VOCABS, Vocab, files_beside, rows_of, set_rows
+
+if TYPE_CHECKING:
+    import torch
 
 DTYPE_NAMES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "float64": "F64"}
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -32,7 +35,7 @@ MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 MAX_MODELS = 64
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class MergePlan:
     """A merge that has passed preflight.
 
@@ -62,6 +65,9 @@ class MergePlan:
     beside: Mapping[str, bytes | None] = field(default_factory=dict)
     mergekit: Mapping[str, Any] | None = None
     vocab: Vocab = "error"
+
+    def __repr__(self) -> str:
+        return f"MergePlan({self.summary()})"
 
     @property
     def method(self) -> Method:
@@ -204,30 +210,21 @@ def plan(
     task_specific: Sequence[str] = (),
     rename: Mapping[str, Rename] | None = None,
     vocab: Vocab = "error",
-    dtype: str | None = None,
+    dtype: str | torch.dtype | None = None,
     memory: str | int = "1GiB",
-    device: str = "auto",
+    device: str | torch.device = "auto",
     overwrite: bool = False,
     resume: bool = False,
     hashes: bool = False,
 ) -> MergePlan:
     """Check a merge of checkpoints on disk and lay out its result; reads headers only.
 
-    method: a method's name with its `params`, or a declared Method. base and models: folders, .safetensors files, Hub
-    names, or checkpoints that are open; `models` maps names to them, in the order of merging. tensors: patterns of
-    tensor names (one or several), and the parameters they change; later ones win. outputs: several results of one
-    reading, each a folder of its own in `out` with the parameters that it changes. What tensors and outputs say by
-    model's name changes those models alone.
-    Where a number may differ between tensors, {"layers": [0.1, 0.9]} goes from the first layer to the last (layers.py).
-    task_specific: patterns of tensors kept per task;
-    rename: per model, (old, new) prefixes. vocab: where embeddings have different numbers of rows, "base" keeps base's,
-    "pad" all (vocabulary.py). dtype: of the result, base's by default. memory: bound of the engine's own buffers.
-    device: "auto" (a GPU that can be used, else the CPU), "cpu", "cuda", "cuda:1", or several GPUs with commas between.
-    resume: go on with the same merge where it was stopped. hashes: record those of all input and output files,
-    for `verify`. Raises InputError with every problem found.
+    Arguments are those of `fastmerge.merge`; base and models may be checkpoints that are open, too. Raises InputError
+    with every problem found.
     """
     problems: list[str] = []
-    pairs = list(models.items() if isinstance(models, Mapping) else models)
+    pairs = pairs_of(models, "models", "{name: folder, …}")
+    dtype, device = spelled(dtype, device)
     names = [name for name, _ in pairs]
     problems += name_problems(names, rename or {})
     declared: dict[str, Parameters] = {}
@@ -251,7 +248,10 @@ def plan(
         )
     merged = None if alignment is None else [tensor.name for tensor in alignment.tensors if not tensor.copy]
     for name, one in declared.items():
-        wrong[name] += one.method.problems(names) if merged is None else one.settle(merged)
+        if merged is not None:
+            wrong[name] += one.settle(merged)
+        elif names:  # that there are none is said already
+            wrong[name] += one.method.problems(names)
     problems += _told_apart(wrong)
     given = [path for c in (lead, *opened) if c is not None for path in c.places]
     if problems or alignment is None:
@@ -304,8 +304,14 @@ def plan(
     )
 
 
-def option_problems(dtype: str | None, memory: str | int, device: str) -> list[str]:
+def spelled(dtype: str | torch.dtype | None, device: str | torch.device) -> tuple[str | None, str]:
+    """A dtype and a device as the command line spells them; torch's own are taken too."""
+    return None if dtype is None else str(dtype).removeprefix("torch."), str(device)
+
+
+def option_problems(dtype: str | torch.dtype | None, memory: str | int, device: str | torch.device) -> list[str]:
     """What is wrong with options, whatever is merged."""
+    dtype, device = spelled(dtype, device)
     problems = gpus.problems(device)
     if dtype and dtype not in DTYPE_NAMES:
         problems.append(f"unknown dtype {dtype!r}{nearest(dtype, DTYPE_NAMES)}; there are {', '.join(DTYPE_NAMES)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 Rename = Sequence[tuple[str, str]]  # (old prefix, new prefix)
 
+NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")  # of a layer, in a tensor's name
 INTEGERS = frozenset({"BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64"})
 
 
@@ -215,9 +217,11 @@ def _match(
             own[name] = stored
     known = set(groups).union(*groups.values())
     extra = [name for name in model.tensors if name not in known and not matches(name, task_specific)]
-    prefix = uniform_prefix(missing, extra, [name for name in model.tensors if name in known])
-    if prefix is not None:
-        return own, [_prefix_problem(lead, model, len(missing), *prefix)], notes
+    right = [name for name in model.tensors if name in known]
+    for found in (missing, _findable(missing, extra)):
+        prefix = uniform_prefix(found, extra, right)
+        if prefix is not None and 2 * len(found) > len(missing):
+            return own, [_prefix_problem(lead, model, len(missing), len(found), *prefix)], notes
 
     twins = {name: twin for name in missing if (twin := _twin(lead, model, name)) is not None}
     own |= twins
@@ -246,10 +250,12 @@ def _match(
 
 
 def _pattern(name: str, wrong: set[str], names: Sequence[str]) -> str:
-    """The pattern of the module whose tensors are all wrong, `classifier.*`, else of this tensor alone."""
-    module = name.rpartition(".")[0] + "."
-    whole = module != "." and all(n in wrong for n in names if n.startswith(module))
-    return glob.escape(module) + "*" if whole else glob.escape(name)
+    """The first of these that matches nothing but what is wrong: the tensor's module (`classifier.*`) or the tensor, of
+    every layer, else of this one; the tensor alone."""
+    module, tensor = f"{glob.escape(name.rpartition('.')[0])}.*", glob.escape(name)
+    every = [NUMBER.sub("*", form) for form in (module, tensor)] if NUMBER.search(name) else []
+    forms = [*every, module] if "." in name else []
+    return next((form for form in forms if all(n in wrong for n in names if matches(n, [form]))), tensor)
 
 
 def _twin(lead: Checkpoint, model: Checkpoint, name: str) -> TensorInfo | None:
@@ -288,10 +294,21 @@ def uniform_prefix(missing: Sequence[str], extra: Sequence[str], right: Sequence
     return None
 
 
-def _prefix_problem(lead: Checkpoint, model: Checkpoint, count: int, old: str, new: str) -> str:
+def _findable(missing: Sequence[str], extra: Sequence[str]) -> list[str]:
+    """The missing names that a name which is too many ends with, or that end with one, after a dot."""
+
+    def ends(name: str) -> list[str]:
+        return [name[i + 1 :] for i, letter in enumerate(name) if letter == "."]
+
+    there, longer = set(extra), {end for name in extra for end in ends(name)}
+    return [name for name in missing if name in longer or not there.isdisjoint(ends(name))]
+
+
+def _prefix_problem(lead: Checkpoint, model: Checkpoint, count: int, found: int, old: str, new: str) -> str:
     where = f"with the prefix {old!r}" if old else f"without the prefix {new!r}"
+    part = "all" if found == count else found
     return (
-        f"{model.label}: {count} tensors of {lead.label} are missing, all found {where}; "
+        f"{model.label}: {count} tensors of {lead.label} are missing, {part} found {where}; "
         f"pass --rename {model.label}:{old}={new}"
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from ..methods._declaration import Method
@@ -13,6 +13,9 @@ from .mergekit.recipe import MergekitRecipe, is_mergekit
 from .plan import MergePlan
 from .schema import Recipe
 from .yaml_file import read_yaml
+
+if TYPE_CHECKING:
+    import torch
 
 AnyRecipe = Recipe | MergekitRecipe
 
@@ -31,7 +34,7 @@ def read_recipe(source: str | Path | Mapping[str, Any] | AnyRecipe) -> AnyRecipe
 def plan(what: str | Path | Mapping[str, Any] | AnyRecipe | Method, *arguments: Any, **options: Any) -> MergePlan:
     """Check a merge, and lay out its result; reads headers only.
 
-    Of a method, by its name or declared, with the arguments of `fastmerge.recipe.plan.plan`; or of a recipe, or a
+    Of a method, by its name or declared, with the arguments of `fastmerge.merge`; or of a recipe, or a
     configuration of mergekit's (a file .yml, .yaml or .json, its content, or a Recipe), with those of `Recipe.plan`.
     Raises InputError with every problem found.
     """
@@ -44,9 +47,9 @@ def plan_recipe(
     source: str | Path | Mapping[str, Any] | AnyRecipe,
     out: str | Path | None = None,
     *,
-    dtype: str | None = None,
+    dtype: str | torch.dtype | None = None,
     memory: str | int | None = None,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     overwrite: bool = False,
     resume: bool = False,
     hashes: bool = False,

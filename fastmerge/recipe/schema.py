@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
 
@@ -38,6 +38,9 @@ from .parameters import (
 from .plan import MergePlan, plan
 from .vocabulary import Vocab
 from .yaml_file import read_yaml
+
+if TYPE_CHECKING:
+    import torch
 
 WORDS = (
     (r"pass --task-specific (.+)$", r"put \1 in task_specific"),
@@ -162,9 +165,9 @@ class Recipe(BaseModel):
         self,
         out: str | Path | None = None,
         *,
-        dtype: str | None = None,
+        dtype: str | torch.dtype | None = None,
         memory: str | int | None = None,
-        device: str = "auto",
+        device: str | torch.device = "auto",
         overwrite: bool = False,
         resume: bool = False,
         hashes: bool = False,
@@ -180,9 +183,9 @@ class Recipe(BaseModel):
     def _planned(
         self,
         out: str | Path | None,
-        dtype: str | None,
+        dtype: str | torch.dtype | None,
         memory: str | int,
-        device: str,
+        device: str | torch.device,
         overwrite: bool,
         resume: bool,
         hashes: bool,

@@ -30,10 +30,8 @@ def read_yaml(file: Path) -> dict[str, Any]:
         if file.stat().st_size > SIZE_LIMIT:
             raise InputError(f"{file}: larger than {SIZE_LIMIT:,} bytes, which no recipe is")
         text = file.read_text(encoding="utf-8")
-        if file.suffix == ".json":  # not all of whose escapes YAML reads alike
-            content = json.loads(text, object_pairs_hook=_unique)
-        else:
-            content = _data(yaml.compose(text, yaml.BaseLoader), set())
+        # YAML does not read all escapes of JSON alike.
+        content = json.loads(text, object_pairs_hook=_unique) if file.suffix == ".json" else _data(_root(text), set())
     except OSError as error:
         raise InputError(f"{file}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
@@ -53,6 +51,14 @@ def read_yaml(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{file}: a recipe is a mapping, such as method: task_arithmetic")
     return content
+
+
+def _root(text: str) -> Any:
+    """The node of the only document; None of an empty file."""
+    roots = list(yaml.compose_all(text, yaml.BaseLoader))
+    if len(roots) > 1:
+        raise _error("another document begins; a recipe is one: put each into a file of its own", roots[1])
+    return roots[0] if roots else None
 
 
 def _data(node: Any, seen: set[int]) -> Any:

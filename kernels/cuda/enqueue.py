@@ -45,8 +45,9 @@ def enqueue(kernel: Any, grid: tuple[int, int, int], first: Tensor, /, *others: 
 
 
 def make_ready() -> None:
-    """Have Triton build, where it has not yet, what it launches kernels by, and begin what its first launch would wait for:
-    the keys of its cache hold a hash of the compiler, which is read for it, half a gigabyte. Raises RuntimeError."""
+    """Have Triton build, where it has not yet, what it launches kernels by, and begin what its first launch would wait
+    for: the keys of its cache hold a hash of the compiler, half a gigabyte. Raises RuntimeError where it cannot.
+    """
     threading.Thread(target=_hash_compiler, name="fastmerge-hash", daemon=True).start()
     try:
         driver.active.utils  # noqa: B018

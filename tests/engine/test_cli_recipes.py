@@ -89,6 +89,13 @@ def test_schema_and_methods() -> None:
     shown = run("methods")[1]
     for name in methods.names():
         assert name in shown
+    one, two = run("methods", "ties")[1], run("methods", "slerp", "ties")[1]
+    assert one in shown
+    assert one in two
+    assert [row["name"] for row in json.loads(run("methods", "slerp", "ties", "--json")[1])] == ["slerp", "ties"]
+    code, printed, error = run("methods", "tie", "ties", "foo")
+    assert (code, printed, error.count("error:")) == (2, "", 2)
+    assert "'tie'; did you mean 'ties'?" in error
 
 
 @pytest.mark.parametrize("method", ["linear", *(n for n in methods.names() if "seed" in methods.get(n).model_fields)])

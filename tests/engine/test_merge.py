@@ -338,6 +338,39 @@ def test_dtype_of_the_result(tmp_path: Path) -> None:
     fm.merge("task_arithmetic", base, models, tmp_path / "out", dtype="float32")
     assert {t.dtype for t in read(tmp_path / "out").values()} == {torch.float32}
     assert json.loads((tmp_path / "out" / "config.json").read_text())["torch_dtype"] == "float32"
+    recipe = {"method": "task_arithmetic", "base": str(base), "models": {n: str(path) for n, path in models.items()}}
+    torchs: dict[str, Any] = {"dtype": torch.float32, "device": torch.device("cpu")}
+    fm.merge("task_arithmetic", base, models, tmp_path / "merge" / "out", **torchs)
+    fm.run(recipe, tmp_path / "run" / "out", **torchs)
+    assert content(tmp_path / "out") == content(tmp_path / "merge" / "out") == content(tmp_path / "run" / "out")
+    with pytest.raises(InputError, match=r"device 'meta': expected .*\nunknown dtype 'int8'; there are bfloat16"):
+        fm.plan("linear", base, models, dtype=torch.int8, device=torch.device("meta"))
+
+
+@pytest.mark.parametrize("models", [["a"], "a", Path("a"), [("a", "b", "c")]], ids=str)
+def test_models_without_names(models: Any) -> None:
+    with pytest.raises(InputError, match=r"^models: expected \{name: folder, …\}$"):
+        fm.merge("linear", None, models, "out")
+    with pytest.raises(InputError, match=r"^models: expected \{name: folder, …\}$"):
+        fm.spectrum("base", models)
+    with pytest.raises(InputError, match=r"^models: expected \{name: state dict, …\}$"):
+        fm.merge_state_dicts("linear", None, models)
+    with pytest.raises(InputError, match=r"tensors: expected \[\(pattern, \{parameter: value\}\), …\]"):
+        fm.plan("linear", None, {"a": "a"}, tensors=models)
+
+
+def test_no_models_is_one_problem(tmp_path: Path) -> None:
+    base, _ = family(tmp_path)
+    with pytest.raises(InputError, match=r"^1 to 64 models can be merged, these are 0; [^\n]*$"):
+        fm.plan("slerp", base, {})
+
+
+def test_what_is_shown_of_results_is_short(tmp_path: Path) -> None:
+    """In a notebook or at a prompt, where a large model's tensors would fill the screen."""
+    base, models = family(tmp_path)
+    merged = fm.merge_state_dicts("emr", state(0), {"a": state(1), "b": state(2)})
+    assert re.fullmatch(r"Merged\(\d tensors, stats=\{'rescalers': \{'a': .*, 'b': .*\}\}\)", repr(merged))
+    assert re.match(r"MergePlan\(\{'method': 'emr', .*'passes': 1, ", repr(fm.plan("emr", base, models)))
 
 
 def test_linear_without_a_base(tmp_path: Path) -> None:

@@ -65,6 +65,7 @@ def test_coefficients_make_the_same_bits_again(options: dict[str, Any], dtype: t
 
     result = run(model, pool, checkpoint=tmp_path / "run.json", callback=in_the_hull, **options)
     assert len(result.steps) > 1
+    assert repr(result) == f"Result(frank_wolfe of initial, n0, n1, n2, n3, loss={result.loss})"  # and no model of 13B
     result.save(tmp_path / "saved.json")
     again = fm.fw.rebuild(tmp_path / "saved.json", init=initial)
     assert again.keys() == {n for n, t in initial.items() if t.is_floating_point()}

@@ -98,6 +98,20 @@ def test_typed() -> None:
     assert (ROOT / "py.typed").is_file()
 
 
+def test_types_of_a_method_of_ones_own(tmp_path: Path) -> None:
+    """Parameters that have a default need not be given."""
+    (tmp_path / "own.py").write_text(
+        "import torch\nimport fastmerge as fm\nfrom fastmerge.methods import Method, TaskVectorMethod\n"
+        "class Own(Method):\n    strength: float = 1.0\n"
+        "class Vectors(TaskVectorMethod):\n    strength: float = 1.0\n"
+        "fm.merge(Own(), 'base', {'a': 'b'}, 'out', dtype=torch.float16, device=torch.device('cpu'))\n"
+        "fm.plan(Vectors(strength=2.0), 'base', {'a': 'b'}, dtype='float16')\n"
+    )
+    command = [sys.executable, "-m", "mypy", "--strict", "own.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
 def test_starts_without_torch(tmp_path: Path) -> None:
     """Importing fastmerge, its command line and preflight loads neither torch, numpy nor what is optional."""
     late = ("torch", "numpy", "huggingface_hub", "matplotlib", "transformers")

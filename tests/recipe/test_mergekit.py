@@ -345,6 +345,10 @@ def test_chat_templates(template: str, folders: dict[str, Path], tmp_path: Path)
         ),
         (changed(TIES, "models", 0, "parameters", "densty", value=1), "did you mean 'density'?"),
         (
+            changed(TIES, "random_seed", value=0),
+            "random_seed: mergekit ignores it; leave it out, or ask for it by param",
+        ),
+        (
             changed(TIES, "parameters", "lamda", value=1),
             "parameters.lamda: ties has no parameter 'lamda'; did you mean",
         ),

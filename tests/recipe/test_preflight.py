@@ -161,6 +161,24 @@ def proposed_renames(problems: list[str]) -> dict[str, list[tuple[str, str]]]:
     return {label: [(old, new)]}
 
 
+@pytest.mark.parametrize("stripped", [True, False], ids=["too much", "too little"])
+def test_a_prefix_is_found_where_the_model_lacks_some_tensors_too(stripped: bool) -> None:
+    """As of GPT-2, whose base stores no prefix, but a mask in every layer: what else is wrong is told next."""
+    longer = {f"transformer.{name}": shape for name, shape in SHAPES.items()}
+    base, model = (SHAPES, longer) if stripped else (longer, SHAPES)
+    whole = {f"model.layers.{i}.attn.bias": (2, 2) for i in range(12)} | base
+    (problem,) = problems_of(checkpoint("base", whole), [checkpoint("m", model | {"head.w": (2, 2)})])
+    assert f"44 tensors of base are missing, 32 found with{'' if stripped else 'out'} the prefix" in problem
+    rename = proposed_renames([problem])
+    alignment = align(
+        checkpoint("base", whole),
+        [checkpoint("m", model | {"head.w": (2, 2)})],
+        rename=rename,
+        task_specific=["*.attn.bias", "*head.w"],
+    )
+    assert names(alignment) == list(base)
+
+
 @pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "model.", "anything_"])
 @pytest.mark.parametrize("stripped", [True, False], ids=["too much", "too little"])
 def test_a_uniform_prefix_is_one_finding_whose_proposal_works(prefix: str, stripped: bool) -> None:
@@ -214,7 +232,7 @@ def test_heads_are_kept_per_task() -> None:
     assert [info.name for info in alignment.base_specific] == ["head.w"]
 
 
-MODULES = st.sampled_from(["a", "b", "a.c", "classifier", "logit[0]", "it's"])
+MODULES = st.sampled_from(["a", "b", "a.c", "h.0", "h.1", "h.1.c", "classifier", "logit[0]", "it's"])
 SPECS = st.dictionaries(
     st.tuples(MODULES, st.sampled_from(["", ".weight", ".bias"])).map("".join),
     st.sampled_from([(2,), (3,)]),
@@ -253,6 +271,25 @@ def test_the_proposed_pattern_is_the_module_only_if_all_of_it_is_wrong(name: str
     base = checkpoint("base", {"embeddings.weight": (2,)})
     (problem,) = problems_of(base, [checkpoint("m", {"embeddings.weight": (2,), name: (3,)})])
     assert problem.endswith(f"pass --task-specific {pattern}")
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern"),
+    [
+        ("h.{}.attn.rotary_emb.inv_freq", "'h.*.attn.rotary_emb.*'"),
+        ("h.{}.attn.masked_bias", "'h.*.attn.masked_bias'"),
+        ("h.{}.1.scale", "'h.*.*.*'"),
+    ],
+    ids=["a module", "beside tensors to merge", "numbers within"],
+)
+def test_the_proposed_pattern_is_of_every_layer(name: str, pattern: str) -> None:
+    """Buffers that some versions store, once a layer, take one option."""
+    shared = {f"h.{i}.attn.weight": (2,) for i in range(3)}
+    shared = {"embed.weight": (2,)} if pattern == "'h.*.*.*'" else shared
+    base = checkpoint("base", shared | {name.format(i): (3,) for i in range(3)})
+    problems = problems_of(base, [checkpoint("m", shared)])
+    assert len(problems) == 3
+    assert all(problem.endswith(f"pass --task-specific {pattern}") for problem in problems)
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def test_scalars_are_those_of_yaml_1_2(tmp_path: Path) -> None:
         ("? [1, 2]\n: 3\n", "line 1, column 3: a key must be a plain text"),
         ("- 1\n", "a recipe is a mapping"),
         ("", "a recipe is a mapping"),
-        ("a: 1\n---\nb: 2\n", "line 2, column 1"),
+        ("a: 1\n---\nb: 2\n", "line 3, column 1: another document begins; a recipe is one"),
         ("a: \0\n", "special characters are not allowed"),
         ("[" * 5000, "nested too deeply"),
     ],

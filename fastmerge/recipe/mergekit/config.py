@@ -198,6 +198,8 @@ class MergekitConfig(_Part):
 def _structural(fault: Fault) -> str:
     if fault.kind == "unknown":
         name, names = str(fault.path[-1]), list(_known(fault).model_fields)
+        if name == "random_seed":  # of programs that call mergekit; many published configurations have it
+            return f"{fault.place}: mergekit ignores it; leave it out, or ask for it by parameters: {{seed: N}}"
         return f"{fault.place}: there is no {name!r} here{nearest(name, names)}; there are {', '.join(names)}"
     if fault.path[-1:] == ("residual_weight",):
         return f"{fault.place}: has no effect in mergekit; leave it out"

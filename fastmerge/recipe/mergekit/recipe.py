@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -26,6 +26,9 @@ from .methods import MergekitMethod, find
 from .values import parameters_of, scope_problems
 from .vocabulary import Vocabulary, aligned, vocabulary
 from .weave import Weave, weave
+
+if TYPE_CHECKING:
+    import torch
 
 WORDS = (
     (r"^tensors\[\d+\](\.|: )", ""),
@@ -74,9 +77,9 @@ class MergekitRecipe:
         self,
         out: str | Path | None = None,
         *,
-        dtype: str | None = None,
+        dtype: str | torch.dtype | None = None,
         memory: str | int | None = None,
-        device: str = "auto",
+        device: str | torch.device = "auto",
         overwrite: bool = False,
         resume: bool = False,
         hashes: bool = False,
