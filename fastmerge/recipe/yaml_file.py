@@ -1,10 +1,11 @@
-"""Reading recipes from YAML 1.2 or JSON as plain data: no tags, no anchors, no key twice."""
+"""Reading recipes from YAML 1.2, with merge keys (`<<`), or JSON as plain data: no tags, no key twice."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import yaml
 from ..errors import InputError
 
 SIZE_LIMIT = 1_000_000  # bytes
+NODES = 200_000  # that aliases may make of them
 TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("map", "seq", "str")}
 # YAML 1.2's core schema. PyYAML knows 1.1's, where `no` is false, 1e-3 a text, 1:30 a number and 2024-01-01 a date.
 SCALARS: list[tuple[re.Pattern[str], Callable[[str], Any]]] = [
@@ -31,7 +33,11 @@ def read_yaml(file: Path) -> dict[str, Any]:
             raise InputError(f"{file}: larger than {SIZE_LIMIT:,} bytes, which no recipe is")
         text = file.read_text(encoding="utf-8")
         # YAML does not read all escapes of JSON alike.
-        content = json.loads(text, object_pairs_hook=_unique) if file.suffix == ".json" else _data(_root(text), set())
+        content = (
+            json.loads(text, object_pairs_hook=_unique)
+            if file.suffix == ".json"
+            else _data(_root(text), (), itertools.count())
+        )
     except OSError as error:
         raise InputError(f"{file}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
@@ -61,28 +67,37 @@ def _root(text: str) -> Any:
     return roots[0] if roots else None
 
 
-def _data(node: Any, seen: set[int]) -> Any:
-    """The value of a node whose scalars are all texts. One that is met again may hold itself, or grow without bound."""
+def _data(node: Any, above: tuple[Any, ...], met: Iterator[int]) -> Any:
+    """The value of a node whose scalars are all texts. above: the nodes that hold it; met: counts all."""
     if node is None:  # an empty file
         return None
-    if id(node) in seen:
-        raise _error("is used in another place; anchors and aliases are not read: write it out", node)
+    if node in above:
+        raise _error("holds itself", node)
+    if next(met) >= NODES:
+        raise _error(f"aliases make more than {NODES:,} values of this file", node)
     if node.tag not in TAGS:
         raise _error(f"tags such as {node.tag} are not read", node)
-    seen.add(id(node))
     if isinstance(node, yaml.SequenceNode):
-        return [_data(inner, seen) for inner in node.value]
+        return [_data(inner, (*above, node), met) for inner in node.value]
     if isinstance(node, yaml.ScalarNode):
         kinds = [convert for form, convert in SCALARS if form.fullmatch(node.value)] if node.style is None else []
         return kinds[0](node.value) if kinds else node.value
     content: dict[str, Any] = {}
+    merged: dict[str, Any] = {}
     for key, value in node.value:
         if not isinstance(key, yaml.ScalarNode):
             raise _error("a key must be a plain text", key)
         if key.value in content:  # keys are the text that stands there: a model may be called 1 or no
             raise _error(f"the key {key.value!r} is there twice", key)
-        content[key.value] = _data(value, seen)
-    return content
+        inner = _data(value, (*above, node), met)
+        if key.value == "<<" and key.style is None:
+            for mapping in inner if isinstance(inner, list) else [inner]:
+                if not isinstance(mapping, dict):
+                    raise _error("<< takes a mapping, or a list of mappings", value)
+                merged = mapping | merged  # the first counts
+        else:
+            content[key.value] = inner
+    return merged | content
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

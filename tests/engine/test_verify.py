@@ -263,7 +263,7 @@ def other_scale(root: Path, kind: str) -> str:
 
 def other_output(root: Path, _: str) -> str:
     flip(root / "out" / "model.safetensors", "embed.weight", 1)
-    return r"tensor 'embed.weight' is not what its inputs give \(the first such byte is its 1th\)"
+    return r"tensor 'embed.weight' is not what its inputs give \(first at byte 1\)"
 
 
 def other_task(root: Path, _: str) -> str:

@@ -37,6 +37,9 @@ def test_any_text_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, t
         assert isinstance(read_yaml(file), dict)
 
 
+LAUGHS = "x0: &x0 [1, 1, 1, 1]\n" + "".join(f"x{i}: &x{i} [{', '.join([f'*x{i - 1}'] * 9)}]\n" for i in range(1, 40))
+
+
 def test_scalars_are_those_of_yaml_1_2(tmp_path: Path) -> None:
     """Names and numbers that YAML 1.1 takes for something else; keys are the text that stands there."""
     file = tmp_path / "recipe.yaml"
@@ -58,6 +61,14 @@ def test_scalars_are_those_of_yaml_1_2(tmp_path: Path) -> None:
     }
 
 
+def test_aliases_and_merge_keys(tmp_path: Path) -> None:
+    """The nearest value counts: a mapping's own, then the first that is merged."""
+    file = tmp_path / "recipe.yaml"
+    file.write_text("a: &a {x: 1, y: [2]}\nb: &b {x: 3, z: 4}\nc: *a\nd: {y: 5, <<: [*a, *b]}\n'<<': 6\n")
+    a = {"x": 1, "y": [2]}
+    assert read_yaml(file) == {"a": a, "b": {"x": 3, "z": 4}, "c": a, "d": {"x": 1, "y": 5, "z": 4}, "<<": 6}
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -65,8 +76,10 @@ def test_scalars_are_those_of_yaml_1_2(tmp_path: Path) -> None:
         ("method: ties\n\tbase: x\n", "line 2, column 1"),
         ("a: 1\nb: 2\na: 3\n", "line 3, column 1: the key 'a' is there twice"),
         ("a: {b: 1, b: 1}\n", "line 1, column 11: the key 'b' is there twice"),
-        ("a: &x [1]\nb: *x\n", "line 1, column 4: is used in another place; anchors and aliases are not read"),
-        ("a: &x [*x]\n", "anchors and aliases"),
+        ("a: &x [*x]\n", "line 1, column 4: holds itself"),
+        ("a: &x [1]\nb: {<<: *x}\n", "line 1, column 4: << takes a mapping"),
+        ("a: {<<: {b: 1, b: 2}}\n", "the key 'b' is there twice"),
+        (LAUGHS, "aliases make more than 200,000 values"),
         ("a: !!python/object/apply:os.system ['true']\n", "line 1, column 4: tags such as"),
         ("? [1, 2]\n: 3\n", "line 1, column 3: a key must be a plain text"),
         ("- 1\n", "a recipe is a mapping"),
