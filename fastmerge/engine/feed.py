@@ -78,10 +78,17 @@ class Feed:
     """
 
     def __init__(
-        self, device: Device, next_works: Callable[[], Sequence[Work]], chunk: int, staging: int, inputs: Inputs
+        self,
+        device: Device,
+        next_works: Callable[[], Sequence[Work]],
+        chunk: int,
+        room: int,
+        staging: int,
+        inputs: Inputs,
     ):
-        """`next_works`: what may come in at once, in the end nothing."""
-        self._device, self._next_works, self._chunk, self._inputs = device, next_works, chunk, inputs
+        """`next_works`: what may come in at once, in the end nothing. room: bytes that rooms have from the first on."""
+        self._device, self._next_works, self._inputs = device, next_works, inputs
+        self._chunk, self._room = chunk, room
         self._rooms: queue.SimpleQueue[Room | None] = queue.SimpleQueue()
         self._loads: queue.SimpleQueue[Load | BaseException | None] = queue.SimpleQueue()
         for _ in range(ROOMS):
@@ -159,7 +166,7 @@ class Feed:
             room.used.synchronize()
         if room.memory is None or room.memory.numel() < nbytes:
             room.memory = None  # first let go of what is there
-            room.memory = self._device.empty(nbytes)
+            room.memory = self._device.empty(max(nbytes, self._room))
         at, spans = 0, []
         for piece in load.pieces:
             sources = []

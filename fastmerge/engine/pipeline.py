@@ -127,7 +127,7 @@ class Groups:
     """Groups of works that devices take from, one after the other."""
 
     def __init__(self, groups: Sequence[list[Work]]) -> None:
-        self._groups = deque(groups)
+        self._groups, self._all = deque(groups), groups
 
     def take(self) -> list[Work]:
         """The next, in the end an empty one."""
@@ -135,6 +135,12 @@ class Groups:
             return self._groups.popleft()
         except IndexError:
             return []
+
+    def usual_load(self, chunk: int, alone: bool) -> int:
+        """Bytes of the largest load but those of works that come in whole; alone: works come one by one."""
+        groups = [[work] for group in self._all for work in group] if alone else self._all
+        loads = (next(loads_of(group, chunk)) for group in groups)
+        return max((load_bytes(load) for load in loads if not load[0].whole), default=0)
 
     def stop(self) -> None:
         """Let there be none."""
@@ -221,7 +227,8 @@ class _Run:
 
     def _compute(self, drain: _Drain) -> None:
         computing = self.device.computing
-        with Feed(self.device, self._take, self.chunk, self.staging, self.inputs) as feed, computing.current():
+        room = self.groups.usual_load(self.chunk, self.scarce)
+        with Feed(self.device, self._take, self.chunk, room, self.staging, self.inputs) as feed, computing.current():
             for load in feed:
                 drain.check()
                 for arrived in feed.arrived(load):

@@ -17,6 +17,7 @@ from host_device import HostDevice, HostLoader, late
 import fastmerge as fm
 from fastmerge import dispatch, gpus
 from fastmerge.engine import merge, passes, pipeline
+from fastmerge.engine.feed import ROOMS
 from fastmerge.engine.identity import backend
 from fastmerge.engine.statistics import Kept
 from fastmerge.engine.works import Reading
@@ -225,6 +226,16 @@ def test_loaders_are_closed_before_their_memory_is_given_back(
     assert len(device.loaders) > 1
     assert not still
     assert all(loader.closed for loader in device.loaders)
+
+
+@pytest.mark.parametrize("blocks", [1, 8])
+def test_rooms_for_loads_are_had_once(
+    blocks: int, checkpoints: tuple[Path, dict[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not anew as tensors are larger."""
+    device = HostDevice()
+    piped(monkeypatch, planned(checkpoints, "emr", tmp_path / "out", blocks), [device])
+    assert 1 <= device.calls <= ROOMS
 
 
 def test_no_room_at_all_is_told(
