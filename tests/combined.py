@@ -1,4 +1,4 @@
-"""What combine, blend and kept_sums must tell apart, and what their other cases have too few elements for."""
+"""What combine, blend, kept_sums and low_rank must tell apart, and what their other cases have too few elements for."""
 
 from __future__ import annotations
 
@@ -15,6 +15,10 @@ PLACES = (0, 1, 700, 2047, 2048, 2049, 5000)  # of a cut's index: in the first p
 # The least numbers that are rounded to infinity: by halves of the last place.
 LIMITS = ((F32, F16, 65520.0), (F32, BF16, 2.0**128 - 2.0**119), (F64, F16, 65520.0), (F64, BF16, 2.0**128 - 2.0**119))
 LIMITS += ((F64, F32, 2.0**128 - 2.0**103),)
+# Rows and columns of a product, and which of its elements: whole tiles of rows and columns, parts, and rows that begin
+# where wide loads may, or not.
+PRODUCTS = [(20, 1024, 0, 20 * 1024), (9, 2064, 16, 9 * 2064 - 16), (13, 1000, 700, 9001), (17, 528, 5000, 64)]
+PRODUCTS += [(40, 1, 3, 30), (1, 3000, 0, 3000), (5, 37, 1, 1)]
 
 
 def check_selections(backend: str, device: str) -> int:
@@ -57,3 +61,16 @@ def check_overflows(backend: str, device: str) -> int:
             assert_same_bits(found.merged.cpu(), expected, f"{backend} {wide} to {to}")
             assert found.nonfinite == bad, f"{backend} {wide} to {to}"
     return len(LIMITS)
+
+
+def check_low_ranks(backend: str, device: str) -> int:
+    """Parts of products, which begin and end in the midst of rows."""
+    for (rows, columns, first, n), rank, dtype in product(PRODUCTS, (1, 5), (BF16, F64)):
+        base, up, down = make(n, dtype, 1), make(rows * rank, F32, 2), make(rank * columns, F32, 3)
+        given = base, up.view(rows, rank), down.view(rank, columns)
+        own, expected = (
+            ops.low_rank(*(x.to(place) for x in given), 0.37, first=first, backend=name)
+            for place, name in ((device, backend), ("cpu", "reference"))
+        )
+        assert_same_bits(own.cpu(), expected, f"{backend} low_rank {dtype} {rows} × {columns} from {first}")
+    return len(PRODUCTS)

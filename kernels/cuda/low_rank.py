@@ -7,47 +7,74 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import Launch, Row
-from .numeric import load, number, pointer, store
+from .numeric import load, narrow, number, pointer, widen
+
+ROWS = tl.constexpr(8)  # of the product that a program makes, of one reading of `down`
 
 
 @triton.jit
-def _tile(
-    row, rank, columns, first, start, n, FULL: tl.constexpr, BASE: tl.constexpr, OUT: tl.constexpr,
-    ALIGNED: tl.constexpr, TILE: tl.constexpr, WORKING: tl.constexpr,
+def _rows(
+    row, rank, columns, first, top, left, n, FULL: tl.constexpr, EVEN: tl.constexpr, ROWS: tl.constexpr,
+    BASE: tl.constexpr, OUT: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr, WORKING: tl.constexpr,
 ):  # fmt: skip
-    offsets = start + tl.arange(0, TILE)
-    within = offsets < n
-    place = tl.where(within, first + offsets, 0)
-    up = pointer(row + 5, WORKING, False) + place // columns * rank
-    down = pointer(row + 6, WORKING, False) + place % columns
-    delta = tl.load(up) * tl.load(down)
-    step = tl.cast(columns, tl.int64)
+    """TILE columns of ROWS rows of the product. FULL: all are there and wanted."""
+    columns = tl.cast(columns, tl.int64)
+    if EVEN:
+        columns, n = tl.multiple_of(columns, 16), tl.multiple_of(n, 16)
+    here, end = tl.arange(0, TILE), columns - left
+    up = pointer(row + 5, WORKING, False) + top * rank
+    down = pointer(row + 6, WORKING, ALIGNED) + left
+    line, deltas = load(down, here, end, FULL, WORKING), ()
+    for i in tl.static_range(ROWS):
+        deltas = deltas + (tl.load(up + i * rank) * line,)
     for j in range(1, rank):
-        delta = delta + tl.load(up + j) * tl.load(down + j * step)
-    theta = load(pointer(row + 3, BASE, ALIGNED), offsets, n, FULL, WORKING)
-    scale = number(row + 7, WORKING)
-    store(pointer(row + 4, OUT, ALIGNED), offsets, theta + scale * delta, n, FULL)
+        line, sums = load(down + j * columns, here, end, FULL, WORKING), ()
+        for i in tl.static_range(ROWS):
+            sums = sums + (deltas[i] + tl.load(up + i * rank + j) * line,)
+        deltas = sums
+    base, out, scale = pointer(row + 3, BASE, ALIGNED), pointer(row + 4, OUT, ALIGNED), number(row + 7, WORKING)
+    for i in tl.static_range(ROWS):
+        at = (top + i) * columns + left - first
+        if EVEN:
+            at = tl.multiple_of(at, 16)
+        if FULL:
+            theta = widen(tl.load(base + at + here), WORKING)
+            tl.store(out + at + here, narrow(theta + scale * deltas[i], OUT))
+        else:
+            wanted = (here >= -at) & (here < tl.minimum(end, n - at))
+            theta = widen(tl.load(base + at + here, mask=wanted, other=0.0), WORKING)
+            tl.store(out + at + here, narrow(theta + scale * deltas[i], OUT), mask=wanted)
 
 
 @triton.jit(do_not_specialize=["width", "rank", "columns", "first"])
 def low_rank_tile(
-    table, owners, width, rank, columns, first, BASE: tl.constexpr, OUT: tl.constexpr, ALIGNED: tl.constexpr,
-    SINGLE: tl.constexpr, TILE: tl.constexpr, WORKING: tl.constexpr,
+    table, owners, width, rank, columns, first, EVEN: tl.constexpr, BASE: tl.constexpr, OUT: tl.constexpr,
+    ALIGNED: tl.constexpr, SINGLE: tl.constexpr, TILE: tl.constexpr, WORKING: tl.constexpr,
 ):  # fmt: skip
-    """Row: base, out, up, down, scale. first: the first element's column in row 0 of the product."""
+    """Row: base, out, up, down, scale. first: the first element's column in row 0 of the product.
+
+    EVEN: columns, first and elements are multiples of 16. Programs that follow each other have the same columns, so
+    that what they read of `down` stays near.
+    """
     n = tl.load(table)
-    start = tl.program_id(0).to(tl.int64) * TILE
-    if start + TILE <= n:
-        _tile(table, rank, columns, first, start, n, True, BASE, OUT, ALIGNED, TILE, WORKING)
-    elif start < n:
-        _tile(table, rank, columns, first, start, n, False, BASE, OUT, ALIGNED, TILE, WORKING)
+    rows = (first + n - 1) // columns + 1
+    down = tl.cdiv(rows, ROWS)
+    top, left = tl.program_id(0) % down * ROWS, (tl.program_id(0) // down * TILE).to(tl.int32)
+    inside = (top * columns >= first) & ((top + ROWS) * columns <= first + n)
+    if inside & (left + TILE <= columns):
+        _rows(table, rank, columns, first, top, left, n, True, EVEN, ROWS, BASE, OUT, ALIGNED, TILE, WORKING)
+    else:
+        for own in range(top, tl.minimum(top + ROWS, rows)):
+            _rows(table, rank, columns, first, own, left, n, False, EVEN, 1, BASE, OUT, ALIGNED, TILE, WORKING)
 
 
 def low_rank(base: Tensor, up: Tensor, down: Tensor, scale: float, column: int, out: Tensor) -> None:
     if not base.numel():
         return
-    row = Row(base.numel(), (base, out, up, down, scale))
-    Launch("low_rank", [row], (base, out, up))(
-        low_rank_tile, *down.shape, column, BASE=base.dtype, OUT=out.dtype,
-        WORKING=up.dtype,
+    rank, columns = down.shape
+    launch = Launch("low_rank", [Row(base.numel(), (base, out, up, down, scale))], (base, out, up, down))
+    launch.programs = triton.cdiv(len(up), ROWS.value) * triton.cdiv(columns, launch.constants["TILE"])
+    even = columns % 16 == column % 16 == base.numel() % 16 == 0
+    launch(
+        low_rank_tile, rank, columns, column, EVEN=even, BASE=base.dtype, OUT=out.dtype, WORKING=up.dtype
     )  # fmt: skip

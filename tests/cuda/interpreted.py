@@ -20,7 +20,7 @@ from triton.runtime import interpreter
 TESTS = Path(__file__).parents[1]
 sys.path[:0] = [str(TESTS), str(TESTS / "ops")]
 from batches import check_batches, check_modulation, check_scattering
-from combined import check_overflows, check_selections
+from combined import check_low_ranks, check_overflows, check_selections
 from fastmerge.kernels import cuda
 from fastmerge.kernels.cuda import launch
 from fastmerge.kernels.cuda.settings import settings, table
@@ -94,6 +94,8 @@ def check(op: str) -> int:
     cases += check_limits(op) + check_batches(op, "cpu") + check_misfits(op, cuda, "cpu")
     if op == "combine":
         cases += check_selections("cuda", "cpu") + check_overflows("cuda", "cpu")
+    if op == "low_rank":
+        cases += check_low_ranks("cuda", "cpu")
     made_ready = {"modulate": check_modulation, "scatter": check_scattering}.get(op)
     return cases + (made_ready("cpu", "cuda") if made_ready else 0)
 

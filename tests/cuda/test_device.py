@@ -9,7 +9,7 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is not installed")
 from batches import check_batches
-from combined import check_overflows, check_selections
+from combined import check_low_ranks, check_overflows, check_selections
 from fastmerge.kernels import cuda
 from fastmerge.kernels.cuda import brackets
 from misfits import check_misfits
@@ -61,8 +61,8 @@ def test_what_does_not_fit_changes_nothing(op: str) -> None:
     assert check_misfits(op, cuda, "cuda") > 0
 
 
-@pytest.mark.parametrize("check", [check_selections, check_overflows])
-def test_what_combine_tells_apart(check: Callable[[str, str], int]) -> None:
+@pytest.mark.parametrize("check", [check_selections, check_overflows, check_low_ranks])
+def test_what_must_be_told_apart(check: Callable[[str, str], int]) -> None:
     assert check("cuda", "cuda") > 0
 
 

@@ -14,7 +14,7 @@ triton = pytest.importorskip("triton", reason="Triton is not installed")
 import ptx  # noqa: E402
 import triton.language as tl  # noqa: E402
 from batches import check_batches, check_modulation, check_scattering  # noqa: E402
-from combined import check_overflows, check_selections  # noqa: E402
+from combined import check_low_ranks, check_overflows, check_selections  # noqa: E402
 from compiled import OPS, TARGETS  # noqa: E402
 from fastmerge.kernels import cuda  # noqa: E402
 from fastmerge.kernels.cuda import enqueue  # noqa: E402
@@ -73,6 +73,7 @@ def test_ptx_of_selections() -> None:
     with executing(90):
         assert check_selections("cuda", "cpu")
         assert check_overflows("cuda", "cpu")
+        assert check_low_ranks("cuda", "cpu")
 
 
 def test_ptx_of_many_tensors() -> None:

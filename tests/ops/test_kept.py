@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from combined import check_overflows, check_selections
+from combined import check_low_ranks, check_overflows, check_selections
 from fastmerge.kernels.reference.philox import philox
 from hypothesis import given
 from hypothesis import strategies as st
@@ -36,8 +36,8 @@ def bits(*rows: list[bool]) -> Tensor:
 
 
 @on_all_backends
-@pytest.mark.parametrize("check", [check_selections, check_overflows])
-def test_what_combine_tells_apart(check: Callable[[str, str], int], backend: str) -> None:
+@pytest.mark.parametrize("check", [check_selections, check_overflows, check_low_ranks])
+def test_what_must_be_told_apart(check: Callable[[str, str], int], backend: str) -> None:
     assert check(backend, "cpu") > 0
 
 
