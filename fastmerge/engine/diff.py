@@ -16,12 +16,14 @@ from ..errors import InputError, attempt
 from ..formats.checkpoint import Checkpoint
 from ..formats.mapping import Inputs
 from ..formats.models import open_models
-from ..recipe.memory import MAX_CHUNK
+from ..recipe.memory import LANES, MAX_CHUNK
 from ..recipe.plan import name_problems
 from ..recipe.preflight import Alignment, Rename, TensorPlan, align
 from .run_pass import Progress
-from .stream import Source, Work, stream
+from .stream import Source, Work, stream, threads_each
 from .writer import Slot
+
+SLAB = 1 << 18  # elements that are compared at a time, in cache; a multiple of ops.BLOCK
 
 
 @dataclass(slots=True)
@@ -84,7 +86,9 @@ def diff(
         for tensor in alignment.tensors
     ]
     inputs = Inputs([header for checkpoint in opened for header in checkpoint.fetched().headers])
-    stream([piece for work in works for piece in work.pieces(MAX_CHUNK)], inputs, _Nowhere(), progress=progress)
+    pieces = [piece for work in works for piece in work.pieces(MAX_CHUNK)]
+    with threads_each(LANES):
+        stream(pieces, inputs, _Nowhere(), progress=progress, lanes=LANES)
     inputs.check_unchanged()
     tensors = [sums.difference(name) for name, sums in found.items()]
     tensors.sort(key=lambda d: math.inf if d.relative is None else d.relative, reverse=True)
@@ -126,10 +130,13 @@ class _Sums:
     def add(self, base: Tensor | None, one: Tensor, other: Tensor) -> None:
         """A chunk of the two tensors, and of base where there is one."""
         ops.moments(one, [other], sums=self.moments, nonfinite=self.nonfinite)
-        a, b = (one, other) if base is None else (ops.delta_sum(base, [one]), ops.delta_sum(base, [other]))
-        ops.inner_products(a, [b], sums=self.products)
-        self.elements += a.numel()
-        self.same += int(torch.eq(a.sign(), b.sign()).sum())
+        self.elements += one.numel()
+        for own in (slice(start, start + SLAB) for start in range(0, one.numel(), SLAB)):
+            a, b = one[own], other[own]
+            if base is not None:
+                a, b = ops.delta_sum(base[own], [a]), ops.delta_sum(base[own], [b])
+            ops.inner_products(a, [b], sums=self.products)
+            self.same += int(torch.eq(a.sign(), b.sign()).sum())
 
     def __add__(self, more: _Sums) -> _Sums:
         moments = self.moments + more.moments

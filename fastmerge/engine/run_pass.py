@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import NamedTuple
 
 from torch import Tensor
@@ -13,7 +14,7 @@ from ..recipe.memory import SLOTS
 from . import journal
 from .pipeline import Pipeline
 from .publish import Publication
-from .stream import Work, slot_bytes, stream
+from .stream import Work, slot_bytes, stream, threads_each
 from .writer import Writer
 
 Progress = Callable[[int], None]
@@ -70,8 +71,10 @@ def run_pass(
         else:
             pieces = [piece for work in left.values() for piece in work.pieces(chunk)]
             # One tensor at a time keeps memory and disk busy, where no more is done with it than to stream it.
-            lanes = lanes if any(piece.whole for piece in pieces) else 1
-            stream(pieces, inputs, writer, finished, progress, again=not last, lanes=lanes)
+            by_torch = any(work.by_torch for work in left.values())
+            lanes = lanes if by_torch or any(piece.whole for piece in pieces) else 1
+            with threads_each(lanes) if by_torch else nullcontext():
+                stream(pieces, inputs, writer, finished, progress, again=not last, lanes=lanes)
     return Moved(
         sum(work.bytes_read for work in left.values()),
         sum(file.size for file in files) - sum(works[i].bytes_written for i in done),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Protocol
@@ -105,7 +106,7 @@ class Work:
     first element, the sources' chunk and the targets' memory; `done` is called after the last chunk and returns the
     tensor's sums. Off the CPU, or to begin again, `begin` is called first, with the device that all these are on. In
     place of all this, `restore` takes sums found before; `known` are some that another merge has found. A chunk has
-    `least_chunk` elements at least."""
+    `least_chunk` elements at least. `by_torch`: as Pass has it."""
 
     numel: int
     sources: tuple[Source, ...]
@@ -118,6 +119,7 @@ class Work:
     prepare: Callable[[list[Tensor], list[Tensor]], None] | None = None
     whole_targets: tuple[Target, ...] = ()
     least_chunk: int = 0
+    by_torch: bool = False
 
     @property
     def bytes_read(self) -> int:
@@ -225,6 +227,17 @@ def stream(
         except BaseException:
             stop.set()
             raise
+
+
+@contextmanager
+def threads_each(lanes: int) -> Iterator[None]:
+    """Divide torch's threads among lanes: an operation ends with the last of its threads, which waits for a core."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads // lanes))  # threads that begin now have as many
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _lanes(pieces: Sequence[Piece], count: int) -> list[list[Piece]]:

@@ -125,6 +125,7 @@ class Reading:
             prepare=prepare if pass_.needs_whole else None,
             whole_targets=experts,
             least_chunk=least_chunk(subject, passes),
+            by_torch=any(one.by_torch for one in passes),
         )
 
     def _expert_targets(self, tensor: TensorPlan) -> tuple[Target, ...]:

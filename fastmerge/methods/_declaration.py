@@ -105,7 +105,8 @@ class Pass:
     whole tensor, task vectors that take the models' place, as if base were zero. `experts` tells the size of each
     model's expert of a tensor, if it has some; before the passes that decide it, about. `held`: bytes of memory that it
     takes beside the block. `idle`: it has nothing to do with the tensor, which is not read. `together`: what ops write
-    is read by ops alone, so that those of many small tensors may be called at once.
+    is read by ops alone, so that those of many small tensors may be called at once. `by_torch`: much of it is done by
+    torch, in operations on elements, whose results do not depend on its number of threads.
     """
 
     run: Callable[[Block, Sequence[Statistics]], None]
@@ -120,6 +121,7 @@ class Pass:
     held: int = 0
     idle: bool = False
     together: bool = False
+    by_torch: bool = False
 
     @property
     def needs_whole(self) -> bool:

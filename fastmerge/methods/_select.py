@@ -1,12 +1,9 @@
-"""Selection by size from what a method has made of a tensor, such as scores: as ops.kth_magnitude, without a base."""
+"""Selection by size from what a method has made of a tensor, such as scores."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
-
-from ._quantiles import NARROW, WIDE, holding
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,41 +25,36 @@ def slabs(x: Tensor) -> Iterator[slice]:
     return (slice(start, min(start + step, numel)) for start in range(0, numel, step))
 
 
+def held(numel: int) -> int:
+    """Elements that a tensor takes of which cuts are found: its own, and as many as ops.kth_magnitude may list."""
+    return numel + numel // 4
+
+
 def cuts(x: Tensor, ranks: Sequence[int]) -> list[Cut]:
-    """The cut of each rank of 0 … N. x: [N], float32 or float64, none negative."""
+    """The cut of each rank of 0 … N, as of ops.kth_magnitude. x: [N], float32 or float64, none negative."""
+    from .. import ops
+
+    (found,) = ops.kth_magnitude(_zeros(x), [x], [ranks])
+    return found
+
+
+def _zeros(x: Tensor) -> Tensor:
+    """As many zeros; on the CPU of pages that are never written, which take no memory."""
+    import numpy as np
     import torch
 
-    from .. import ops
-
-    wide = x.dtype == torch.float64
-    prefixes, left, equals = [0] * len(ranks), list(ranks), [0] * len(ranks)
-    for level, (shift, bits) in enumerate(WIDE if wide else NARROW):
-        counts = torch.zeros(len(ranks), 1 << bits, dtype=torch.int64, device=x.device)
-        given = prefixes if level else None
-        for own in slabs(x):
-            zeros, same = torch.zeros_like(x[own]), [x[own]] * len(ranks)
-            ops.magnitude_histogram(zeros, same, shift=shift, bits=bits, prefixes=given, wide=wide, counts=counts)
-        for k, rank in enumerate(left):
-            chosen, left[k] = holding(counts[k], rank)
-            prefixes[k], equals[k] = prefixes[k] << bits | chosen, int(counts[k, chosen])
-    word, number = (torch.int64, torch.float64) if wide else (torch.int32, torch.float32)
-    magnitudes = torch.tensor(prefixes, dtype=word).view(number).tolist()
-    return [
-        _cut(x, magnitude, quota, equal) if rank else ops.Cut(math.inf, 0)
-        for rank, magnitude, quota, equal in zip(ranks, magnitudes, left, equals, strict=True)
-    ]
+    if x.device.type != "cpu":
+        return torch.zeros_like(x)
+    return torch.from_numpy(np.zeros(x.numel() * x.itemsize, np.uint8)).view(x.dtype)
 
 
-def _cut(x: Tensor, magnitude: float, quota: int, equal: int) -> Cut:
-    """The cut that leaves the first `quota` (1 or more) of `equal` elements of this magnitude above it."""
-    from .. import ops
+def chosen(mask: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """x where the mask is set, elsewhere y: torch.where, which on CPUs takes one element at a time."""
+    import torch
 
-    for own in slabs(x) if quota < equal else ():
-        found = (x[own] == magnitude).nonzero()[:, 0]
-        if len(found) >= quota:
-            return ops.Cut(magnitude, own.start + int(found[quota - 1]) + 1)
-        quota -= len(found)
-    return ops.Cut(magnitude, x.numel())
+    word = torch.int64 if x.dtype == torch.float64 else torch.int32
+    bits = mask.to(word).neg_()
+    return bits.bitwise_and_(x.view(word) ^ y.view(word)).bitwise_xor_(y.view(word)).view(x.dtype)
 
 
 def above(x: Tensor, cut: Cut, start: int) -> Tensor:
@@ -71,3 +63,20 @@ def above(x: Tensor, cut: Cut, start: int) -> Tensor:
     equal = slice(0, max(0, cut.index - start))
     mask[equal] |= x[equal] == cut.magnitude
     return mask
+
+
+def packed(x: Tensor, mask: Callable[[slice], Tensor]) -> Tensor:
+    """The masks of a 1-D tensor's pieces, packed as by ops.pack_bits."""
+    import torch
+
+    from .. import ops
+
+    found = torch.empty(-(-x.numel() // 8), dtype=torch.uint8, device=x.device)
+    for own in slabs(x):
+        ops.pack_bits(mask(own), out=part(found, own.start, own.stop - own.start))
+    return found
+
+
+def part(masks: Tensor, start: int, numel: int) -> Tensor:
+    """Of packed masks those of `numel` elements from `start`, a multiple of 8, on."""
+    return masks[start // 8 : -(-(start + numel) // 8)]

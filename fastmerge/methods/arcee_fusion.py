@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from . import _select
 from ._declaration import Block, Method, Pass, Statistics, Subject
@@ -12,13 +12,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 EPSILON = 1e-8  # added to probabilities
-
-
-class Prepared(NamedTuple):
-    """Every element's importance, and that from which on changes are taken."""
-
-    importance: Tensor
-    threshold: float
 
 
 class ArceeFusion(Method):
@@ -38,24 +31,25 @@ class ArceeFusion(Method):
 
     def passes_on(self, subject: Subject, models: Sequence[str], wide: bool = False) -> tuple[Pass, ...]:
         rows = 4 * 8 * max(_select.SLAB, _columns(subject))
-        held = rows + subject.numel * (8 if wide else 4)
+        held = rows + _select.held(subject.numel) * (8 if wide else 4)
         return (Pass(self.merge, writes=("merged",), prepare=self.prepare, held=held),)
 
-    def prepare(self, block: Block, _: Sequence[Statistics]) -> Prepared:
+    def prepare(self, block: Block, _: Sequence[Statistics]) -> Tensor:
+        """Which elements are the model's, packed."""
         base, (model,) = block.base, block.models
         assert base is not None
         importance = _importance(base, model, _columns(block.subject))
         last = base.numel() - 1
         ranks = [last + 1 - last * quarters // 4 for quarters in (1, 2, 3)]
         first, median, third = (cut.magnitude for cut in _select.cuts(importance, ranks))
-        return Prepared(importance, median + 1.5 * (third - first))
+        threshold = median + 1.5 * (third - first)
+        return _select.packed(base, lambda own: importance[own].double() >= threshold)
 
     def merge(self, block: Block, _: Sequence[Statistics]) -> None:
         from .. import ops
 
         assert block.base is not None
-        own = block.prepared.importance[block.start : block.start + block.base.numel()]
-        kept = ops.Kept(keep=ops.pack_bits(own.double() >= block.prepared.threshold)[None])
+        kept = ops.Kept(keep=_select.part(block.prepared, block.start, block.base.numel())[None])
         merged = ops.combine(block.base, block.models, kept=kept, offset=block.start, out=block.merged)
         block.nonfinite += merged.nonfinite
 

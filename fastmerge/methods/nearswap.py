@@ -25,11 +25,10 @@ class NearSwap(Method):
     t: float = Field(1e-4, ge=0, le=FLOAT32, description="how far a weight may move")
 
     def passes(self, models: Sequence[str], wide: bool = False) -> tuple[Pass, ...]:
-        return (Pass(self.merge, writes=("merged",), held=4 * _select.SLAB * (8 if wide else 4)),)
+        held = 4 * _select.SLAB * (8 if wide else 4)
+        return (Pass(self.merge, writes=("merged",), held=held, by_torch=True),)
 
     def merge(self, block: Block, _: Sequence[Statistics]) -> None:
-        import torch
-
         from .. import ops
 
         assert block.base is not None
@@ -39,6 +38,6 @@ class NearSwap(Method):
             tau = ops.delta_sum(base, [model])
             size = tau.abs()
             moved = tau.clamp_(-self.t, self.t).add_(base)
-            swapped = torch.where(size <= self.t, model.to(tau.dtype), moved)
+            swapped = _select.chosen(size <= self.t, model.to(tau.dtype), moved)
             block.nonfinite += size.numel() - int((size < math.inf).count_nonzero())
             block.nonfinite += ops.combine(None, [swapped], out=block.merged[own]).nonfinite

@@ -46,8 +46,8 @@ class PCB(Method):
         return (Pass(self.merge, writes=("merged",), prepare=self.prepare),)
 
     def passes_on(self, subject: Subject, models: Sequence[str], wide: bool = False) -> tuple[Pass, ...]:
-        held = (subject.numel + 6 * _select.SLAB) * (8 if wide else 4)
-        return (Pass(self.merge, writes=("merged",), prepare=self.prepare, held=held),)
+        held = (_select.held(subject.numel) + 6 * _select.SLAB) * (8 if wide else 4)
+        return (Pass(self.merge, writes=("merged",), prepare=self.prepare, held=held, by_torch=True),)
 
     def prepare(self, block: Block, _: Sequence[Statistics]) -> list[Bounds]:
         import torch

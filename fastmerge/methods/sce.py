@@ -13,21 +13,22 @@ from ._declaration import Block, Method, Pass, Statistics, Subject, exact
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..ops import Cut
+    from ..ops import Kept
 
 
 class Prepared(NamedTuple):
-    """The models' weights; and where not all is selected, every element's variance and the cut."""
+    """The models' weights; and where not all is selected, which elements are, packed."""
 
     weights: list[float]
-    variance: Tensor | None = None
-    cut: Cut | None = None
+    selected: Tensor | None = None
 
-    def selected(self, own: slice) -> Tensor | None:
-        """bool: the elements of a slice that are selected; None: all."""
-        if self.variance is None or self.cut is None:
+    def kept(self, start: int, numel: int, models: int) -> Kept | None:
+        """What takes part of `numel` elements from `start` on; None: all."""
+        from ..ops import Kept
+
+        if self.selected is None:
             return None
-        return _select.above(self.variance[own], self.cut, own.start)
+        return Kept(keep=_select.part(self.selected, start, numel).expand(models, -1))
 
 
 class SCE(Method):
@@ -49,8 +50,8 @@ class SCE(Method):
         return (Pass(self.merge, writes=("merged",), prepare=self.prepare),)
 
     def passes_on(self, subject: Subject, models: Sequence[str], wide: bool = False) -> tuple[Pass, ...]:
-        held = (3 * _select.SLAB + (subject.numel if self.select_topk < 1 else 0)) * (8 if wide else 4)
-        return (Pass(self.merge, writes=("merged",), prepare=self.prepare, held=held),)
+        held = (3 * _select.SLAB + (_select.held(subject.numel) if self.select_topk < 1 else 0)) * (8 if wide else 4)
+        return (Pass(self.merge, writes=("merged",), prepare=self.prepare, held=held, by_torch=True),)
 
     def prepare(self, block: Block, _: Sequence[Statistics]) -> Prepared:
         import torch
@@ -62,14 +63,15 @@ class SCE(Method):
         found = Prepared([])
         if self.select_topk < 1:
             spread = variance(base, models)
-            rank = int(exact(self.select_topk) * int((spread > 0).sum()))
-            found = Prepared([], spread, _select.cuts(spread, [rank])[0])
+            rank = int(exact(self.select_topk) * int(spread.count_nonzero()))
+            (cut,) = _select.cuts(spread, [rank])
+            found = Prepared([], _select.packed(base, lambda own: _select.above(spread[own], cut, own.start)))
         energy = torch.zeros(len(models), dtype=torch.float64, device=base.device)
+        wide = ops.working_dtype([base, *models])
         for own in _select.slabs(base):
-            selected = found.selected(own)
+            kept = found.kept(own.start, own.stop - own.start, 1)
             for k, model in enumerate(models):
-                tau = ops.delta_sum(base[own], [model[own]])
-                tau = tau if selected is None else torch.where(selected, tau, 0)
+                tau = ops.combine(base[own], [model[own]], kept=kept, as_delta=True, dtype=wide).merged
                 energy[k] += ops.inner_products(tau, [tau]).gradient_norm
         shares = (energy / energy.sum() if energy.sum() > 0 else torch.full_like(energy, 1 / len(models))).float()
         return found._replace(weights=shares.tolist())
@@ -78,10 +80,7 @@ class SCE(Method):
         from .. import ops
 
         assert block.base is not None
-        selected = block.prepared.selected(slice(block.start, block.start + block.base.numel()))
-        kept = None
-        if selected is not None:
-            kept = ops.Kept(keep=ops.pack_bits(selected).expand(len(block.models), -1))
+        kept = block.prepared.kept(block.start, block.base.numel(), len(block.models))
         merged = ops.combine(
             block.base,
             block.models,

@@ -68,6 +68,7 @@ def test_against_float64(seed: int, n: int, chunk: int, tmp_path_factory: pytest
     b = {name: t.to(torch.float32) for name, t in near(a, seed + 1).items()}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "MAX_CHUNK", chunk)
+        patch.setattr(module, "SLAB", 65_536)
         found = fm.diff(write(root / "a", a), write(root / "b", b))
     assert [d.relative for d in found.tensors] == sorted((d.relative for d in found.tensors), reverse=True)
     every = [("total", *(torch.cat([t[n].flatten() for n in shapes]) for t in (a, b)))]

@@ -32,7 +32,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "tsvm": {},
     "twin": {},
     "pcb": {},
-    "sce": {},
+    "sce": {"select_topk": 0.3},
+    "nearswap": {"t": 0.01},
     "model_stock": {},
     "dare_ties": {"density": 0.5, "rescale": "l1"},
 }
@@ -45,7 +46,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[st
 
 def planned(checkpoints: tuple[Path, dict[str, Path]], method: str, out: Path, lanes: int) -> MergePlan:
     base, models = checkpoints
-    used = dict(list(models.items())[:1]) if method == "slerp" else models
+    used = dict(list(models.items())[:1]) if method in ("slerp", "nearswap") else models
     return replace(plan(method, base, used, out, METHODS[method]), chunk=BLOCK, lanes=lanes)
 
 
@@ -83,6 +84,29 @@ def test_what_is_only_streamed_has_one_lane(
     fm.merge("emr", *checkpoints, tmp_path / "out")
     assert plan("emr", *checkpoints, tmp_path / "again").lanes == LANES
     assert len({thread for thread, _ in lanes}) == 1
+
+
+@pytest.mark.parametrize("method", ["nearswap", "pcb", "sce", "tsvm"])
+def test_lanes_share_the_threads_of_torch(
+    method: str, checkpoints: tuple[Path, dict[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But where the number may show in the result."""
+    read, seen, before = stream._sources, set[tuple[bool, int]](), torch.get_num_threads()
+
+    def told(piece: stream.Piece, inputs: Inputs) -> list[torch.Tensor]:
+        torch.zeros(1 << 16).add_(1)  # a thread asks for its number at its first operation
+        seen.add((threading.current_thread() is threading.main_thread(), torch.get_num_threads()))
+        return read(piece, inputs)
+
+    monkeypatch.setattr(stream, "_sources", told)
+    try:
+        torch.set_num_threads(4)
+        merge.execute(planned(checkpoints, method, tmp_path / "out", 2))
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(before)
+    threads = 4 if method == "tsvm" else 2
+    assert seen == {(True, threads), (False, threads)}
 
 
 @pytest.mark.parametrize("tensor", list(SHAPES)[:4])

@@ -120,14 +120,27 @@ def test_equals_float64(select_topk: str, slab: int, monkeypatch: pytest.MonkeyP
 
 
 @given(st.integers(1, 700), st.sampled_from([torch.float32, torch.float64]), st.data())
-def test_cuts_of_pieces_are_those_of_the_whole(n: int, dtype: torch.dtype, data: st.DataObject) -> None:
+def test_cuts_are_those_of_sorting(n: int, dtype: torch.dtype, data: st.DataObject) -> None:
     x = make(n, dtype, n, special=False).abs()
     ranks = data.draw(st.lists(st.integers(0, n), min_size=1, max_size=4))
-    whole = ops.kth_magnitude(torch.zeros_like(x), [x], [ranks])[0]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_select, "SLAB", 64)
-        found = _select.cuts(x, ranks)
-    for rank, cut, expected in zip(ranks, found, whole, strict=True):
-        above = _select.above(x, cut, 0)
-        assert int(above.sum()) == rank
-        assert_same_bits(above.to(torch.uint8), _select.above(x, expected, 0).to(torch.uint8), f"rank {rank}")
+    order = x.argsort(descending=True, stable=True)
+    for rank, cut in zip(ranks, _select.cuts(x, ranks), strict=True):
+        expected = torch.zeros(n, dtype=torch.uint8).index_fill_(0, order[:rank], 1)
+        assert_same_bits(_select.above(x, cut, 0).to(torch.uint8), expected, f"rank {rank}")
+
+
+@pytest.mark.parametrize("n", [0, 1, 64, 701])
+def test_masks_are_packed_in_pieces(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_select, "SLAB", 64)
+    x = make(n, torch.float32, 5, special=False)
+    packed = _select.packed(x, lambda own: x[own] > 0)
+    assert_same_bits(packed, ops.pack_bits(x > 0), "packed")
+    assert_same_bits(_select.part(packed, 8, n - 8), packed[1:], "part")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_is_chosen_has_its_bits(dtype: torch.dtype) -> None:
+    """NaN, infinity and signed zeros among them."""
+    x, y = (make(10_007, dtype, seed) for seed in (1, 2))
+    mask = torch.rand(10_007, generator=torch.Generator().manual_seed(3)) < 0.5
+    assert_same_bits(_select.chosen(mask, x, y), torch.where(mask, x, y), "chosen")
