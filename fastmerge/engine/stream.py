@@ -22,6 +22,9 @@ from ..formats.safetensors import DTYPES, TensorInfo
 from .reading import read, spans
 from .writer import PAGE, Segment, Slot
 
+_dividing = threading.Lock()
+_undivided: list[int] = []  # torch's threads before, of each that divides them now
+
 
 @dataclass(frozen=True, slots=True)
 class Source:
@@ -231,13 +234,21 @@ def stream(
 
 @contextmanager
 def threads_each(lanes: int) -> Iterator[None]:
-    """Divide torch's threads among lanes: an operation ends with the last of its threads, which waits for a core."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(max(1, threads // lanes))  # threads that begin now have as many
+    """Divide torch's threads among lanes: an operation ends with the last of its threads, which waits for a core.
+
+    Where several do so at once, as merges in threads of one process, the last to end restores them.
+    """
+    with _dividing:
+        threads = _undivided[0] if _undivided else torch.get_num_threads()
+        _undivided.append(threads)
+        torch.set_num_threads(max(1, threads // lanes))  # threads that begin now have as many
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        with _dividing:
+            _undivided.pop()
+            if not _undivided:
+                torch.set_num_threads(threads)
 
 
 def _lanes(pieces: Sequence[Piece], count: int) -> list[list[Piece]]:

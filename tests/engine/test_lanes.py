@@ -156,3 +156,20 @@ def sequences(elements: Sequence[Sequence[int]], count: int) -> list[list[int]]:
 def test_sequences(elements: Sequence[Sequence[int]], count: int, expected: list[list[int]]) -> None:
     """A work's pieces stay together and in order, the works go where there is least."""
     assert sequences(elements, count) == expected
+
+
+def test_threads_divided_side_by_side_are_all_restored() -> None:
+    """Whichever ends first."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(6)
+        one, other = stream.threads_each(2), stream.threads_each(3)
+        one.__enter__()
+        assert torch.get_num_threads() == 3
+        other.__enter__()
+        assert torch.get_num_threads() == 2
+        one.__exit__(None, None, None)
+        other.__exit__(None, None, None)
+        assert torch.get_num_threads() == 6
+    finally:
+        torch.set_num_threads(before)
