@@ -36,7 +36,7 @@ def extract_lora(
     with errors(as_json):
         from ..engine.extract import extract_lora as run
 
-        with raised(), progress(f"{model} as an adapter", None, as_json) as advance:
+        with raised(), progress(f"{model} as an adapter", as_json) as advance:
             found = run(
                 base,
                 model,

@@ -61,7 +61,7 @@ def verify(
 
         count = None if everything else samples
         try:
-            with raised(), progress(f"verifying {folder}", None, as_json) as advance:
+            with raised(), progress(f"verifying {folder}", as_json) as advance:
                 found = run(
                     folder,
                     base=base,
@@ -98,7 +98,7 @@ def diff(
             attempt(problems, lambda: checked(a, b, base, task_specific, renamed))
             raise InputError(problems)
 
-        with raised(), progress(f"{a} and {b}", None, as_json) as advance:
+        with raised(), progress(f"{a} and {b}", as_json) as advance:
             found = run(a, b, base=base, task_specific=task_specific, rename=renamed, progress=advance)
         found.tensors = found.tensors[: top or None]
         _show_differences(found, as_json)

@@ -119,8 +119,8 @@ def task(
     with errors(as_json, out_folder):
         from ..engine.task import task as run
 
-        with raised():
-            report = run(artefact, name, out_folder, base=base, overwrite=overwrite, resume=resume)
+        with raised(), progress(f"{name} → {out_folder}", as_json) as advance:
+            report = run(artefact, name, out_folder, base=base, overwrite=overwrite, resume=resume, progress=advance)
         show_report(report, as_json)
 
 
@@ -189,7 +189,7 @@ def execute(prepared: MergePlan, as_json: bool) -> None:
     with head_start(files):
         from ..engine.merge import execute as carry_out  # imports torch
     title = f"{prepared.method.name} → {prepared.out}"
-    with raised(), progress(title, prepared.bytes_read, as_json) as advance:
+    with raised(), progress(title, as_json) as advance:
         report = carry_out(prepared, advance, files)
     show_report(report, as_json)
 

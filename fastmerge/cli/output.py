@@ -17,6 +17,8 @@ from rich.table import Table
 from ..errors import FastmergeError
 
 if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
     from ..engine.report import Report
 
 WIDE = 100_000  # letters: what reads a table where no terminal is finds every row in one line
@@ -46,8 +48,8 @@ def errors(as_json: bool, out_folder: Path | None = None) -> Iterator[None]:
 
 
 @contextmanager
-def progress(title: str, total: int | None, as_json: bool) -> Iterator[Callable[[int], None] | None]:
-    """A bar with GB/s and, where the total is known, time left, if someone sees it."""
+def progress(title: str, as_json: bool) -> Iterator[Callable[[int], None] | None]:
+    """A bar with GB/s and, once it is told how much is to come, time left, if someone sees it."""
     if as_json or not err.is_terminal:
         yield None
         return
@@ -55,8 +57,21 @@ def progress(title: str, total: int | None, as_json: bool) -> Iterator[Callable[
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=err, transient=True) as bar:
-        row = bar.add_task(escape(title), total=total)
-        yield lambda nbytes: bar.advance(row, nbytes)
+        yield _Row(bar, bar.add_task(escape(title), total=None))
+
+
+class _Row:
+    """A row of a bar, as jobs tell their progress."""
+
+    def __init__(self, bar: Progress, row: TaskID) -> None:
+        self._bar, self._row, self._total = bar, row, 0
+
+    def __call__(self, nbytes: int) -> None:
+        self._bar.advance(self._row, nbytes)
+
+    def expect(self, nbytes: int) -> None:
+        self._total += nbytes
+        self._bar.update(self._row, total=self._total)
 
 
 def echo_json(content: Any) -> None:

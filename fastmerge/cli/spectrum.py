@@ -51,7 +51,7 @@ def spectrum(
         if problems:
             attempt(problems, lambda: checked(base, named, cutoff, tensors, max_tensors, task_specific, renamed))
             raise InputError(problems)
-        with raised(), progress("spectrum", None, as_json) as advance:
+        with raised(), progress("spectrum", as_json) as advance:
             found = run(
                 base,
                 named,

@@ -19,7 +19,7 @@ from ..formats.models import open_models
 from ..recipe.memory import LANES, MAX_CHUNK
 from ..recipe.plan import name_problems
 from ..recipe.preflight import Alignment, Rename, TensorPlan, align
-from .run_pass import Progress
+from .run_pass import Progress, expect
 from .stream import Source, Work, stream, threads_each
 from .writer import Slot
 
@@ -87,6 +87,7 @@ def diff(
     ]
     inputs = Inputs([header for checkpoint in opened for header in checkpoint.fetched().headers])
     pieces = [piece for work in works for piece in work.pieces(MAX_CHUNK)]
+    expect(progress, sum(piece.nbytes for piece in pieces))
     with threads_each(LANES):
         stream(pieces, inputs, _Nowhere(), progress=progress, lanes=LANES)
     inputs.check_unchanged()

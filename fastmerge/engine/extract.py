@@ -28,7 +28,7 @@ from ..recipe.preflight import TensorPlan, align
 from .factor import factor
 from .publish import Publication
 from .reading import whole
-from .run_pass import Progress
+from .run_pass import Progress, expect
 
 RECORD = "extraction.json"
 SOURCE = "LoRA (Hu et al. 2021, arXiv 2106.09685) by randomised SVD (Halko et al. 2011, arXiv 0909.4061)"
@@ -127,10 +127,9 @@ def _task_vectors(
     tensors: Sequence[TensorPlan], inputs: Inputs, progress: Progress | None
 ) -> Iterator[tuple[TensorPlan, Tensor]]:
     """Each tensor's task vector in its shape, one at a time."""
-    for tensor in tensors:
-        if tensor.copy or tensor.base is None:
-            continue
-        infos = [tensor.base, *tensor.models]
+    read = [(t, [t.base, *t.models]) for t in tensors if t.base is not None and not t.copy]
+    expect(progress, sum(stored_bytes(infos) for _, infos in read))
+    for tensor, infos in read:
         base, model = (whole(inputs, info) for info in infos)
         delta = ops.delta_sum(base, [model])
         if not delta.isfinite().all():

@@ -22,7 +22,7 @@ from .identity import backend, fingerprint, inputs_key
 from .pipeline import Pipeline
 from .publish import Publication
 from .report import Report
-from .run_pass import Progress, run_pass
+from .run_pass import Progress, expect, run_pass
 from .side_files import write_side_files
 from .statistics_file import load, save, statistics_file
 from .works import Reading
@@ -63,7 +63,7 @@ def merge(
     by default. memory: bound of the engine's own buffers. device: "auto" (a GPU that can be used, else the CPU), "cpu",
     "cuda", "cuda:1", or several GPUs with commas between. overwrite: replace what is at `out`. resume: go on with the
     same merge where it was stopped. hashes: record those of all input and output files, for `verify`. progress: called
-    with the number of bytes read since its last call.
+    with the number of bytes read since its last call; before, if it has a method `expect`, that with all to come.
 
     Raises InputError for anything wrong with the input before a weight is read, MergeError for what only shows while
     merging; then no output is left. What was done when a merge was interrupted, or ended with a ResumableError, is kept
@@ -107,6 +107,7 @@ def execute(plan: MergePlan, progress: Progress | None = None, files: Inputs | N
     kept, notes = load(statistics_file(out, key), key, plan.memory)
     statistics: list[list[Statistics]] = [[] for _ in plan.outputs]
     read = written = 0
+    expect(progress, plan.bytes_read)
     with Publication(out, fingerprint(plan), overwrite=plan.overwrite, resume=plan.resume) as publication:
         for number in range(plan.pass_count):
             if number == plan.pass_count - 1:

@@ -16,7 +16,7 @@ from ..formats.mapping import Inputs
 from ..methods._declaration import Statistics
 from ..recipe.memory import BLOCK
 from ..recipe.plan import MergePlan
-from .run_pass import Progress
+from .run_pass import Progress, expect
 from .statistics import Kept
 from .stream import Piece, Work, slot_bytes, stream
 from .works import Reading
@@ -94,6 +94,7 @@ def compare(
     pieces = [piece for work in works for piece in work.pieces(chunk)]
     if samples is not None:
         pieces = _sampled(works, min(SAMPLE, chunk), samples, choice)
+    expect(progress, sum(piece.nbytes for piece in pieces if not piece.whole))
     comparer = _Comparer(layouts, folder, slot_bytes(works, chunk))
     try:
         stream(pieces, inputs, comparer, progress=progress, again=again)

@@ -17,7 +17,14 @@ from .publish import Publication
 from .stream import Work, slot_bytes, stream, threads_each
 from .writer import Writer
 
-Progress = Callable[[int], None]
+Progress = Callable[[int], None]  # called with the bytes that have been read
+
+
+def expect(progress: Progress | None, nbytes: int) -> None:
+    """Tell a progress that has a method `expect` how many more bytes will be read."""
+    told = getattr(progress, "expect", None)
+    if told is not None:
+        told(nbytes)
 
 
 class Moved(NamedTuple):

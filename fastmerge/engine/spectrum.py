@@ -37,7 +37,7 @@ from ..recipe.plan import name_problems
 from ..recipe.preflight import Alignment, Rename, TensorPlan, align
 from .reading import whole
 from .rings import PER_HALF, RINGS, Rings, measure
-from .run_pass import Progress
+from .run_pass import Progress, expect
 
 SEED = 0  # of the choice of tensors
 
@@ -103,6 +103,7 @@ def spectrum(
     chosen = sorted(random.Random(SEED).sample(range(len(found)), min(max_tensors or len(found), len(found))))
     inputs = Inputs([header for checkpoint in complete for header in checkpoint.fetched().headers])
     measured: dict[str, list[Rings]] = {}
+    expect(progress, sum(stored_bytes(_stored(found[i])) for i in chosen))
     for tensor in (found[i] for i in chosen):
         measured[tensor.name] = _measure(tensor, names, inputs, limits)
         if progress:

@@ -155,6 +155,11 @@ class Piece:
     def spans(self) -> list[Span]:
         return _spans(self.work, self.start, self.stop)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are read for it."""
+        return sum(stop - start for _, start, stop in self.spans)
+
 
 def copy(source: Tensor, target: Tensor) -> None:
     """The bytes of a 1-D tensor, by one thread on the CPU: torch's would go on spinning beside ours."""
@@ -211,7 +216,7 @@ def stream(
                         inputs.check_read()
                         finished(piece.work, piece.work.done())
                     if progress:
-                        progress(sum(stop - start for _, start, stop in piece.spans))
+                        progress(piece.nbytes)
 
     def run_beside(lane: Sequence[Piece]) -> None:
         try:

@@ -35,7 +35,7 @@ from ..recipe.memory import MAX_CHUNK
 from .identity import backend, digest, input_files, layout_files
 from .publish import Publication
 from .report import Report
-from .run_pass import Progress, run_pass
+from .run_pass import Progress, expect, run_pass
 from .side_files import METHOD, card
 from .stream import Source, Target, Work, copy
 
@@ -88,6 +88,7 @@ def task(
     fingerprint |= {"the record": digest(folder.record.model_dump())}
     fingerprint |= input_files(_by_owner(contents, name, headers)) | layout_files([layout])
     with Publication(destination, fingerprint, overwrite=overwrite, resume=resume) as publication:
+        expect(progress, sum(work.bytes_read for work in works))
         moved = run_pass(works, layout.files, publication, inputs, MAX_CHUNK, progress)
         inputs.check_unchanged()
         if not publication.published:
