@@ -144,6 +144,21 @@ def test_state_dicts_are_tied_only_where_all_tie() -> None:
         assert merged["head"] is not merged["embed"]
     own = fm.merge_state_dicts("linear", tied, {"m": tied}, task_specific=["head"])
     assert own.own["m"]["head"] is table
+    three, two = dict.fromkeys("abc", table), {"a": table, "b": other, "c": other}
+    merged = fm.merge_state_dicts("linear", three, {"m": two}).state_dict
+    assert merged["b"] is merged["c"] is not merged["a"]
+
+
+def test_a_pattern_of_a_further_name_is_told_the_first(tmp_path: Path) -> None:
+    tied = dict.fromkeys(("model.embed_tokens.weight", "lm_head.weight"), torch.ones(20, 4))
+    options: dict[str, Any] = {"tensors": [("lm_*", {"scale": 0.5})]}
+    said = r"'lm_\*' matches no tensor that is merged; 'lm_head.weight' is tied to 'model.embed_tokens.weight': name "
+    with pytest.raises(InputError, match=said):
+        fm.merge_state_dicts("task_arithmetic", tied, {"m": tied}, **options)
+    stored = {name: tensor.clone() for name, tensor in tied.items()}
+    base, model = (write(tmp_path / name, stored, config={"tie_word_embeddings": True}) for name in ("base", "m"))
+    with pytest.raises(InputError, match=said):
+        fm.plan("task_arithmetic", base, {"m": model}, **options)
 
 
 def test_a_head_of_bases_own_is_not_lost_in_memory() -> None:
