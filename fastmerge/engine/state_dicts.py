@@ -209,7 +209,9 @@ def _without(state: StateDict, names: Collection[str]) -> StateDict:
     return {name: tensor for name, tensor in state.items() if name not in names}
 
 
-def _value_problems(state: StateDict, label: str) -> list[str]:
+def _value_problems(state: Any, label: str) -> list[str]:
+    if not isinstance(state, Mapping):
+        return [f"{label}: expected a state dict, not a {type(state).__name__}"]
     wrong = [(name, value) for name, value in state.items() if not isinstance(value, Tensor)]
     return limited(wrong, lambda own: f"{label}: {own[0]!r} is of type {type(own[1]).__name__}; expected a tensor")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from fractions import Fraction
@@ -112,9 +112,10 @@ def declare(
 
 
 def pairs_of(given: Any, what: str, form: str) -> list[tuple[Any, Any]]:
-    """Pairs that a caller gave, as a mapping or in order. Raises InputError with the form for what is neither."""
-    pairs = list(given.items()) if isinstance(given, Mapping) else given
-    if not isinstance(pairs, (list, tuple)) or not all(isinstance(p, (list, tuple)) and len(p) == 2 for p in pairs):
+    """Pairs that a caller gave, as a mapping or one after the other. InputError with the form for what is neither."""
+    whole = given.items() if isinstance(given, Mapping) else given
+    pairs = list(whole) if isinstance(whole, Iterable) else [whole]
+    if not all(isinstance(p, (list, tuple)) and len(p) == 2 for p in pairs):
         raise InputError(f"{what}: expected {form}")
     return [(first, second) for first, second in pairs]
 

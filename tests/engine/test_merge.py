@@ -374,6 +374,13 @@ def test_models_without_names(models: Any) -> None:
         fm.plan("linear", None, {"a": "a"}, tensors=models)
 
 
+def test_models_one_after_the_other(tmp_path: Path) -> None:
+    base, models = family(tmp_path)
+    expected = fm.plan("emr", base, models).summary()
+    for pairs in (models.items(), zip(models, models.values(), strict=True), list(models.items())):
+        assert fm.plan("emr", base, pairs).summary() == expected  # type: ignore[arg-type]
+
+
 def test_no_models_is_one_problem(tmp_path: Path) -> None:
     base, _ = family(tmp_path)
     with pytest.raises(InputError, match=r"^1 to 64 models can be merged, these are 0; [^\n]*$"):
@@ -501,6 +508,9 @@ def test_a_state_dict_of_something_else(value: object, where: str) -> None:
         InputError, match=rf"{where}: 'norm\.weight' is of type {type(value).__name__}; expected a tensor"
     ):
         fm.merge_state_dicts("linear", base, states)
+    whole: dict[str, Any] = {"base": base, **states, where: torch.nn.Linear(2, 2)}
+    with pytest.raises(InputError, match=rf"^{where}: expected a state dict, not a Linear$"):
+        fm.merge_state_dicts("linear", whole.pop("base"), whole)
 
 
 def test_records_of_other_merges_are_not_copied(tmp_path: Path) -> None:
