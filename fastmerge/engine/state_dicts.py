@@ -91,7 +91,7 @@ def merge_state_dicts(
     base = None if base is None else _without(base, tied)
     models = {name: _without(state, tied) for name, state in models.items()}
     names = list(models)
-    parameters, alignment = _prepared(method, base, models, params, tensors, task_specific)
+    parameters, alignment = _prepared(method, base, models, params, tensors, task_specific, tied)
     declared = parameters.method
     _check_equal(alignment, base, models)
     own = {info.name: (base or {})[info.name] for info in alignment.base_specific}
@@ -113,7 +113,7 @@ def merge_state_dicts(
     for name, (delta, _) in found.unified.items():
         like = found._base[name]
         found.state_dict[name] = ops.combine(None, [like, delta], dtype=like.dtype).merged
-    found._tied = {alias: tensor.name for tensor in alignment.tensors for alias in tensor.aliases} | tied
+    found._tied = alignment.tied | tied
     _restore_aliases(found)
     found.stats = {key: dict(zip(names, values, strict=True)) for key, values in declared.results(statistics).items()}
     found.own = {n: {info.name: models[n][info.name] for info in alignment.task_specific[n]} for n in names}
@@ -128,6 +128,7 @@ def _prepared(
     params: Mapping[str, Any],
     overrides: Sequence[Override],
     task_specific: Sequence[str],
+    tied: Mapping[str, str],
 ) -> tuple[Parameters, Alignment]:
     """The method's parameters by tensor, and which tensor serves as which, or an InputError."""
     names = list(models)
@@ -137,7 +138,8 @@ def _prepared(
         raise InputError([*declared.problems(names), f"{declared.name} needs a base model"])
     lead = None if base is None else _described(base, "base")
     alignment = align(lead, [_described(models[n], n) for n in names], task_specific=task_specific)
-    problems = parameters.settle([tensor.name for tensor in alignment.tensors if not tensor.copy])
+    merged = [tensor.name for tensor in alignment.tensors if not tensor.copy]
+    problems = parameters.settle(merged, {**alignment.tied, **tied})
     if problems:
         raise InputError(problems)
     merging = [(tensor.subject, parameters.of(tensor.name)) for tensor in alignment.tensors if not tensor.copy]
@@ -182,11 +184,14 @@ def _check_values(base: StateDict | None, models: Mapping[str, StateDict]) -> No
 
 def _tied(states: Sequence[StateDict], task_specific: Sequence[str]) -> dict[str, str]:
     """Names of the first state that share their memory in every state that has them, each with the first of them."""
-    first, tied = dict[object, str](), dict[str, str]()
+    first, tied = dict[object, list[str]](), dict[str, str]()
     for name, tensor in states[0].items():
         if tensor.numel() and not tensor.is_meta and not matches(name, task_specific):
-            twin = first.setdefault(_place(tensor), name)
-            if twin != name and all(_ties(state, twin, name) for state in states):
+            twins = first.setdefault(_place(tensor), [])
+            twin = next((twin for twin in twins if all(_ties(state, twin, name) for state in states)), None)
+            if twin is None:
+                twins.append(name)
+            else:
                 tied[name] = twin
     return tied
 
@@ -204,7 +209,9 @@ def _without(state: StateDict, names: Collection[str]) -> StateDict:
     return {name: tensor for name, tensor in state.items() if name not in names}
 
 
-def _value_problems(state: StateDict, label: str) -> list[str]:
+def _value_problems(state: Any, label: str) -> list[str]:
+    if not isinstance(state, Mapping):
+        return [f"{label}: expected a state dict, not a {type(state).__name__}"]
     wrong = [(name, value) for name, value in state.items() if not isinstance(value, Tensor)]
     return limited(wrong, lambda own: f"{label}: {own[0]!r} is of type {type(own[1]).__name__}; expected a tensor")
 

@@ -241,7 +241,8 @@ def stream(
 def threads_each(lanes: int) -> Iterator[None]:
     """Divide torch's threads among lanes: an operation ends with the last of its threads, which waits for a core.
 
-    Where several do so at once, as merges in threads of one process, the last to end restores them.
+    How many there are is a thread's own, and that of threads that begin. Where several divide them at once, as merges
+    in threads of one process, each restores what was before all.
     """
     with _dividing:
         threads = _undivided[0] if _undivided else torch.get_num_threads()
@@ -252,8 +253,7 @@ def threads_each(lanes: int) -> Iterator[None]:
     finally:
         with _dividing:
             _undivided.pop()
-            if not _undivided:
-                torch.set_num_threads(threads)
+            torch.set_num_threads(threads)
 
 
 def _lanes(pieces: Sequence[Piece], count: int) -> list[list[Piece]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from fractions import Fraction
@@ -35,8 +35,11 @@ class Parameters:
         """The method as it merges this tensor."""
         return self._tensors.get(tensor, self.method)
 
-    def settle(self, tensors: Sequence[str]) -> list[str]:
-        """Find the parameters of every tensor, and what is wrong with them; a pattern without a tensor is."""
+    def settle(self, tensors: Sequence[str], tied: Mapping[str, str]) -> list[str]:
+        """Find the parameters of every tensor, and what is wrong with them; a pattern without a tensor is.
+
+        tied: further names, each with that of its tensor.
+        """
         problems = self.method.problems(self.models)
         gradients = any(map(has_gradient, (self.settings, *(values for _, values in self.overrides))))
         placed = depths(tensors) if gradients else {}
@@ -45,7 +48,7 @@ class Parameters:
         if gradients and not placed:
             problems.append("layers: no tensor's name has the number of a layer (layers.7.); give numbers alone")
         for i, (patterns, _) in enumerate(self.overrides):
-            problems += [f"tensors[{i}]: {text}" for text in _unmatched(patterns, tensors)]
+            problems += [f"tensors[{i}]: {text}" for text in _unmatched(patterns, tensors, tied)]
         matches = [_matcher(patterns) for patterns, _ in self.overrides]
         known: dict[tuple[tuple[int, ...], Fraction], Method] = {}
         wrong: set[tuple[int, ...]] = set()  # one report for all depths
@@ -109,9 +112,10 @@ def declare(
 
 
 def pairs_of(given: Any, what: str, form: str) -> list[tuple[Any, Any]]:
-    """Pairs that a caller gave, as a mapping or in order. Raises InputError with the form for what is neither."""
-    pairs = list(given.items()) if isinstance(given, Mapping) else given
-    if not isinstance(pairs, (list, tuple)) or not all(isinstance(p, (list, tuple)) and len(p) == 2 for p in pairs):
+    """Pairs that a caller gave, as a mapping or one after the other. InputError with the form for what is neither."""
+    whole = given.items() if isinstance(given, Mapping) else given
+    pairs = list(whole) if isinstance(whole, Iterable) else [whole]
+    if not all(isinstance(p, (list, tuple)) and len(p) == 2 for p in pairs):
         raise InputError(f"{what}: expected {form}")
     return [(first, second) for first, second in pairs]
 
@@ -210,8 +214,13 @@ def _matcher(patterns: Sequence[str]) -> Callable[[str], bool]:
     return lambda tensor: tensor in plain or any(fnmatchcase(tensor, pattern) for pattern in wild)
 
 
-def _unmatched(patterns: Sequence[str], tensors: Sequence[str]) -> list[str]:
+def _unmatched(patterns: Sequence[str], tensors: Sequence[str], tied: Mapping[str, str]) -> list[str]:
     known = set(tensors)
     unmatched = [p for p in patterns if p not in known and not any(fnmatchcase(name, p) for name in tensors)]
     names = dict.fromkeys(re.sub(r"\d+", "*", name) for name in tensors) if unmatched else ()
-    return [f"{pattern!r} matches no tensor that is merged{nearest(pattern, names)}" for pattern in unmatched]
+    aliases = {p: next((alias for alias in tied if fnmatchcase(alias, p)), None) for p in unmatched}
+    return [
+        f"{pattern!r} matches no tensor that is merged"
+        + (f"; {alias!r} is tied to {tied[alias]!r}: name that" if alias else nearest(pattern, names))
+        for pattern, alias in aliases.items()
+    ]

@@ -248,8 +248,8 @@ def plan(
         )
     merged = None if alignment is None else [tensor.name for tensor in alignment.tensors if not tensor.copy]
     for name, one in declared.items():
-        if merged is not None:
-            wrong[name] += one.settle(merged)
+        if alignment is not None and merged is not None:
+            wrong[name] += one.settle(merged, alignment.tied)
         elif names:  # that there are none is said already
             wrong[name] += one.method.problems(names)
     problems += _told_apart(wrong)

@@ -71,6 +71,11 @@ class Alignment:
         """Whether some tensor is merged in float64."""
         return any("F64" in (t.dtype, *(info.dtype for info in t.models)) for t in self.tensors)
 
+    @property
+    def tied(self) -> dict[str, str]:
+        """Further names of tensors, each with the one that it is merged by."""
+        return {alias: tensor.name for tensor in self.tensors for alias in tensor.aliases}
+
 
 def align(
     base: Checkpoint | None,

@@ -14,7 +14,7 @@ import yaml
 from ..errors import InputError
 
 SIZE_LIMIT = 1_000_000  # bytes
-NODES = 200_000  # that aliases may make of them
+NODES = 200_000  # that may be in it, those of an alias each time it stands there
 TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("map", "seq", "str")}
 # YAML 1.2's core schema. PyYAML knows 1.1's, where `no` is false, 1e-3 a text, 1:30 a number and 2024-01-01 a date.
 SCALARS: list[tuple[re.Pattern[str], Callable[[str], Any]]] = [
@@ -74,7 +74,7 @@ def _data(node: Any, above: tuple[Any, ...], met: Iterator[int]) -> Any:
     if node in above:
         raise _error("holds itself", node)
     if next(met) >= NODES:
-        raise _error(f"aliases make more than {NODES:,} values of this file", node)
+        raise _error(f"more than {NODES:,} values, aliases written out; no recipe has as many", node)
     if node.tag not in TAGS:
         raise _error(f"tags such as {node.tag} are not read", node)
     if isinstance(node, yaml.SequenceNode):
@@ -94,7 +94,8 @@ def _data(node: Any, above: tuple[Any, ...], met: Iterator[int]) -> Any:
             for mapping in inner if isinstance(inner, list) else [inner]:
                 if not isinstance(mapping, dict):
                     raise _error("<< takes a mapping, or a list of mappings", value)
-                merged = mapping | merged  # the first counts
+                for name, own in mapping.items():
+                    merged.setdefault(name, own)  # the first counts
         else:
             content[key.value] = inner
     return merged | content

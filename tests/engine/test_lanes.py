@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -159,7 +160,7 @@ def test_sequences(elements: Sequence[Sequence[int]], count: int, expected: list
 
 
 def test_threads_divided_side_by_side_are_all_restored() -> None:
-    """Whichever ends first."""
+    """Whichever ends first, and in each of the threads: how many torch has is a thread's own."""
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(6)
@@ -170,6 +171,15 @@ def test_threads_divided_side_by_side_are_all_restored() -> None:
         assert torch.get_num_threads() == 2
         one.__exit__(None, None, None)
         other.__exit__(None, None, None)
+        assert torch.get_num_threads() == 6
+
+        def divide() -> int:
+            with stream.threads_each(2):
+                pass
+            return torch.get_num_threads()
+
+        with ThreadPoolExecutor() as pool, stream.threads_each(3):
+            assert pool.submit(divide).result() == 6
         assert torch.get_num_threads() == 6
     finally:
         torch.set_num_threads(before)

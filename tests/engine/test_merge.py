@@ -144,6 +144,21 @@ def test_state_dicts_are_tied_only_where_all_tie() -> None:
         assert merged["head"] is not merged["embed"]
     own = fm.merge_state_dicts("linear", tied, {"m": tied}, task_specific=["head"])
     assert own.own["m"]["head"] is table
+    three, two = dict.fromkeys("abc", table), {"a": table, "b": other, "c": other}
+    merged = fm.merge_state_dicts("linear", three, {"m": two}).state_dict
+    assert merged["b"] is merged["c"] is not merged["a"]
+
+
+def test_a_pattern_of_a_further_name_is_told_the_first(tmp_path: Path) -> None:
+    tied = dict.fromkeys(("model.embed_tokens.weight", "lm_head.weight"), torch.ones(20, 4))
+    options: dict[str, Any] = {"tensors": [("lm_*", {"scale": 0.5})]}
+    said = r"'lm_\*' matches no tensor that is merged; 'lm_head.weight' is tied to 'model.embed_tokens.weight': name "
+    with pytest.raises(InputError, match=said):
+        fm.merge_state_dicts("task_arithmetic", tied, {"m": tied}, **options)
+    stored = {name: tensor.clone() for name, tensor in tied.items()}
+    base, model = (write(tmp_path / name, stored, config={"tie_word_embeddings": True}) for name in ("base", "m"))
+    with pytest.raises(InputError, match=said):
+        fm.plan("task_arithmetic", base, {"m": model}, **options)
 
 
 def test_a_head_of_bases_own_is_not_lost_in_memory() -> None:
@@ -359,6 +374,13 @@ def test_models_without_names(models: Any) -> None:
         fm.plan("linear", None, {"a": "a"}, tensors=models)
 
 
+def test_models_one_after_the_other(tmp_path: Path) -> None:
+    base, models = family(tmp_path)
+    expected = fm.plan("emr", base, models).summary()
+    for pairs in (models.items(), zip(models, models.values(), strict=True), list(models.items())):
+        assert fm.plan("emr", base, pairs).summary() == expected  # type: ignore[arg-type]
+
+
 def test_no_models_is_one_problem(tmp_path: Path) -> None:
     base, _ = family(tmp_path)
     with pytest.raises(InputError, match=r"^1 to 64 models can be merged, these are 0; [^\n]*$"):
@@ -486,6 +508,9 @@ def test_a_state_dict_of_something_else(value: object, where: str) -> None:
         InputError, match=rf"{where}: 'norm\.weight' is of type {type(value).__name__}; expected a tensor"
     ):
         fm.merge_state_dicts("linear", base, states)
+    whole: dict[str, Any] = {"base": base, **states, where: torch.nn.Linear(2, 2)}
+    with pytest.raises(InputError, match=rf"^{where}: expected a state dict, not a Linear$"):
+        fm.merge_state_dicts("linear", whole.pop("base"), whole)
 
 
 def test_records_of_other_merges_are_not_copied(tmp_path: Path) -> None:

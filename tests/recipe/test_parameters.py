@@ -55,7 +55,7 @@ def problems(
     changes: Mapping[str, Any] = {},
 ) -> list[str]:
     try:
-        return declared(params, *tensors, changes=changes).settle(TENSORS)
+        return declared(params, *tensors, changes=changes).settle(TENSORS, {})
     except InputError as error:
         return error.problems
 
@@ -73,7 +73,7 @@ WHOLE = st.fixed_dictionaries({}, optional={"density": SINGLE | st.lists(SINGLE,
 def test_later_entries_win_model_by_model(whole: Any, changes: Any, entries: Any) -> None:
     """Against the rule spelt out: go through all entries that hold for the tensor, and set what each says."""
     parameters = declared(whole, *entries, changes=changes)
-    assert parameters.settle(TENSORS) == []
+    assert parameters.settle(TENSORS, {}) == []
     matched = {"*": TENSORS, "layers.*": TENSORS[1:-1], "*.mlp.*": TENSORS[2:-1:2]}
     for tensor, depth in depths(TENSORS).items():
         density, scale = dict.fromkeys(MODELS, 0.5), 1.0
@@ -94,7 +94,7 @@ def tensor_of(pattern: str) -> str:
 
 def test_a_gradient_goes_over_the_layers() -> None:
     parameters = declared({"scale": {"layers": [0.1, 0.5, 0.9]}})
-    assert parameters.settle(TENSORS) == []
+    assert parameters.settle(TENSORS, {}) == []
     assert [parameters.of(t).scale for t in TENSORS] == [0.1, 0.1, 0.1, 0.5, 0.5, 0.9, 0.9, 0.9]
 
 
@@ -153,7 +153,7 @@ def test_what_does_not_go_together(arguments: Any, expected: str) -> None:
 
 def test_a_gradient_needs_layers() -> None:
     parameters = declared({"scale": {"layers": [0, 1]}})
-    (problem,) = parameters.settle(["embed.weight", "head.weight"])
+    (problem,) = parameters.settle(["embed.weight", "head.weight"], {})
     assert "layers.7." in problem
 
 
@@ -164,7 +164,7 @@ def test_all_problems_come_at_once() -> None:
 
 def test_a_method_object_keeps_what_it_was_made_with() -> None:
     parameters = declare(Toy(scale=3.0, gamma=0.25), {}, {"gamma": 0.5}, [("*.mlp.*", {"scale": 2})], MODELS)
-    assert parameters.settle(TENSORS) == []
+    assert parameters.settle(TENSORS, {}) == []
     assert (parameters.method.scale, parameters.method.gamma) == (3.0, 0.5)
     assert parameters.of("layers.0.mlp.weight").scale == 2
 

@@ -66,7 +66,9 @@ def test_aliases_and_merge_keys(tmp_path: Path) -> None:
     file = tmp_path / "recipe.yaml"
     file.write_text("a: &a {x: 1, y: [2]}\nb: &b {x: 3, z: 4}\nc: *a\nd: {y: 5, <<: [*a, *b]}\n'<<': 6\n")
     a = {"x": 1, "y": [2]}
-    assert read_yaml(file) == {"a": a, "b": {"x": 3, "z": 4}, "c": a, "d": {"x": 1, "y": 5, "z": 4}, "<<": 6}
+    content = read_yaml(file)
+    assert content == {"a": a, "b": {"x": 3, "z": 4}, "c": a, "d": {"x": 1, "y": 5, "z": 4}, "<<": 6}
+    assert list(content["d"]) == ["x", "y", "z"]  # which of models counts
 
 
 @pytest.mark.parametrize(
@@ -79,7 +81,7 @@ def test_aliases_and_merge_keys(tmp_path: Path) -> None:
         ("a: &x [*x]\n", "line 1, column 4: holds itself"),
         ("a: &x [1]\nb: {<<: *x}\n", "line 1, column 4: << takes a mapping"),
         ("a: {<<: {b: 1, b: 2}}\n", "the key 'b' is there twice"),
-        (LAUGHS, "aliases make more than 200,000 values"),
+        (LAUGHS, "more than 200,000 values, aliases written out"),
         ("a: !!python/object/apply:os.system ['true']\n", "line 1, column 4: tags such as"),
         ("? [1, 2]\n: 3\n", "line 1, column 3: a key must be a plain text"),
         ("- 1\n", "a recipe is a mapping"),
