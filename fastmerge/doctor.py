@@ -6,9 +6,11 @@ import os
 import platform
 from collections import Counter
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from . import gpus
+from .errors import attempt
 from .formats import emr, experts
 from .formats.checkpoint import Checkpoint
 from .formats.folder import holds
@@ -85,8 +87,10 @@ def describe(path: str) -> dict[str, Any]:
         return _artefact(emr.EmrArtefact(place))
     if holds(place, experts.RECORD):
         return _experts(experts.ExpertsFolder(place))
-    found = _checkpoint(open_model(path, "checkpoint", fetch=False))
-    return found | (_made(read_record(place)) if holds(place, RECORD) else {})
+    opened = open_model(path, "checkpoint", fetch=False)
+    unread: list[str] = []  # a record that is damaged, or of a later version, beside a model that is whole
+    record = attempt(unread, lambda: read_record(place)) if holds(place, RECORD) else None
+    return _checkpoint(replace(opened, notes=(*opened.notes, *unread))) | ({} if record is None else _made(record))
 
 
 def _made(record: MergeRecord) -> dict[str, Any]:

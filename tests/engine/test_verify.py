@@ -272,6 +272,12 @@ def other_task(root: Path, _: str) -> str:
     return "m2/model.safetensors|experts/m2|not what was merged"
 
 
+def test_a_model_is_described_whose_record_cannot_be_read(tmp_path: Path) -> None:
+    base, _ = family(tmp_path)
+    (base / "fastmerge.json").write_text("{}")
+    assert "fastmerge.json: method: Field required" in describe(str(base))["notes"]
+
+
 @pytest.mark.parametrize("change", [other_head, other_scale, other_output, other_task])
 @pytest.mark.parametrize("kind", ["emr", "free"])
 def test_one_tasks_model(kind: str, change: Callable[[Path, str], str], tmp_path: Path) -> None:
