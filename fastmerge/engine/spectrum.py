@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,12 +33,14 @@ from ..formats.expanded import stored, stored_bytes
 from ..formats.mapping import Inputs
 from ..formats.models import open_models
 from ..formats.safetensors import TensorInfo
+from ..recipe.memory import LANES
 from ..recipe.parameters import pairs_of
 from ..recipe.plan import name_problems
 from ..recipe.preflight import Alignment, Rename, TensorPlan, align
 from .reading import whole
 from .rings import PER_HALF, RINGS, Rings, measure
 from .run_pass import Progress, expect
+from .stream import threads_each
 
 SEED = 0  # of the choice of tensors
 
@@ -94,8 +97,9 @@ def spectrum(
 
     cutoff: of the filter that is tried. tensors: patterns of matrices to look at; by default those that FR-Merging
     filters (fastmerge.targets). max_tensors: look at so many of them, chosen by chance, the same ones every time; 0 for
-    all. task_specific and rename as for `merge`. Memory is a few times the largest matrix in float32, whatever the
-    number of models. Raises InputError with every problem found, MergeError where there is NaN or infinity.
+    all. task_specific and rename as for `merge`. Two matrices are worked on at a time; memory is up to ten times
+    the largest in float32, whatever the number of models. Raises InputError with every problem found, MergeError where
+    there is NaN or infinity.
     """
     pairs = pairs_of(models, "models", "{name: folder, …}")
     names = [name for name, _ in pairs]
@@ -103,11 +107,15 @@ def spectrum(
     chosen = sorted(random.Random(SEED).sample(range(len(found)), min(max_tensors or len(found), len(found))))
     inputs = Inputs([header for checkpoint in complete for header in checkpoint.fetched().headers])
     measured: dict[str, list[Rings]] = {}
-    expect(progress, sum(stored_bytes(_stored(found[i])) for i in chosen))
-    for tensor in (found[i] for i in chosen):
-        measured[tensor.name] = _measure(tensor, names, inputs, limits)
-        if progress:
-            progress(stored_bytes(_stored(tensor)))
+    wanted = [found[i] for i in chosen]
+    expect(progress, sum(stored_bytes(_stored(tensor)) for tensor in wanted))
+    # Most of torch's operations here use one thread however many it has.
+    with threads_each(LANES), ThreadPoolExecutor(LANES, "fastmerge-lane") as pool:
+        in_order = pool.map(lambda tensor: _measure(tensor, names, inputs, limits), wanted)
+        for tensor, own in zip(wanted, in_order, strict=True):
+            measured[tensor.name] = own
+            if progress:
+                progress(stored_bytes(_stored(tensor)))
     inputs.check_unchanged()
     seen = [name for name, rings in measured.items() if rings]
     if not seen:

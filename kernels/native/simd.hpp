@@ -248,6 +248,9 @@ static inline void load_even_odd(const float *p, VF &a, VF &b) {
     memcpy(x, p, sizeof x);
     for (int i = 0; i < 16; ++i) a.v[i] = x[2 * i], b.v[i] = x[2 * i + 1];
 }
+static inline void store_even_odd(float *p, const VF &a, const VF &b) {
+    for (int i = 0; i < 16; ++i) p[2 * i] = a.v[i], p[2 * i + 1] = b.v[i];
+}
 template <class T> static inline void store_pair(T *p, const VF &a, const VF &b, bool) {
     store_pair_generic<T, VF, float>(p, a, b);
 }

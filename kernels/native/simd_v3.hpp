@@ -130,6 +130,11 @@ static inline VF even_odd(VF x) {
     return {joined(_mm256_shuffle_ps(x.v, x.w, 0x88)), joined(_mm256_shuffle_ps(x.v, x.w, 0xdd))};
 }
 static inline void load_even_odd(const float *p, VF &a, VF &b) { a = even_odd(VF::load(p)), b = even_odd(VF::load(p + 16)); }
+static inline void store_even_odd(float *p, const VF &a) {
+    const __m256 x = _mm256_unpacklo_ps(a.v, a.w), y = _mm256_unpackhi_ps(a.v, a.w);
+    _mm256_storeu_ps(p, _mm256_permute2f128_ps(x, y, 0x20)), _mm256_storeu_ps(p + 8, _mm256_permute2f128_ps(x, y, 0x31));
+}
+static inline void store_even_odd(float *p, const VF &a, const VF &b) { store_even_odd(p, a), store_even_odd(p + 16, b); }
 
 static inline __m256i rounded_bf16(__m256 x) {  // the result stands in the upper halves
     __m256i u = _mm256_castps_si256(x);

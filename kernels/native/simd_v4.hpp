@@ -93,6 +93,11 @@ static inline void load_even_odd(const float *p, VF &a, VF &b) {
     a.v = _mm512_permutex2var_ps(x.v, even, y.v);
     b.v = _mm512_permutex2var_ps(x.v, _mm512_add_epi32(even, _mm512_set1_epi32(1)), y.v);
 }
+static inline void store_even_odd(float *p, const VF &a, const VF &b) {
+    const __m512i first = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    _mm512_storeu_ps(p, _mm512_permutex2var_ps(a.v, first, b.v));
+    _mm512_storeu_ps(p + 16, _mm512_permutex2var_ps(a.v, _mm512_add_epi32(first, _mm512_set1_epi32(8)), b.v));
+}
 
 // In a register from before a loop on: compilers would rather make it anew in every turn.
 static inline __m512i constant(int x) {

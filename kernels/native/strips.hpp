@@ -85,9 +85,7 @@ template <class T> class Sink {
     [[gnu::always_inline]] void put(int i, const V &a, const V &b) {
         if (direct_ && !late_) [[likely]] return store_pair(to_ + i, a, b, streaming_);
         if constexpr (dtype_of<T> == BF16) {
-            W x[PAIR];
-            a.store(x), b.store(x + 16);
-            in_order(i, x);
+            store_even_odd(strip_ + i, a, b);
         } else {
             a.store(strip_ + i), b.store(strip_ + i + 16);
         }
@@ -99,10 +97,6 @@ template <class T> class Sink {
     }
 
   private:
-    [[gnu::noinline]] void in_order(int i, const W *x) {
-        for (int j = 0; j < PAIR; ++j) strip_[i + j] = x[lane<T>(j)];
-    }
-
     const Out &out_;
     bool streaming_, late_, direct_ = false;
     int64_t begin_ = 0;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 
 import fastmerge
 from fastmerge import dispatch
+from fastmerge.__main__ import WAITING
 
 ROOT = Path(fastmerge.__file__).parent
 FASTMERGE = str(Path(sys.executable).with_name("fastmerge"))
@@ -120,6 +122,20 @@ def test_starts_without_torch(tmp_path: Path) -> None:
         f"[m.get(n) for n in m.names()]; print([n for n in {late} if n in sys.modules])"
     )
     assert in_a_process(code, tmp_path) == "[]"
+
+
+@pytest.mark.parametrize(
+    ("chosen", "spins"),
+    [({}, 0), ({"GOMP_SPINCOUNT": "7"}, 7), ({"OMP_WAIT_POLICY": "active"}, 30_000_000_000)],
+    ids=["unset", "count", "policy"],
+)
+def test_threads_that_wait_sleep(chosen: dict[str, str], spins: int, tmp_path: Path) -> None:
+    """Torch's OpenMP runtime is told so before it is loaded, where the user has not said otherwise."""
+    kept = {name: value for name, value in os.environ.items() if name not in WAITING}
+    env = kept | chosen | {"OMP_DISPLAY_ENV": "verbose"}
+    command = [sys.executable, "-m", "fastmerge", "doctor"]
+    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert f"GOMP_SPINCOUNT = '{spins}'" in done.stderr
 
 
 def test_help_and_version(tmp_path: Path) -> None:
