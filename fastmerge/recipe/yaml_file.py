@@ -61,7 +61,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
 
 def _root(text: str) -> Any:
     """The node of the only document; None of an empty file."""
-    roots = list(yaml.compose_all(text, yaml.BaseLoader))
+    roots = list(itertools.islice(yaml.compose_all(text, yaml.BaseLoader), 2))
     if len(roots) > 1:
         raise _error("another document begins; a recipe is one: put each into a file of its own", roots[1])
     return roots[0] if roots else None

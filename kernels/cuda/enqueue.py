@@ -37,7 +37,7 @@ def enqueue(kernel: Any, grid: tuple[int, int, int], first: Tensor, /, *others: 
         compiled[grid](*arguments, *values)
         return
     named = {name: _typed(value) for name, value in constants.items()}
-    with _hashing:
+    with _hashing:  # else it would be made once more
         pass
     compiled = kernel[grid](*arguments, **named, **OPTIONS)
     if compiled is not None:  # the interpreter compiles nothing
@@ -60,7 +60,8 @@ def make_ready() -> None:
 
 def _hash_compiler() -> None:
     with _hashing:
-        cache.triton_key()  # remembered by Triton
+        # Remembered by Triton, which documents it nowhere: where a release has none, its first launch waits.
+        getattr(cache, "triton_key", lambda: None)()
 
 
 def _kind(x: Tensor | int) -> Hashable:

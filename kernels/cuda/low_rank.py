@@ -9,7 +9,7 @@ from torch import Tensor
 from .launch import Launch, Row
 from .numeric import load, narrow, number, pointer, widen
 
-ROWS = tl.constexpr(8)  # of the product that a program makes, of one reading of `down`
+TOGETHER = tl.constexpr(8)  # rows of the product that a program makes of one reading of `down`
 
 
 @triton.jit
@@ -58,13 +58,13 @@ def low_rank_tile(
     """
     n = tl.load(table)
     rows = (first + n - 1) // columns + 1
-    down = tl.cdiv(rows, ROWS)
-    top, left = tl.program_id(0) % down * ROWS, (tl.program_id(0) // down * TILE).to(tl.int32)
-    inside = (top * columns >= first) & ((top + ROWS) * columns <= first + n)
+    down = tl.cdiv(rows, TOGETHER)
+    top, left = tl.program_id(0) % down * TOGETHER, tl.program_id(0) // down * TILE
+    inside = (top * columns >= first) & ((top + TOGETHER) * columns <= first + n)
     if inside & (left + TILE <= columns):
-        _rows(table, rank, columns, first, top, left, n, True, EVEN, ROWS, BASE, OUT, ALIGNED, TILE, WORKING)
+        _rows(table, rank, columns, first, top, left, n, True, EVEN, TOGETHER, BASE, OUT, ALIGNED, TILE, WORKING)
     else:
-        for own in range(top, tl.minimum(top + ROWS, rows)):
+        for own in range(top, tl.minimum(top + TOGETHER, rows)):
             _rows(table, rank, columns, first, own, left, n, False, EVEN, 1, BASE, OUT, ALIGNED, TILE, WORKING)
 
 
@@ -73,7 +73,7 @@ def low_rank(base: Tensor, up: Tensor, down: Tensor, scale: float, column: int, 
         return
     rank, columns = down.shape
     launch = Launch("low_rank", [Row(base.numel(), (base, out, up, down, scale))], (base, out, up, down))
-    launch.programs = triton.cdiv(len(up), ROWS.value) * triton.cdiv(columns, launch.constants["TILE"])
+    launch.programs = triton.cdiv(len(up), TOGETHER.value) * triton.cdiv(columns, launch.constants["TILE"])
     even = columns % 16 == column % 16 == base.numel() % 16 == 0
     launch(
         low_rank_tile, rank, columns, column, EVEN=even, BASE=base.dtype, OUT=out.dtype, WORKING=up.dtype
