@@ -184,6 +184,10 @@ class HostDevice:
         self._given.append(torch.full((nbytes,), POISON, dtype=torch.uint8))
         return self._given[-1]
 
+    def given(self) -> int:
+        """Bytes that were had since memory was last forgotten."""
+        return sum(memory.numel() for memory in self._given)
+
     def staging(self, nbytes: int) -> Tensor:
         return torch.full((nbytes,), POISON, dtype=torch.uint8)
 

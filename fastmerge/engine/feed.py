@@ -26,7 +26,7 @@ ROOMS = 3  # loads on the device: one is computed with while the next come in
 # write, all wait for each other.
 READERS = min(12, max(2, (os.cpu_count() or 1) * 5 // 8))
 SEGMENTS = READERS + READERS // 3 + 1  # of staging memory: some are on their way to the device
-ALIGN = 256  # bytes, so that every source's loads are whole
+ALIGN = 256  # bytes, so that every tensor's loads and stores are whole
 
 
 @dataclass(slots=True)
@@ -64,10 +64,11 @@ def loads_of(works: Sequence[Work], chunk: int) -> Iterator[list[Piece]]:
 
 
 def load_bytes(pieces: Sequence[Piece]) -> int:
-    return sum(_aligned(source.nbytes(p.start, p.stop)) for p in pieces for source in p.work.sources)
+    return sum(aligned(source.nbytes(p.start, p.stop)) for p in pieces for source in p.work.sources)
 
 
-def _aligned(nbytes: int) -> int:
+def aligned(nbytes: int) -> int:
+    """What these bytes take where others follow."""
     return -(-nbytes // ALIGN) * ALIGN
 
 
@@ -180,7 +181,7 @@ class Feed:
                     spans.append((self._inputs.descriptor(file), start, stop - start, to.data_ptr()))
                 else:
                     load.copies += self._copies(source, piece, to)
-                at += _aligned(to.numel())
+                at += aligned(to.numel())
             load.sources.append(sources)
         if self._loader is not None and spans:
             load.number = self._loader.begin(spans)

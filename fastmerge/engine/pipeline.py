@@ -12,6 +12,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
@@ -23,11 +24,13 @@ from ..errors import MergeError
 from ..formats.mapping import Inputs
 from ..recipe.memory import BLOCK, MAX_CHUNK
 from .devices import Device, Event
-from .feed import ROOMS, Feed, Load, load_bytes, loads_of
+from .feed import ROOMS, Feed, Load, aligned, load_bytes, loads_of
 from .stream import Piece, Target, Work, slot_bytes
 from .writer import PAGE, Slot, Writer
 
-LOAD = 384 << 20  # bytes that come in at a time, at most: what Python does for a load is little beside their way
+# Bytes of a GPU that loads and results take where memory has room, of any number of models. A load of a base and three
+# models has 400 MB: what Python does for it is little beside its way.
+MEMORY = 1760 << 20
 STAGING = 128 << 20  # bytes of the host, at most, an eighth of the memory budget: what is read, and as much computed
 LEAST_STAGING = 1 << 20
 TOGETHER = 256  # small tensors at a time, at most
@@ -48,10 +51,10 @@ class Pipeline:
     def chunk(self, works: Sequence[Work], chunk: int) -> int:
         """As many of `chunk` elements at a time as the host's memory and every device's have room for.
 
-        The largest chunk of the CPU's, which serves its caches, becomes what makes a load.
+        The largest chunk of the CPU's, which serves its caches, becomes what fills MEMORY.
         """
         if chunk == MAX_CHUNK:
-            chunk = max(chunk, LOAD // max(map(element_bytes, works), default=LOAD) // BLOCK * BLOCK)
+            chunk = max(chunk, int(MEMORY / max(map(element_bytes, works), default=MEMORY)) // BLOCK * BLOCK)
         free = SHARE * min(device.free() for device in self.devices)
         left = self.memory - 2 * self.staging * len(self.devices)
         while chunk > BLOCK:
@@ -59,7 +62,7 @@ class Pipeline:
             on_device = max((device_bytes(group, chunk) for group in groups), default=0)
             if group_bytes(groups, chunk) * self.SLOTS <= left and on_device <= free:
                 break
-            chunk = halved(chunk)
+            chunk = max(BLOCK, chunk * 7 // 8 // BLOCK * BLOCK)
         return chunk
 
     def slot_bytes(self, works: Sequence[Work], chunk: int) -> int:
@@ -138,9 +141,15 @@ class Groups:
 
     def usual_load(self, chunk: int, alone: bool) -> int:
         """Bytes of the largest load but those of works that come in whole; alone: works come one by one."""
-        groups = [[work] for group in self._all for work in group] if alone else self._all
-        loads = (next(loads_of(group, chunk)) for group in groups)
+        loads = (next(loads_of(group, chunk)) for group in self._together(alone))
         return max((load_bytes(load) for load in loads if not load[0].whole), default=0)
+
+    def usual_results(self, chunk: int, alone: bool) -> int:
+        """Bytes of what is computed of the largest load, but what is written with whole tensors."""
+        return max((sum(work.chunk_bytes(chunk) for work in group) for group in self._together(alone)), default=0)
+
+    def _together(self, alone: bool) -> Sequence[list[Work]]:
+        return [[work] for group in self._all for work in group] if alone else self._all
 
     def stop(self) -> None:
         """Let there be none."""
@@ -191,6 +200,8 @@ class _Run:
         self.begun: deque[Work] = deque()  # that the feed has taken, and of which not all is computed
         self.again: deque[Work] = deque()  # of these, what the feed has still to take, one by one
         self.scarce = False  # whether memory has run out, so that nothing is computed together any more
+        self.results: dict[Slot, Tensor] = {}  # memory of the device for what goes to a slot
+        self.usual_results = 0  # bytes that it has from the first on
 
     def run(self) -> None:
         try:
@@ -223,11 +234,14 @@ class _Run:
             )
         self.chunk, self.scarce = halved(self.chunk), True
         self.again = deque(self.begun)
+        self.device.outgoing.record().synchronize()
+        self.results.clear()
         self.device.forget()
 
     def _compute(self, drain: _Drain) -> None:
         computing = self.device.computing
         room = self.groups.usual_load(self.chunk, self.scarce)
+        self.usual_results = self.groups.usual_results(self.chunk, self.scarce)
         with Feed(self.device, self._take, self.chunk, room, self.staging, self.inputs) as feed, computing.current():
             for load in feed:
                 drain.check()
@@ -292,18 +306,30 @@ class _Run:
         slot = self.writer.slot()
         try:
             places = [one.target.take(slot, one.start, one.stop, one.numel) for one in wanted]
-            memory = [torch.empty_like(place, device=self.device.place) for place in places]
-            compute(memory)
+            results = self._memory(slot, places)
+            compute(results)
             outgoing = self.device.outgoing
             outgoing.wait(self.device.computing.record())
-            for place, result in zip(places, memory, strict=True):
+            for place, result in zip(places, results, strict=True):
                 outgoing.copy(place, result)
-            filled = _Filled(slot, outgoing.record(), memory)
+            filled = _Filled(slot, outgoing.record())
         except BaseException:
             slot.clear()
-            drain.put(_Filled(slot, None, []))
+            drain.put(_Filled(slot, None))
             raise
         return drain.put(filled)
+
+    def _memory(self, slot: Slot, places: Sequence[Tensor]) -> list[Tensor]:
+        """Memory of the device like these places of a slot, which has left it when the slot can be had again."""
+        starts = [0, *accumulate(aligned(place.nbytes) for place in places)]
+        if slot not in self.results or self.results[slot].numel() < starts[-1]:
+            self.results.pop(slot, None)  # first let go of what is there
+            self.results[slot] = self.device.empty(max(starts[-1], self.usual_results))
+        memory = self.results[slot]
+        return [
+            memory[start : start + place.nbytes].view(place.dtype).view(place.shape)
+            for start, place in zip(starts, places, strict=False)
+        ]
 
 
 class _Part(NamedTuple):
@@ -323,11 +349,10 @@ class _Wanted(NamedTuple):
 
 
 class _Filled(NamedTuple):
-    """A slot whose bytes are there after an event; until then the device's memory is held."""
+    """A slot whose bytes are there after an event."""
 
     slot: Slot
     event: Event | None
-    memory: list[Tensor]
 
 
 class _Finished(NamedTuple):
@@ -402,13 +427,14 @@ def group_bytes(groups: Sequence[Sequence[Work]], chunk: int) -> int:
 
 def device_bytes(group: Sequence[Work], chunk: int) -> int:
     """Memory of the device for the loads of a group and its results on their way out."""
-    results = sum(target.chunk_bytes(min(chunk, work.numel)) for work in group for target in work.targets)
-    return ROOMS * load_bytes(next(loads_of(group, chunk))) + (Pipeline.SLOTS + 1) * results
+    return ROOMS * load_bytes(next(loads_of(group, chunk))) + Pipeline.SLOTS * group_bytes([group], chunk)
 
 
-def element_bytes(work: Work) -> int:
-    """What an element of all sources takes of the device's memory."""
-    return max(1, sum(source.nbytes(0, 8) for source in work.sources) // 8)
+def element_bytes(work: Work) -> float:
+    """What an element of all sources, and of what is computed of them, takes of the device's memory."""
+    n = max(BLOCK, work.least_chunk)
+    sources, results = (source.nbytes(0, n) for source in work.sources), (t.chunk_bytes(n) for t in work.targets)
+    return max(1.0, (ROOMS * sum(sources) + Pipeline.SLOTS * sum(results)) / n)
 
 
 def halved(chunk: int) -> int:

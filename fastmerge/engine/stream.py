@@ -132,6 +132,10 @@ class Work:
     def bytes_written(self) -> int:
         return sum(place.stop - place.start for t in (*self.targets, *self.whole_targets) for place in t.places)
 
+    def chunk_bytes(self, chunk: int) -> int:
+        """An upper bound of what the results of a chunk take in a slot."""
+        return sum(target.chunk_bytes(min(max(chunk, self.least_chunk), self.numel)) for target in self.targets)
+
     def pieces(self, chunk: int) -> Iterator[Piece]:
         """The whole tensor, where it is prepared, then its chunks."""
         if self.prepare is not None:
@@ -179,11 +183,7 @@ class Sink(Protocol):
 
 def slot_bytes(works: Sequence[Work], chunk: int) -> int:
     """Memory that a slot needs for any chunk of these works."""
-
-    def chunked(work: Work) -> int:
-        return sum(t.chunk_bytes(min(max(chunk, work.least_chunk), work.numel)) for t in work.targets)
-
-    sizes = (max(chunked(w), sum(t.chunk_bytes(t.numel) for t in w.whole_targets)) for w in works)
+    sizes = (max(w.chunk_bytes(chunk), sum(t.chunk_bytes(t.numel) for t in w.whole_targets)) for w in works)
     return max(sizes, default=0) + PAGE
 
 

@@ -229,13 +229,30 @@ def test_loaders_are_closed_before_their_memory_is_given_back(
 
 
 @pytest.mark.parametrize("blocks", [1, 8])
-def test_rooms_for_loads_are_had_once(
+def test_memory_of_the_device_is_had_once(
     blocks: int, checkpoints: tuple[Path, dict[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not anew as tensors are larger."""
+    """Rooms for loads, and for what leaves through each slot, are not had anew as tensors are larger."""
     device = HostDevice()
     piped(monkeypatch, planned(checkpoints, "emr", tmp_path / "out", blocks), [device])
-    assert 1 <= device.calls <= ROOMS
+    assert 1 < device.calls <= ROOMS + pipeline.Pipeline.SLOTS
+
+
+@pytest.mark.parametrize("method", ["linear", "emr"])
+def test_memory_of_the_device_does_not_depend_on_the_number_of_models(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loads of more models have fewer elements."""
+    monkeypatch.setattr(pipeline, "MEMORY", 4 * 54 * BLOCK)
+    monkeypatch.setattr(pipeline, "MAX_CHUNK", BLOCK)
+    base = {"up.weight": torch.zeros(42 * BLOCK, dtype=torch.bfloat16)}
+    folder = write(tmp_path / "base", base)
+    models = {f"m{k}": write(tmp_path / f"m{k}", near(base, k + 1)) for k in range(6)}
+    for k in (2, 3, 6):
+        device, used = HostDevice(), dict(list(models.items())[:k])
+        made = replace(plan(method, folder, used, tmp_path / f"out{k}", device="cpu"), chunk=BLOCK)
+        piped(monkeypatch, made, [device])
+        assert 0.7 < device.given() / pipeline.MEMORY <= 1
 
 
 def test_no_room_at_all_is_told(
