@@ -84,16 +84,19 @@ class Feed:
         next_works: Callable[[], Sequence[Work]],
         chunk: int,
         room: int,
+        most: int,
         staging: int,
         inputs: Inputs,
     ):
-        """`next_works`: what may come in at once, in the end nothing. room: bytes that rooms have from the first on."""
+        """`next_works`: what may come in at once, in the end nothing. room: bytes that rooms have from the first on.
+        most: bytes that rooms have together, unless a load needs more: then it has them alone."""
         self._device, self._next_works, self._inputs = device, next_works, inputs
-        self._chunk, self._room = chunk, room
+        self._chunk, self._room, self._most = chunk, room, most
         self._rooms: queue.SimpleQueue[Room | None] = queue.SimpleQueue()
         self._loads: queue.SimpleQueue[Load | BaseException | None] = queue.SimpleQueue()
-        for _ in range(ROOMS):
-            self._rooms.put(Room())
+        self._all_rooms = [Room() for _ in range(ROOMS)]
+        for own in self._all_rooms:
+            self._rooms.put(own)
         self._stopped = False
         self._staging = device.staging(staging)
         self._loader: Loader | None = device.loader(self._staging, READERS)
@@ -152,27 +155,47 @@ class Feed:
             while works := self._next_works():
                 for pieces in loads_of(works, self._chunk):
                     room = self._rooms.get()
-                    if room is None or self._stopped:
+                    if room is None or self._stopped or not self._fit(room, load_bytes(pieces)):
                         return
                     self._loads.put(self._begun(Load(pieces, room)))
             self._loads.put(None)
         except BaseException as error:
             self._loads.put(error)
 
-    def _begun(self, load: Load) -> Load:
-        """Let the readers copy a load, as soon as they are through with those before."""
-        room = load.room
-        nbytes = load_bytes(load.pieces)
+    def _fit(self, room: Room, nbytes: int) -> bool:
+        """See that a room has so many bytes; False where the feed is left meanwhile."""
         if room.used is not None:
             room.used.synchronize()
-        if room.memory is None or room.memory.numel() < nbytes:
-            room.memory = None  # first let go of what is there
-            room.memory = self._device.empty(max(nbytes, self._room))
+        if room.memory is not None and room.memory.numel() >= nbytes:
+            return True
+        room.memory = None  # first let go of what is there
+        nbytes = max(nbytes, self._room)
+        emptied: list[Room] = []
+        while nbytes + self._held() > self._most and len(emptied) < ROOMS - 1:
+            other = self._rooms.get()
+            if other is None:
+                return False
+            if other.used is not None:
+                other.used.synchronize()
+            other.memory = None
+            emptied.append(other)
+        for other in emptied:
+            self._rooms.put(other)
+        room.memory = self._device.empty(nbytes)
+        return True
+
+    def _held(self) -> int:
+        return sum(room.memory.numel() for room in self._all_rooms if room.memory is not None)
+
+    def _begun(self, load: Load) -> Load:
+        """Let the readers copy a load, as soon as they are through with those before."""
+        memory = load.room.memory
+        assert memory is not None
         at, spans = 0, []
         for piece in load.pieces:
             sources = []
             for source in piece.work.sources:
-                to = room.memory[at : at + source.nbytes(piece.start, piece.stop)]
+                to = memory[at : at + source.nbytes(piece.start, piece.stop)]
                 sources.append(to.view(source.dtype))
                 if self._loader is not None and source.is_stored:
                     (span,) = source.spans(piece.start, piece.stop)

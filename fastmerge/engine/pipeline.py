@@ -55,15 +55,19 @@ class Pipeline:
         """
         if chunk == MAX_CHUNK:
             chunk = max(chunk, int(MEMORY / max(map(element_bytes, works), default=MEMORY)) // BLOCK * BLOCK)
-        free = SHARE * min(device.free() for device in self.devices)
         left = self.memory - 2 * self.staging * len(self.devices)
+        free = self.free()
         while chunk > BLOCK:
             groups = groups_of(works, chunk)
-            on_device = max((device_bytes(group, chunk) for group in groups), default=0)
-            if group_bytes(groups, chunk) * self.SLOTS <= left and on_device <= free:
+            results = group_bytes(groups, chunk) * self.SLOTS
+            if results <= left and results + ROOMS * usual_load(groups, chunk) <= free:
                 break
             chunk = max(BLOCK, chunk * 7 // 8 // BLOCK * BLOCK)
         return chunk
+
+    def free(self) -> int:
+        """Bytes of every device that loads and results may take."""
+        return int(SHARE * min(device.free() for device in self.devices))
 
     def slot_bytes(self, works: Sequence[Work], chunk: int) -> int:
         """Memory that a slot needs for any chunk of these works, and for those that are computed together."""
@@ -85,6 +89,7 @@ class Pipeline:
     ) -> None:
         """Carry out works. `finished` is told each and its sums, in any order, `progress` the bytes read."""
         left = Groups(abreast(groups_of(works, chunk)))
+        most = self.free() - self.slot_bytes(works, chunk) * self.SLOTS
 
         def told(work: Work, sums: list[Tensor]) -> None:
             inputs.check_read()
@@ -95,7 +100,7 @@ class Pipeline:
         with ThreadPoolExecutor(len(self.devices) + 1, "fastmerge-gpu") as pool:
             pinning = pool.submit(self._pin, writer, [writer.slot() for _ in writer.slots])
             runs = [
-                pool.submit(_Run(device, left, chunk, self.staging, inputs, writer, told).run)
+                pool.submit(_Run(device, left, chunk, most, self.staging, inputs, writer, told).run)
                 for device in self.devices
             ]
             try:
@@ -140,9 +145,8 @@ class Groups:
             return []
 
     def usual_load(self, chunk: int, alone: bool) -> int:
-        """Bytes of the largest load but those of works that come in whole; alone: works come one by one."""
-        loads = (next(loads_of(group, chunk)) for group in self._together(alone))
-        return max((load_bytes(load) for load in loads if not load[0].whole), default=0)
+        """As the function has it; alone: works come one by one."""
+        return usual_load(self._together(alone), chunk)
 
     def usual_results(self, chunk: int, alone: bool) -> int:
         """Bytes of what is computed of the largest load, but what is written with whole tensors."""
@@ -190,12 +194,14 @@ class _Run:
         device: Device,
         groups: Groups,
         chunk: int,
+        most: int,
         staging: int,
         inputs: Inputs,
         writer: Writer,
         finished: Finished,
     ) -> None:
-        self.device, self.groups, self.chunk, self.staging = device, groups, chunk, staging
+        """most: bytes that loads take together, unless one takes more."""
+        self.device, self.groups, self.chunk, self.most, self.staging = device, groups, chunk, most, staging
         self.inputs, self.writer, self.finished = inputs, writer, finished
         self.begun: deque[Work] = deque()  # that the feed has taken, and of which not all is computed
         self.again: deque[Work] = deque()  # of these, what the feed has still to take, one by one
@@ -232,7 +238,7 @@ class _Run:
                 f"tensor {name!r}: the memory of {self.device.place} does not suffice, even in the smallest blocks "
                 f"({problem.splitlines()[0]}); free some, or pass --device cpu"
             )
-        self.chunk, self.scarce = halved(self.chunk), True
+        self.chunk, self.most, self.scarce = halved(self.chunk), self.most // 2, True
         self.again = deque(self.begun)
         self.device.outgoing.record().synchronize()
         self.results.clear()
@@ -242,7 +248,8 @@ class _Run:
         computing = self.device.computing
         room = self.groups.usual_load(self.chunk, self.scarce)
         self.usual_results = self.groups.usual_results(self.chunk, self.scarce)
-        with Feed(self.device, self._take, self.chunk, room, self.staging, self.inputs) as feed, computing.current():
+        feed = Feed(self.device, self._take, self.chunk, room, self.most, self.staging, self.inputs)
+        with feed, computing.current():
             for load in feed:
                 drain.check()
                 for arrived in feed.arrived(load):
@@ -425,9 +432,10 @@ def group_bytes(groups: Sequence[Sequence[Work]], chunk: int) -> int:
     return max((sum(slot_bytes([work], chunk) for work in group) for group in groups), default=0)
 
 
-def device_bytes(group: Sequence[Work], chunk: int) -> int:
-    """Memory of the device for the loads of a group and its results on their way out."""
-    return ROOMS * load_bytes(next(loads_of(group, chunk))) + Pipeline.SLOTS * group_bytes([group], chunk)
+def usual_load(groups: Sequence[Sequence[Work]], chunk: int) -> int:
+    """Bytes of the largest load but those of works that come in whole."""
+    loads = (next(loads_of(group, chunk)) for group in groups)
+    return max((load_bytes(load) for load in loads if not load[0].whole), default=0)
 
 
 def element_bytes(work: Work) -> float:

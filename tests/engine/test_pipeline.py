@@ -16,7 +16,7 @@ from host_device import HostDevice, HostLoader, late
 
 import fastmerge as fm
 from fastmerge import dispatch, gpus
-from fastmerge.engine import merge, passes, pipeline
+from fastmerge.engine import feed, merge, passes, pipeline
 from fastmerge.engine.feed import ROOMS
 from fastmerge.engine.identity import backend
 from fastmerge.engine.statistics import Kept
@@ -267,9 +267,35 @@ def test_blocks_fit_the_free_memory(checkpoints: tuple[Path, dict[str, Path]], t
     made = planned(checkpoints, "emr", tmp_path / "out", 8)
     files = Inputs(made.headers)
     works = Reading(made, 0, [[]], [Statistics(3)], files, Kept()).works()
-    sizes = [pipeline.Pipeline([HostDevice(room=r)], 1 << 30).chunk(works, 8 * BLOCK) for r in (1 << 40, 15 * 10**6, 1)]
+    sizes = [pipeline.Pipeline([HostDevice(room=r)], 1 << 30).chunk(works, 8 * BLOCK) for r in (1 << 40, 18 * 10**6, 1)]
     assert sizes[0] == 8 * BLOCK > sizes[1] > sizes[2] == BLOCK
     assert pipeline.Pipeline([HostDevice()], 1 << 20).chunk(works, 8 * BLOCK) == BLOCK
+
+
+@pytest.mark.parametrize("method", ["ties", "fr"])
+def test_whole_tensors_come_in_one_by_one_where_several_have_no_room(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And only then. What is computed of one at a time stays as much as its own memory allows."""
+    base = state(0, torch.bfloat16, {f"model.layers.{i}.up.weight": (900, 700) for i in range(3)})
+    write(tmp_path / "base", base)
+    models = {f"m{k}": write(tmp_path / f"m{k}", near(base, k + 1)) for k in range(3)}
+    whole, feeds, chunks = 4 * 2 * 900 * 700, list[feed.Feed](), list[int]()
+    begin, run = feed.Feed.__init__, pipeline.Pipeline.run
+    monkeypatch.setattr(feed.Feed, "__init__", lambda self, *args: (feeds.append(self), begin(self, *args))[1])
+    monkeypatch.setattr(pipeline.Pipeline, "run", lambda self, *args: (chunks.append(args[1]), run(self, *args))[1])
+    held: dict[str, int] = {}
+    for name, share in (("one", 1.5), ("all", 100.0)):
+        device = HostDevice()
+        monkeypatch.setattr(device, "free", lambda share=share: int(share * whole / pipeline.SHARE))
+        had, sizes = device.empty, list[int]()
+        monkeypatch.setattr(device, "empty", lambda n, had=had, to=sizes: (to.append(n + feeds[-1]._held()), had(n))[1])
+        made = plan(method, tmp_path / "base", models, tmp_path / name / "out", METHODS[method], device="cpu")
+        piped(monkeypatch, replace(made, chunk=2 * BLOCK), [device])
+        held[name] = max(sizes)
+    assert content(tmp_path / "one" / "out") == content(tmp_path / "all" / "out")
+    assert held["one"] < 1.5 * whole < 2 * whole <= held["all"]
+    assert set(chunks) == {2 * BLOCK}
 
 
 def test_an_error_ends_all_devices(
