@@ -1,6 +1,7 @@
 """Runs the PTX of compiled kernels on the CPU, all threads of a grid side by side.
 
-It is what Triton's interpreter leaves out: layouts, shuffles, shared memory, inline PTX, and what LLVM made of it all.
+It is what Triton's interpreter leaves out: layouts, shuffles, shared memory, inline PTX, and what LLVM made of it all;
+and of CUDA C++ what NVRTC has made of it.
 Of PTX only that is known which the kernels are made of; all else is a NotImplementedError, fused multiplication and
 addition too. Memory is this process's. A MachineError is raised where an access is not whole in a tensor or not aligned
 as a GPU asks for, where no barrier keeps warps apart, and where threads do not reach a barrier or a shuffle together.
@@ -8,21 +9,25 @@ as a GPU asks for, where no barrier keeps warps apart, and where threads do not 
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import operator
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from compiled import launching
-from fastmerge.kernels.cuda import launch
+from fastmerge.kernels.cuda import launch, nvrtc
 from numpy.typing import NDArray
 from torch import Tensor
 
 WARP, MOST_WARPS = 32, 1 << 32
+CONFLICTS = {"read": ("write", "add"), "write": ("read", "write", "add"), "add": ("read", "write")}  # of accesses
 UNSET = 0x4B5A_4B5A_4B5A_4B5A  # bits of what nobody has set
 FIRST, LAST = 1 << 16, 1 << 47  # addresses that a process's memory lies between
 UNSIGNED = {1: np.bool_, 8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64}
@@ -57,26 +62,36 @@ class Kernel:
     widths: dict[str, int]  # bits of registers, by what comes before their numbers
     code: tuple[Instruction, ...]
     labels: dict[str, int]
+    shared: dict[str, int]  # where its variables are in shared memory
+    shared_bytes: int
 
 
 @functools.cache
-def parse(ptx: str) -> Kernel:
-    head, _, body = re.sub(r"//[^\n]*", "", ptx[ptx.index(".entry") :]).partition("{")
+def parse(ptx: str, name: str = "") -> Kernel:
+    """The kernel of this name, or the first."""
+    entry = re.search(rf"\.entry {name}\b", ptx)
+    assert entry
+    head, _, body = re.sub(r"//[^\n]*", "", ptx[entry.start() :]).partition("{")
     widths, labels, code = dict[str, int](), dict[str, int](), list[Instruction]()
-    for line in re.split(r"[;\n]", body[: body.index("func_end")]):
+    shared, shared_bytes = {"global_smem": 0}, 0
+    outside = re.findall(r"^\.shared [^;]*", ptx, re.MULTILINE)  # what several functions use
+    for line in outside + re.split(r"[;\n]", body[: re.search(r"\n}|func_end", body).start()]):  # type: ignore[union-attr]
         line = re.sub(
             r"^[{}]\s*(?=\.reg|$)", "", line.strip()
         )  # of inline PTX, whose registers have names of their own
         if found := re.match(r"\.reg \.([a-z]+)(\d*)\s+(.*)", line):
             names = re.sub(r"<\d+>", "", found[3])
             widths |= dict.fromkeys(names.replace(" ", "").split(","), int(found[2] or 1))
+        elif found := re.match(r"\.shared \.align (\d+) \.[bu](\d+) (\w+)(?:\[(\d+)\])?", line):
+            start = -(-shared_bytes // int(found[1])) * int(found[1])
+            shared[found[3]], shared_bytes = start, start + int(found[2]) // 8 * int(found[4] or 1)
         elif found := re.match(r"(\$\w+):", line):
             labels[found[1]] = len(code)
         elif found := re.match(r"(?:@(!?)(%\w+)\s+)?([a-z][\w.]*)\s*(.*)", line):
             name, *parts = found[3].split(".")
             operands = tuple(part.strip() for part in re.findall(r"\{[^}]*\}|\[[^]]*\]|[^,\s]+", found[4]))
             code.append(Instruction(line, found[2] or "", bool(found[1]), name, tuple(parts), operands))
-    return Kernel(tuple(re.findall(r"\w+_param_\d+", head)), widths, tuple(code), labels)
+    return Kernel(tuple(re.findall(r"\w+_param_\d+", head)), widths, tuple(code), labels, shared, shared_bytes)
 
 
 def spans(tensors: Iterable[Tensor]) -> tuple[Array, Array]:
@@ -137,12 +152,13 @@ class Grid:
         blocks: Sequence[int],
         threads: int,
         shared: int = 0,
-        values: Sequence[int] = (),
+        values: Sequence[int | bytes] = (),
         tensors: Iterable[Tensor] = (),
     ) -> None:
-        """blocks: in two dimensions, of `threads` threads and `shared` bytes; values: the parameters'; tensors: those
-        whose memory may be accessed."""
-        self.kernel, self.blocks, self.threads, self.shared_bytes = kernel, blocks, threads, shared
+        """blocks: in two dimensions, of `threads` threads and `shared` bytes beside those of variables; values: the
+        parameters'; tensors: those whose memory may be accessed."""
+        self.kernel, self.blocks, self.threads = kernel, blocks, threads
+        self.shared_bytes = shared = -(-max(shared, kernel.shared_bytes) // 8) * 8
         self.count = blocks[0] * blocks[1] * threads
         self.places, self.active = np.zeros(self.count, np.int64), np.arange(self.count)
         thread, block, none = self.active % threads, self.active // threads, np.zeros_like(self.active)
@@ -158,8 +174,8 @@ class Grid:
         }
         self.parameters = dict(zip(kernel.parameters, values, strict=False))  # the last are of Triton's own, and unused
         self.shared = np.zeros(self.count // threads * shared, np.uint8)
-        # Of every byte of that, by which warp it was last written and read, and after which of its block's barriers.
-        self.written, self.read = np.zeros((2, len(self.shared)), np.int64)
+        # Of every byte of that, by which warp it was last accessed, and after which of its block's barriers.
+        self.accessed = {how: np.zeros(len(self.shared), np.int64) for how in CONFLICTS}
         self.barriers = np.ones(self.count // threads, np.int64)
         self.starts, self.stops = spans(tensors)
 
@@ -198,8 +214,10 @@ class Grid:
             return self._register(operand)[self.active].astype(kind)
         if operand[:2] in ("0f", "0d"):
             value = int(operand[2:], 16)
+        elif operand in self.kernel.shared:
+            value = self.kernel.shared[operand]
         else:
-            value = 0 if operand == "global_smem" else int(operand.removesuffix("U"), 0) & ((1 << width) - 1)
+            value = int(operand.removesuffix("U"), 0) & ((1 << width) - 1)
         return np.full(len(self.active), value, kind)
 
     def _register(self, name: str) -> Array:
@@ -227,9 +245,9 @@ class Grid:
 
     def _address(self, operand: str) -> Array:
         name, _, offset = operand.strip("[] ").partition("+")
-        return self._get(name.strip(), "u64") + np.uint64(int(offset or 0))
+        return self._get(name.strip(), "u64") + np.uint64(int(offset or 0) % (1 << 64))
 
-    def _words(self, addresses: Array, nbytes: int, width: int, write: bool = False) -> tuple[Array, Array]:
+    def _words(self, addresses: Array, nbytes: int, width: int, how: str) -> tuple[Array, Array]:
         """Memory in words of `width` bits, and which of them the addresses are of, from where `nbytes` are accessed."""
         if (addresses % np.uint64(nbytes)).any():
             raise MachineError("an odd address")
@@ -239,7 +257,7 @@ class Grid:
                 raise MachineError("beyond the shared memory")
             addresses = addresses + (self.active // self.threads * self.shared_bytes).astype(np.uint64)
             for i in range(nbytes):
-                self._mark(addresses + np.uint64(i), write)
+                self._mark(addresses + np.uint64(i), how)
             return self.shared.view(UNSIGNED[width]), addresses // np.uint64(width // 8)
         assert "global" in self.now.parts, self.now
         own = np.searchsorted(self.starts, addresses, "right") - 1
@@ -247,32 +265,32 @@ class Grid:
             raise MachineError("beyond the tensors")
         return memory(width), (addresses - np.uint64(FIRST)) // np.uint64(width // 8)
 
-    def _mark(self, places: Array, write: bool) -> None:
-        """See that no other warp has written these bytes of shared memory, or read what is written now, since the last
-        barrier."""
+    def _mark(self, places: Array, how: str) -> None:
+        """See that since the last barrier no other warp has accessed these bytes in a conflicting way."""
         barrier = self.barriers[self.active // self.threads] * MOST_WARPS
         own = barrier + self.active // WARP
-        by_others = [(by[places] >= barrier) & (by[places] != own) for by in (self.written, self.read)]
-        if by_others[0].any() or (write and by_others[1].any()):
+        by_others = {other: (by[places] >= barrier) & (by[places] != own) for other, by in self.accessed.items()}
+        if any(by_others[other].any() for other in CONFLICTS[how]):
             raise MachineError("no barrier since another warp was here")
-        if write:
-            self.written[places] = own
-        else:
-            self.read[places] = np.where(by_others[1], barrier + MOST_WARPS - 1, own)  # by several
+        self.accessed[how][places] = np.where(by_others[how], barrier + MOST_WARPS - 1, own)  # the former: by several
 
     def _ld(self, to: str, source: str) -> None:
         if self.now.parts[0] == "param":
-            value = np.full(len(self.active), self.parameters[source.strip("[]")], np.int64)
+            name, _, offset = source.strip("[]").partition("+")
+            given = self.parameters[name]
+            if isinstance(given, bytes):
+                given = int.from_bytes(given[int(offset or 0) :][: bits(self.now.type) // 8], "little")
+            value = np.full(len(self.active), given, np.int64)
             self._put(to, value.astype(SIGNED[bits(self.now.type)]) if self.now.type[0] == "s" else value)
             return
         places, width = names(to), bits(self.now.type)
-        words, first = self._words(self._address(source), len(places) * width // 8, width)
+        words, first = self._words(self._address(source), len(places) * width // 8, width, "read")
         for i, place in enumerate(places):
             self._put(place, words[first + np.uint64(i)])
 
     def _st(self, to: str, source: str) -> None:
         places, width = names(source), bits(self.now.type)
-        words, first = self._words(self._address(to), len(places) * width // 8, width, True)
+        words, first = self._words(self._address(to), len(places) * width // 8, width, "write")
         for i, place in enumerate(places):
             words[first + np.uint64(i)] = self._get(place, self.now.type)
 
@@ -283,13 +301,13 @@ class Grid:
         self._whole(WARP)
         rows, lane = self._address(source), self.active % WARP
         for i, place in enumerate(names(to)):
-            words, first = self._words(rows[np.arange(len(rows)) - lane + 8 * i + lane // 4], 16, 32)
+            words, first = self._words(rows[np.arange(len(rows)) - lane + 8 * i + lane // 4], 16, 32, "read")
             self._put(place, words[first + (lane % 4).astype(np.uint64)])
 
     def _atom(self, to: str, address: str, operand: str) -> None:
         if "add" not in self.now.parts:
             raise KeyError("add")
-        words, places = self._words(self._address(address), bits(self.now.type) // 8, bits(self.now.type), True)
+        words, places = self._words(self._address(address), bits(self.now.type) // 8, bits(self.now.type), "add")
         before = np.empty_like(self._get(operand, self.now.type))
         for i, (place, x) in enumerate(zip(places, self._get(operand, self.now.type), strict=True)):
             before[i] = words[place]
@@ -424,6 +442,10 @@ class Grid:
 
     # Bits
 
+    def _cvta(self, to: str, source: str) -> None:
+        """An address of all memory is one of global memory."""
+        self._put(to, self._get(source, self.now.type))
+
     def _mov(self, to: str, source: str) -> None:
         if to.startswith("{"):
             whole, parts = self._get(source, self.now.type), names(to)
@@ -484,8 +506,9 @@ class Grid:
         self._put(to, (value << up) >> (up + value.dtype.type(start)))
 
     def _bfi(self, to: str, source: str, into: str, first: str, count: str) -> None:
-        mask = np.uint32(((1 << int(count)) - 1) << int(first))
-        self._put(to, self._get(source, "u32") << np.uint32(int(first)) & mask | self._get(into, "u32") & ~mask)
+        value, kind = self._get(source, self.now.type), UNSIGNED[bits(self.now.type)]
+        mask = kind(((1 << int(count)) - 1) << int(first))
+        self._put(to, value << kind(int(first)) & mask | self._get(into, self.now.type) & ~mask)
 
     # Predicates
 
@@ -505,6 +528,43 @@ class Grid:
 def names(operand: str) -> list[str]:
     """The registers of a vector, or of one alone."""
     return [name.strip() for name in operand.strip("{} ").split(",")]
+
+
+def launcher(capability: int, change: Callable[[str], str], elsewhere: Sequence[Tensor]) -> Callable[..., None]:
+    """nvrtc.launch on the CPU, of the PTX that NVRTC compiles.
+
+    change: plants a fault in the PTX; elsewhere: tensors that kernels get as addresses.
+    """
+
+    def launch(
+        file: str, kernel: str, defines: dict[str, int], blocks: int, arguments: Sequence[Any], on: Tensor
+    ) -> None:
+        source = Path(nvrtc.__file__).with_name(file).read_text()
+        code = parse(change(compiled_ptx(source, capability, tuple(defines.items()))), kernel)
+        tensors = [*elsewhere, *(x for x in arguments if isinstance(x, Tensor))]
+        values = [
+            x.data_ptr() if isinstance(x, Tensor) else bytes(x) if isinstance(x, ctypes.Array) else x.value
+            for x in arguments
+        ]
+        try:
+            Grid(code, (blocks, 1), nvrtc.THREADS, 0, values, tensors).run()
+        except (MachineError, NotImplementedError) as error:
+            raise type(error)(f"{kernel}: {error}") from error
+
+    return launch
+
+
+@functools.cache
+def compiled_ptx(source: str, capability: int, defines: tuple[tuple[str, int], ...]) -> str:
+    """What NVRTC makes its machine code of."""
+
+    class Library:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(library(), name.replace("CUBIN", "PTX"))
+
+    library = nvrtc.library
+    with patch.object(nvrtc, "library", Library):
+        return nvrtc.compile_source(source, divmod(capability, 10), dict(defines)).decode().rstrip("\0")
 
 
 @contextmanager

@@ -1,17 +1,32 @@
-"""Machine code of the CUDA C++ kernels, compiled by NVRTC without a GPU, held to what makes it fast; gates can fail."""
+"""CUDA C++ kernels, compiled by NVRTC without a GPU: machine code is held to what makes it fast, and PTX that the CPU
+runs to the reference's bits; gates can fail."""
 
 from __future__ import annotations
 
 import collections
 import re
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
+import ptx  # noqa: E402
+import torch  # noqa: E402
 from fastmerge.kernels.cuda import brackets, nvrtc  # noqa: E402
+from magnitudes import (  # noqa: E402
+    PAIRS,
+    assert_same_cuts,
+    assert_same_expert,
+    assert_same_experts,
+    assert_same_histograms,
+    pair,
+)
+from selections import ranks_of  # noqa: E402
+from tensors import BF16, F64  # noqa: E402
+from torch import Tensor  # noqa: E402
 
 try:
     nvrtc.library()
@@ -141,3 +156,55 @@ def test_what_does_not_compile_is_told() -> None:
 def test_an_unknown_gpu_is_told() -> None:
     with pytest.raises(RuntimeError, match="refuses -arch=sm_10: "):
         nvrtc.compile_source("", (1, 0), {})
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Lets what is launched run as PTX."""
+    known, cuts = list[Tensor](), brackets.cuts
+
+    def spied(base: Tensor, slots: list[tuple[Tensor, int]]) -> list[tuple[int, int] | None]:
+        known.extend(model for model, _ in slots)
+        return cuts(base, slots)
+
+    monkeypatch.setattr(brackets, "cuts", spied)
+
+    def start(capability: int, change: Callable[[str], str] = str) -> None:
+        monkeypatch.setattr(nvrtc, "launch", ptx.launcher(capability, change, known))
+
+    return start
+
+
+@pytest.mark.parametrize(
+    "capability", [pytest.param(80, marks=pytest.mark.aot), 90, pytest.param(100, marks=pytest.mark.aot)]
+)
+@pytest.mark.parametrize("dtypes", PAIRS, ids=str)
+def test_ptx_equals_the_reference(
+    dtypes: tuple[torch.dtype, torch.dtype], capability: int, run: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Aligned and not, within its tensors, with barriers wherever warps share memory; with samples and without."""
+    run(capability)
+    for n in (8, 2049, 20_004):
+        base, model = pair(dtypes, n, shift=n % 2)
+        assert_same_histograms(base, model)
+        for least in (1 << 20, 1) if F64 not in dtypes else (1 << 20,):
+            monkeypatch.setattr(brackets, "LEAST", least)
+            assert_same_cuts(base, [model, base.roll(1).to(model.dtype)], [n // 10, n - n // 8])
+    assert_same_experts(*pair(dtypes, 2049), ranks_of(2049)[1:3])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        (r"bar\.sync[^;]*;", "", "no barrier since another warp"),
+        (r"(ld\.global\.v4[^;]*\[%rd\d+)", r"\1+2", "an odd address"),
+        (r"(st\.global\.u16[^;]*\[%rd\d+)", r"\1+4096", "beyond the tensors"),
+    ],
+)
+def test_planted_faults_are_told(old: str, new: str, expected: str, run: Callable[..., None]) -> None:
+    base, model = pair((BF16, BF16), 2048)
+    run(90)
+    assert_same_expert(base, model, (0.5, 0), 2048, BF16)
+    run(90, lambda code: re.sub(old, new, code))
+    with pytest.raises(ptx.MachineError, match=expected):
+        assert_same_expert(base, model, (0.5, 0), 2048, BF16)
