@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from fastmerge.kernels import cuda, reference
+from selections import thresholds
 from tensors import BF16, F16, F32, F64, assert_same_bits, make
 from torch import Tensor
 
@@ -69,3 +72,22 @@ def assert_same_histograms(base: Tensor, model: Tensor) -> None:
         cuda.magnitude_histogram(base, [model], shift, width, prefix, wide, counts[0])
         reference.magnitude_histogram(base, [model], shift, width, prefix, wide, counts[1])
         assert torch.equal(*counts)
+
+
+def assert_same_drops(base: Tensor, model: Tensor, columns: int, kinds: Sequence[str] = ("near", "far")) -> None:
+    """By ranks in rows, which parts of long tensors cut. kinds: of thresholds; all, where none is given."""
+    n = base.numel()
+    far = thresholds(columns, 0.5, 0.99)
+    tables = {
+        "near": thresholds(columns, 0.5, 0.02),
+        "far": far,
+        "rising": torch.linspace(0, 1 << 32, columns, dtype=F64).long(),
+        "unordered": far[torch.randperm(columns, generator=torch.Generator().manual_seed(columns))],
+        **{str(same): torch.full((columns,), same) for same in (0, 1 << 31, 1 << 32)},
+    }
+    for kind in kinds or tables:
+        start, stop = (65_536, n - 3) if n > 65_536 else (0, n)
+        masks = [torch.full((1, -(-(stop - start) // 8)), 0x5A, dtype=torch.uint8) for _ in range(2)]
+        for backend, own in zip((cuda, reference), masks, strict=True):
+            backend.rank_drop(base, [model], columns, [(1 << 64) - 123_456_789], [tables[kind]], start, stop, own)
+        assert torch.equal(*masks), (columns, kind)

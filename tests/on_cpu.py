@@ -13,6 +13,7 @@ from ctypes import c_void_p
 from pathlib import Path
 from typing import Any
 
+from fastmerge.kernels.cuda import nvrtc
 from torch import Tensor
 
 COMPILER = shutil.which("g++")
@@ -40,15 +41,15 @@ def library(source: str, defines: tuple[tuple[str, int], ...], order: int = 0) -
     return built
 
 
-def launcher(folder: Path, order: int = 0, change: Callable[[str], str] = str) -> Callable[..., None]:
-    """nvrtc.launch on the CPU, of the sources in a folder, their text as `change` leaves it."""
+def launcher(order: int = 0, change: Callable[[str], str] = str) -> Callable[..., None]:
+    """nvrtc.launch on the CPU, of the sources' text as `change` leaves it."""
 
     def launch(
         file: str, kernel: str, defines: Mapping[str, int], blocks: int, arguments: Sequence[Any], on: Tensor
     ) -> None:
         assert all(not isinstance(a, Tensor) or a.is_contiguous() for a in arguments)
         assert 0 < blocks < 1 << 31
-        built = library(change((folder / file).read_text()), tuple(defines.items()), order)
+        built = library(change(nvrtc.source_of(file)), tuple(defines.items()), order)
         given = [c_void_p(a.data_ptr()) if isinstance(a, Tensor) else a for a in arguments]
         built[f"run_{kernel}"](blocks, THREADS, (c_void_p * len(given))(*map(ctypes.addressof, given)))
 

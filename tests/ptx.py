@@ -16,7 +16,6 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -305,13 +304,12 @@ class Grid:
             self._put(place, words[first + (lane % 4).astype(np.uint64)])
 
     def _atom(self, to: str, address: str, operand: str) -> None:
-        if "add" not in self.now.parts:
-            raise KeyError("add")
+        combine = {"add": operator.add, "max": max}[self.now.parts[-2]]
         words, places = self._words(self._address(address), bits(self.now.type) // 8, bits(self.now.type), "add")
         before = np.empty_like(self._get(operand, self.now.type))
         for i, (place, x) in enumerate(zip(places, self._get(operand, self.now.type), strict=True)):
             before[i] = words[place]
-            words[place] += x
+            words[place] = combine(words[place], x)
         self._put(to, before)
 
     # Other threads
@@ -539,8 +537,7 @@ def launcher(capability: int, change: Callable[[str], str], elsewhere: Sequence[
     def launch(
         file: str, kernel: str, defines: dict[str, int], blocks: int, arguments: Sequence[Any], on: Tensor
     ) -> None:
-        source = Path(nvrtc.__file__).with_name(file).read_text()
-        code = parse(change(compiled_ptx(source, capability, tuple(defines.items()))), kernel)
+        code = parse(change(compiled_ptx(file, capability, tuple(defines.items()))), kernel)
         tensors = [*elsewhere, *(x for x in arguments if isinstance(x, Tensor))]
         values = [
             x.data_ptr() if isinstance(x, Tensor) else bytes(x) if isinstance(x, ctypes.Array) else x.value
@@ -555,7 +552,7 @@ def launcher(capability: int, change: Callable[[str], str], elsewhere: Sequence[
 
 
 @functools.cache
-def compiled_ptx(source: str, capability: int, defines: tuple[tuple[str, int], ...]) -> str:
+def compiled_ptx(file: str, capability: int, defines: tuple[tuple[str, int], ...]) -> str:
     """What NVRTC makes its machine code of."""
 
     class Library:
@@ -564,7 +561,7 @@ def compiled_ptx(source: str, capability: int, defines: tuple[tuple[str, int], .
 
     library = nvrtc.library
     with patch.object(nvrtc, "library", Library):
-        return nvrtc.compile_source(source, divmod(capability, 10), dict(defines)).decode().rstrip("\0")
+        return nvrtc.compile_source(nvrtc.source_of(file), divmod(capability, 10), dict(defines)).decode().rstrip("\0")
 
 
 @contextmanager

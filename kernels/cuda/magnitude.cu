@@ -1,19 +1,12 @@
 // Selection by |τ| = |θ − θ_pre|: histograms of magnitudes, the elements above a cut or between two, counted and collected.
 //
-// Compiled by NVRTC for one pair of dtypes: BASE and MODEL are 0 bfloat16, 1 float16, 2 float32, 3 float64. A magnitude's
-// key is its bits as an integer, of every NaN those of the quiet one (kernels/README.md). Blocks have THREADS threads.
+// Compiled by NVRTC for one pair of dtypes.
+#include "task_vector.cuh"
 
 #ifndef SLOTS
 #define SLOTS 1  // brackets that collect_between looks into in one reading
 #endif
 
-typedef unsigned short u16;
-typedef unsigned int u32;
-typedef unsigned long long u64;
-typedef long long i64;
-
-constexpr u32 THREADS = 256;
-constexpr u32 GROUP = 8;        // neighbouring elements that a thread loads together, 16 bytes at a time
 constexpr u32 BINS = 8192;      // of shared memory; fewer are kept in several copies, which warps take turns with
 constexpr i64 BLOCK = 65536;    // elements that offsets are counted in
 constexpr i64 SPAN = 16384;     // elements that a block of threads looks for brackets in
@@ -21,87 +14,7 @@ constexpr u32 QUEUE = 4096;     // codes of shared memory, of all brackets
 constexpr u32 DIGIT = 8;        // bits of a code that tell THREADS bins apart
 constexpr u32 ROUNDS = 64 / DIGIT;
 constexpr u32 AT_ONCE = 4;      // codes that a thread has on their way together
-constexpr u32 INFINITE = 0x7f800000, LARGEST = 0x7fc00000;  // keys in 32 bits; the latter NaN have
 constexpr u64 LAST = (u64)LARGEST << 32 | 0xffffffffu;  // of codes
-
-template <int DTYPE> struct Stored { typedef u16 type; };
-template <> struct Stored<2> { typedef float type; };
-template <> struct Stored<3> { typedef double type; };
-typedef Stored<BASE>::type Base;
-typedef Stored<MODEL>::type Model;
-
-#if BASE == 3 || MODEL == 3
-typedef double Working;
-typedef u64 Key;
-#else
-typedef float Working;
-typedef u32 Key;
-#endif
-
-template <typename T> struct alignas(16) Group {
-  T at[GROUP];
-  __device__ T operator[](u32 j) const { return at[j]; }
-};
-
-// Two in a register, of which one instruction makes either a bfloat16's float.
-template <> struct alignas(16) Group<u16> {
-  u32 pairs[GROUP / 2];
-  __device__ u16 operator[](u32 j) const { return (u16)(pairs[j / 2] >> 16 * (j % 2)); }
-};
-
-template <int DTYPE, typename T> __device__ Working widen(T x) {
-  if constexpr (DTYPE == 0) return __uint_as_float((u32)x << 16);
-  if constexpr (DTYPE == 1) {
-    u32 bits = (u32)(x & 0x7fff) << 13;
-    float size = (x & 0x7c00) == 0x7c00 ? __uint_as_float(bits | 0x7f800000u) : __uint_as_float(bits) * 0x1p112f;
-    return __uint_as_float(__float_as_uint(size) | (u32)(x & 0x8000) << 16);
-  }
-  return x;
-}
-
-__device__ Working task_vector(Base base, Model model) { return widen<MODEL>(model) - widen<BASE>(base); }
-
-// NaN that arithmetic gives are quiet, and have no smaller bits than the one whose bits are the key of all.
-__device__ u32 key_of(float tau) {
-  u32 bits = __float_as_uint(tau) & 0x7fffffffu;
-  return bits < LARGEST ? bits : LARGEST;
-}
-
-__device__ u64 key_of(double tau) {
-  u64 bits = (u64)__double_as_longlong(tau) & 0x7fffffffffffffffull;
-  return bits > 0x7ff0000000000000ull ? 0x7ff8000000000000ull : bits;
-}
-
-__device__ bool aligned(const Base* base, const Model* model) { return (((u64)base | (u64)model) & 15) == 0; }
-
-// Calls use(τ, i) of the elements first … stop, shared by `threads` of which this is number `thread`.
-template <typename Use>
-__device__ void each(const Base* base, const Model* model, i64 first, i64 stop, i64 thread, i64 threads, Use use) {
-  i64 rest = first;
-  if (aligned(base + first, model + first)) {
-    rest += (stop - first) / GROUP * GROUP;
-    for (i64 i = first + thread * GROUP; i < rest; i += threads * GROUP) {
-      Group<Base> b = *(const Group<Base>*)(base + i);
-      Group<Model> m = *(const Group<Model>*)(model + i);
-#pragma unroll
-      for (u32 j = 0; j < GROUP; ++j) use(task_vector(b[j], m[j]), i + j);
-    }
-  }
-  for (i64 i = rest + thread; i < stop; i += threads) use(task_vector(base[i], model[i]), i);
-}
-
-// The sum of `own` over a block's threads up to this one; sums[t] is that of thread t.
-__device__ u32 sum_up_to(u32* sums, u32 own) {
-  sums[threadIdx.x] = own;
-  __syncthreads();
-  for (u32 step = 1; step < THREADS; step *= 2) {
-    u32 before = threadIdx.x >= step ? sums[threadIdx.x - step] : 0;
-    __syncthreads();
-    sums[threadIdx.x] += before;
-    __syncthreads();
-  }
-  return sums[threadIdx.x];
-}
 
 template <typename Wide>
 __device__ void count_bins(const Base* base, const Model* model, i64 n, int shift, int bits, i64 prefix, u64* counts) {
@@ -172,15 +85,7 @@ collect_selected(const Base* base, const Model* model, i64 n, i64 cut, i64 top, 
     i64 i = tile + threadIdx.x * GROUP;
     Working taus[GROUP];
     u32 chosen = 0;
-    if (whole && i + GROUP <= stop) {
-      Group<Base> b = *(const Group<Base>*)(base + i);
-      Group<Model> m = *(const Group<Model>*)(model + i);
-#pragma unroll
-      for (u32 j = 0; j < GROUP; ++j) taus[j] = task_vector(b[j], m[j]);
-    } else {
-#pragma unroll
-      for (u32 j = 0; j < GROUP; ++j) taus[j] = i + j < stop ? task_vector(base[i + j], model[i + j]) : 0;
-    }
+    load_group(base, model, whole, i, first, stop, taus);
 #pragma unroll
     for (u32 j = 0; j < GROUP; ++j) chosen |= (u32)(i + j < stop && selection.has(taus[j], i + j)) << j;
     u32 own = __popc(chosen);

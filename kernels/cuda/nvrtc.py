@@ -9,6 +9,7 @@ import ctypes
 import functools
 import hashlib
 import os
+import re
 import sys
 import threading
 from collections.abc import Mapping, Sequence
@@ -82,6 +83,13 @@ def compile_source(source: str, capability: tuple[int, int], defines: Mapping[st
         nvrtc.nvrtcDestroyProgram(byref(program))
 
 
+def source_of(file: str) -> str:
+    """The text of a file beside this one, with that of the headers that it includes."""
+    folder = Path(__file__).parent
+    text = (folder / file).read_text()
+    return re.sub(r'^#include "(\w+\.cuh)"$', lambda found: (folder / found[1]).read_text(), text, flags=re.MULTILINE)
+
+
 def compiled(source: str, capability: tuple[int, int], defines: Mapping[str, int], *, anew: bool = False) -> bytes:
     """What compile_source gives, kept in the user's cache folder, since it takes seconds.
 
@@ -137,8 +145,7 @@ def _function(file: str, kernel: str, defines: tuple[tuple[str, int], ...], devi
 @functools.cache
 def _module(file: str, defines: tuple[tuple[str, int], ...], device: int) -> c_void_p:
     """A source's machine code, loaded on a GPU for as long as the process lives."""
-    source = Path(__file__).with_name(file).read_text()
-    capability = torch.cuda.get_device_capability(device)
+    source, capability = source_of(file), torch.cuda.get_device_capability(device)
     module = c_void_p()
     status = _driver().cuModuleLoadData(byref(module), compiled(source, capability, dict(defines)))
     if status not in (0, OUT_OF_MEMORY):  # as of a file that was cut short

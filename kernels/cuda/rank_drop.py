@@ -1,7 +1,13 @@
-"""Random drops by the rank of a magnitude in its row: rows sorted by torch, then one kernel of words and thresholds."""
+"""Random drops by the rank of a magnitude in its row.
+
+A block of threads has a row to itself (rank_drop.cu). Long rows, of which there are too few for that, are sorted by
+torch, and a kernel holds words to the thresholds of their ranks.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import math
 from collections.abc import Sequence
 
 import torch
@@ -10,12 +16,16 @@ import triton.language as tl
 from torch import Tensor
 
 from ..reference.numeric import task_vectors
+from . import nvrtc
 from .enqueue import enqueue
 from .kept import philox
 from .launch import on_device, upload
+from .magnitude import DTYPES
 from .numeric import store_bits
 from .settings import settings
 
+SOURCE = "rank_drop.cu"
+LONGEST = 1 << 16  # columns of a row that a block of threads has to itself
 SLAB = 1 << 24  # elements sorted together
 
 
@@ -50,29 +60,54 @@ def rank_drop(
     """As the reference."""
     if start == stop:
         return
+    if any(t.dtype == torch.float64 for t in (base, *models)):
+        base = base.double()
+    drop = _by_rows if columns <= LONGEST else _by_sorting
+    for model, key, limits, mask in zip(models, keys, thresholds, masks, strict=True):
+        drop(base, model, columns, key - (key >> 63 << 64), limits, start, stop, mask)
+
+
+def _by_rows(
+    base: Tensor, model: Tensor, columns: int, key: int, thresholds: Tensor, start: int, stop: int, mask: Tensor
+) -> None:
+    together = 8 // math.gcd(columns, 8)  # rows that end on a byte
+    first, last = start // (columns * together), -(-stop // (columns * together))
+    sizes = map(ctypes.c_longlong, (base.numel(), columns, together, first))
+    part = map(ctypes.c_longlong, (key, start, stop))
+    given = [base, model, *sizes, thresholds, _limits_of(thresholds), *part, mask]
+    defines = {"BASE": DTYPES[base.dtype], "MODEL": DTYPES[model.dtype]}
+    nvrtc.launch(SOURCE, "rank_drop", defines, last - first, given, base)
+
+
+def _limits_of(thresholds: Tensor) -> Tensor:
+    """The least and the largest, and whether they only rise or only fall: int64 [3]."""
+    least, most = thresholds.aminmax()
+    steps = thresholds.diff()
+    ordered = (steps >= 0).all() | (steps <= 0).all()
+    return torch.stack([least, most, ordered.to(torch.int64)])
+
+
+def _by_sorting(
+    base: Tensor, model: Tensor, columns: int, key: int, thresholds: Tensor, start: int, stop: int, mask: Tensor
+) -> None:
     rows = slice(start // columns * columns, -(-stop // columns) * columns)
-    signed = torch.tensor([key - (key >> 63 << 64) for key in keys], dtype=torch.int64)
-    device_keys, chosen = upload(signed, base.device), settings(4)
-    wide = any(t.dtype == torch.float64 for t in (base, *models))
+    chosen = settings(4)
     with on_device(base):
-        for k, model in enumerate(models):
-            ranks = _ranks(base[rows], model[rows], columns, wide)[start - rows.start : stop - rows.start]
-            enqueue(
-                rank_drop_tile, (-(-len(ranks) // chosen.tile), 1, 1), ranks, thresholds[k],
-                device_keys[k:], masks[k], start, len(ranks), TILE=chosen.tile, num_warps=chosen.warps,
-            )  # fmt: skip
+        ranks = _ranks(base[rows], model[rows], columns)[start - rows.start : stop - rows.start]
+        enqueue(
+            rank_drop_tile, (-(-len(ranks) // chosen.tile), 1, 1), ranks, thresholds,
+            upload(torch.tensor([key]), base.device), mask, start, len(ranks), TILE=chosen.tile, num_warps=chosen.warps,
+        )  # fmt: skip
 
 
-def _ranks(base: Tensor, model: Tensor, columns: int, wide: bool) -> Tensor:
+def _ranks(base: Tensor, model: Tensor, columns: int) -> Tensor:
     """The rank of each element in its row, the smallest magnitude's being 0: int32, 1-D."""
-    if columns == 1:
-        return torch.zeros(model.numel(), dtype=torch.int32, device=model.device)
     ranks = torch.empty(model.numel(), dtype=torch.int32, device=model.device)
     places = torch.arange(columns, dtype=torch.int32, device=model.device)
     step = max(1, SLAB // columns) * columns
     for first in range(0, model.numel(), step):
         part = slice(first, first + step)
-        (tau,) = task_vectors(base[part].double() if wide else base[part], [model[part]])
+        (tau,) = task_vectors(base[part], [model[part]])
         order = torch.sort(_keys(tau).view(-1, columns), stable=True).indices
         ranks[part].view(-1, columns).scatter_(1, order, places.expand_as(order))
     return ranks

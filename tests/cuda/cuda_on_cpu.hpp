@@ -99,9 +99,11 @@ inline void __syncthreads() {
   if (!_setjmp(on_cpu::threads[on_cpu::current].at)) _longjmp(on_cpu::scheduler, 1);
 }
 template <typename T> T atomicAdd(T* to, T more) { T before = *to; *to += more; return before; }
+template <typename T> T atomicMax(T* to, T other) { T before = *to; *to = before < other ? other : before; return before; }
 inline unsigned __popc(unsigned x) { return __builtin_popcount(x); }
 inline float __uint_as_float(unsigned bits) { float x; memcpy(&x, &bits, 4); return x; }
 inline unsigned __float_as_uint(float x) { unsigned bits; memcpy(&bits, &x, 4); return bits; }
 inline long long __double_as_longlong(double x) { long long bits; memcpy(&bits, &x, 8); return bits; }
+inline double __longlong_as_double(long long bits) { double x; memcpy(&x, &bits, 8); return x; }
 // Of NaN a GPU gives the one whose bits are all set but the sign.
 inline float __fsub_rn(float x, float y) { float z = x - y; return z == z ? z : __uint_as_float(0x7fffffff); }

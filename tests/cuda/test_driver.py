@@ -54,8 +54,7 @@ class Driver:
         blocks, _, _, threads, _, _, shared, stream, arguments, extra = given
         assert (shared, stream.value, extra) == (0, 99, None)
         self.launched.append(function.value)
-        source = Path(nvrtc.__file__).with_name(magnitude.SOURCE).read_text()
-        built = on_cpu.library(source, tuple(eval(self.defines)))
+        built = on_cpu.library(nvrtc.source_of(magnitude.SOURCE), tuple(eval(self.defines)))
         built[f"run_{self.names[function.value - 1]}"](blocks, threads, arguments)
         return 0
 

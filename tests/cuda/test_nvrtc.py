@@ -15,10 +15,11 @@ import pytest
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 import ptx  # noqa: E402
 import torch  # noqa: E402
-from fastmerge.kernels.cuda import brackets, nvrtc  # noqa: E402
+from fastmerge.kernels.cuda import brackets, magnitude, nvrtc  # noqa: E402
 from magnitudes import (  # noqa: E402
     PAIRS,
     assert_same_cuts,
+    assert_same_drops,
     assert_same_expert,
     assert_same_experts,
     assert_same_histograms,
@@ -34,11 +35,11 @@ except RuntimeError as error:
     pytest.skip(str(error), allow_module_level=True)
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-FOLDER = Path(nvrtc.__file__).parent
-SOURCES = sorted(FOLDER.glob("*.cu"))
+SOURCES = sorted(file.name for file in Path(nvrtc.__file__).parent.glob("*.cu"))
 # GPUs, and the dtypes of base and model: bfloat16; float16 and float32; float64 and bfloat16.
 CASES = [((8, 0), 0, 0), ((9, 0), 0, 0), ((10, 0), 0, 0), ((9, 0), 1, 2), ((9, 0), 3, 0)]
 KERNELS = {"histogram", "histogram_wide", "count_selected", "collect_selected", "sample", "collect_between", "narrow"}
+KERNELS |= {"rank_drop"}
 # What narrow reads, many times, is small and in the cache; elements of a sample lie far apart.
 ALLOWED = {"sample": ["no 128-bit loads"], "narrow": ["no 128-bit loads"]}
 MOST_REGISTERS = 64  # a thread, so that 1024 threads fit on a multiprocessor
@@ -91,9 +92,10 @@ def objections(code: Code) -> list[str]:
 @pytest.mark.parametrize(("capability", "base", "model"), CASES, ids=str)
 def test_machine_code(capability: tuple[int, int], base: int, model: int, tmp_path: Path) -> None:
     """No spills, whole loads, no fused arithmetic, few registers."""
-    (source,) = SOURCES
     defines = {"BASE": base, "MODEL": model}
-    found = read(nvrtc.compile_source(source.read_text(), capability, defines), tmp_path)
+    found = {}
+    for source in SOURCES:
+        found |= read(nvrtc.compile_source(nvrtc.source_of(source), capability, defines), tmp_path)
     assert set(found) == KERNELS
     assert {name: objections(code) for name, code in found.items()} == {name: ALLOWED.get(name, []) for name in KERNELS}
 
@@ -104,9 +106,10 @@ def test_machine_code_of_several_brackets(
     capability: tuple[int, int], base: int, model: int, slots: int, tmp_path: Path
 ) -> None:
     """All that a thread reads of them is loaded before the first is looked into."""
-    (source,) = SOURCES
     defines = {"BASE": base, "MODEL": model, "SLOTS": slots}
-    code = read(nvrtc.compile_source(source.read_text(), capability, defines), tmp_path)["collect_between"]
+    code = read(nvrtc.compile_source(nvrtc.source_of(magnitude.SOURCE), capability, defines), tmp_path)[
+        "collect_between"
+    ]
     assert not objections(code)
     loads = sum(count for name, count in code.instructions.items() if name.startswith("LDG") and ".128" in name)
     assert loads == (1 + (base == 2)) + slots * (1 + (model == 2))
@@ -128,7 +131,7 @@ def test_gate_can_fail(expected: str, tmp_path: Path) -> None:
 
 def test_registers_gate_can_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(globals(), "MOST_REGISTERS", 8)
-    code = read(nvrtc.compile_source(SOURCES[0].read_text(), (9, 0), {"BASE": 0, "MODEL": 0}), tmp_path)
+    code = read(nvrtc.compile_source(nvrtc.source_of(magnitude.SOURCE), (9, 0), {"BASE": 0, "MODEL": 0}), tmp_path)
     assert any("registers" in objection for objection in objections(code["histogram"]))
 
 
@@ -191,6 +194,9 @@ def test_ptx_equals_the_reference(
             monkeypatch.setattr(brackets, "LEAST", least)
             assert_same_cuts(base, [model, base.roll(1).to(model.dtype)], [n // 10, n - n // 8])
     assert_same_experts(*pair(dtypes, 2049), ranks_of(2049)[1:3])
+    for rows, columns, kinds in ((9, 7, ()), (2, 4099, ("near", "far"))):
+        base, model = pair(dtypes, rows * columns, shift=rows % 2)
+        assert_same_drops(base, model, columns, kinds)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import on_cpu
@@ -14,6 +13,7 @@ import torch
 from magnitudes import (
     PAIRS,
     assert_same_cuts,
+    assert_same_drops,
     assert_same_expert,
     assert_same_experts,
     assert_same_histograms,
@@ -29,14 +29,13 @@ from fastmerge.kernels import cuda, reference
 from fastmerge.kernels.cuda import brackets, nvrtc
 
 pytestmark = pytest.mark.skipif(on_cpu.COMPILER is None, reason="no g++ here")
-SOURCES = Path(nvrtc.__file__).parent
 SIZES = (0, 1, 8, 2047, 2049, 65_537)
 ORDERS = (0, 1, 2)  # of threads
 
 
 @pytest.fixture(autouse=True)
 def cpu_driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nvrtc, "launch", on_cpu.launcher(SOURCES))
+    monkeypatch.setattr(nvrtc, "launch", on_cpu.launcher())
 
 
 @pytest.mark.parametrize("dtypes", PAIRS, ids=str)
@@ -143,7 +142,7 @@ def test_cuts_of_samples_of_hard_tensors(sampled: Ways, name: str) -> None:
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_order_of_appending_does_not_matter(sampled: Ways, order: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nvrtc, "launch", on_cpu.launcher(SOURCES, order))
+    monkeypatch.setattr(nvrtc, "launch", on_cpu.launcher(order))
     for name in ("fine-tuned", "mostly NaN"):
         base, model = ADVERSE[name](70_001)
         assert_same_cuts(base, [model], [1, 14_000, 35_000, 70_001])
@@ -222,7 +221,7 @@ FAULTS = {
 @pytest.mark.parametrize("line", FAULTS)
 def test_a_missing_line_shows(sampled: Ways, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of those that collect and count what is near a bracket: cuts are wrong, or are not found in brackets."""
-    monkeypatch.setattr(nvrtc, "launch", on_cpu.launcher(SOURCES, 0, lambda source: source.replace(line, ";")))
+    monkeypatch.setattr(nvrtc, "launch", on_cpu.launcher(0, lambda source: source.replace(line, ";")))
     base, model = ADVERSE[FAULTS[line]](70_001)
     actual, expected = (cuts(backend, base, [model], [9_001, 35_000]) for backend in (cuda, reference))
     assert not all(sampled.found) or not all(torch.equal(*pair) for pair in zip(actual, expected, strict=True))
@@ -234,12 +233,27 @@ def test_experts(dtypes: tuple[torch.dtype, torch.dtype]) -> None:
         assert_same_experts(*pair(dtypes, n, shift=n % 2), ranks_of(n))
 
 
+@pytest.mark.parametrize("dtypes", PAIRS, ids=str)
+def test_drops_by_rank(dtypes: tuple[torch.dtype, torch.dtype]) -> None:
+    """Of rows that end on a byte and of others, of tensors that are aligned and that are not."""
+    for rows, columns in ((17, 1), (1, 7), (31, 24), (13, 65), (8, 200), (3, 1001), (2, 4096), (5, 14336)):
+        base, model = pair(dtypes, rows * columns, shift=rows % 2)
+        assert_same_drops(base, model, columns, () if columns in (1, 200) else ("near", "far"))
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_drops_by_rank_of_hard_tensors(name: str) -> None:
+    """Where more wait for their ranks than there is room for at a time."""
+    assert_same_drops(*HARD[name](2 * 6007), 6007)
+
+
 @pytest.mark.parametrize("order", ORDERS)
 def test_order_of_threads_does_not_matter(order: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nvrtc, "launch", on_cpu.launcher(SOURCES, order))
+    monkeypatch.setattr(nvrtc, "launch", on_cpu.launcher(order))
     base, model = pair((BF16, BF16), 70_001)
     assert_same_cuts(base, [model], ranks_of(70_001))
     assert_same_expert(base, model, (0.5, 1000), 70_001, BF16)
+    assert_same_drops(base[:12_000], model[:12_000], 3000)
 
 
 def without(line: str) -> Callable[[str], str]:
@@ -256,7 +270,7 @@ def test_a_missing_barrier_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the barrier between reading and adding, threads in another order sum up something else."""
     seen = []
     for order in ORDERS:
-        monkeypatch.setattr(nvrtc, "launch", on_cpu.launcher(SOURCES, order, without("__syncthreads();")))
+        monkeypatch.setattr(nvrtc, "launch", on_cpu.launcher(order, without("__syncthreads();")))
         base, model = pair((BF16, BF16), 9001)
         try:
             assert_same_expert(base, model, (0.5, 1000), 9001, BF16)
