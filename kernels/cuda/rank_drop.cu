@@ -8,14 +8,15 @@
 #include "task_vector.cuh"
 
 constexpr u32 TILE = THREADS * GROUP;
-constexpr u32 QUEUE = TILE;                       // elements that wait, at most
+constexpr u32 QUEUE = TILE;                      // elements that wait, at most
 constexpr u32 EACH = QUEUE / THREADS;
-constexpr u32 BINS = sizeof(Key) == 8 ? 1024 : 2048;
-constexpr u32 OCTAVES = 16;                       // below the largest magnitude of a row; what is smaller has the first bin
-constexpr u32 SHIFT = sizeof(Key) == 8 ? 17 : 16; // of a magnitude in float32, which leaves what tells bins apart
-constexpr u32 PIECE = BINS / THREADS;             // neighbouring bins of a thread
-constexpr u32 ROUNDS = 10;                        // of Philox
-constexpr u32 MOST = 0xffff;                      // of 16 bits
+constexpr u32 OCTAVES = 16;                      // below the largest magnitude of a row; what is smaller has the first bin
+constexpr u32 BITS = sizeof(Key) == 8 ? 6 : 7;   // of a magnitude's fraction, which tell bins of an octave apart
+constexpr u32 SHIFT = 23 - BITS;                 // of a magnitude in float32, which leaves what tells bins apart
+constexpr u32 BINS = OCTAVES << BITS;
+constexpr u32 PIECE = BINS / THREADS;            // neighbouring bins of a thread
+constexpr u32 ROUNDS = 10;                       // of Philox
+constexpr u32 MOST = 0xffff;                     // of 16 bits
 
 struct Words {
   u32 at[4];

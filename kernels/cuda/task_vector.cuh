@@ -65,8 +65,8 @@ __device__ double magnitude_of(u64 key) { return __longlong_as_double((i64)key);
 
 __device__ bool aligned(const Base* base, const Model* model) { return (((u64)base | (u64)model) & 15) == 0; }
 
-// τ of elements i … i + GROUP, of those from `begin` to `end`; 0 for the others. whole: whether the tensors are aligned, and i a
-// multiple of GROUP.
+// τ of elements i … i + GROUP, of those from `begin` to `end`; 0 for the others. whole: whether the tensors are aligned, and
+// i a multiple of GROUP.
 __device__ void load_group(const Base* base, const Model* model, bool whole, i64 i, i64 begin, i64 end, Working* taus) {
   if (whole && i >= begin && i + GROUP <= end) {
     Group<Base> b = *(const Group<Base>*)(base + i);
