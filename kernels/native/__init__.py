@@ -190,6 +190,10 @@ def inner_products(g: Tensor, models: Sequence[Tensor], sums: Tensor) -> None:
     _native.inner_products(g.numel(), g.data_ptr(), DTYPES[g.dtype], *_models(models), sums.data_ptr())
 
 
+def gram(base: Tensor | None, models: Sequence[Tensor], sums: Tensor) -> None:
+    _native.gram(models[0].numel(), *_base(base), *_models(models), sums.data_ptr())
+
+
 def pack_bits(mask: Tensor, out: Tensor) -> None:
     _native.pack_bits(mask.numel(), mask.data_ptr(), out.data_ptr())
 
