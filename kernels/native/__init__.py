@@ -316,3 +316,4 @@ def rank_drop(
 from .highpass import highpass as highpass  # noqa: E402  these drive functions above
 from .highpass_merge import Filtered as Filtered  # noqa: E402
 from .highpass_merge import highpass_merge as highpass_merge  # noqa: E402
+from .pages import pages as pages  # noqa: E402

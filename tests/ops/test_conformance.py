@@ -46,6 +46,7 @@ SHARED = {
     "filter_module",
     "loader",
     "memory_file",
+    "pages",
     "guard",
     "files_module",
     "spectrum",
