@@ -28,9 +28,12 @@ def grouped_gram(base: Tensor | None, models: Sequence[Tensor], groups: Groups) 
     found = torch.zeros(len(models), len(models), groups.number, dtype=torch.float64, device=models[0].device)
     columns = groups.number if groups.inner == 1 else groups.inner
     rows = max(1, at_a_time(models[0]) // (2 * columns))
+    wide = found.new_empty(min(rows, models[0].numel() // columns), len(models), columns)  # new memory would cost more
     for start in range(0, models[0].numel(), rows * columns):
-        own = slice(start, start + rows * columns)
-        vectors = torch.stack([_vector(base, model, own).double().view(-1, columns) for model in models], 1)
+        own = slice(start, min(start + rows * columns, models[0].numel()))
+        vectors = wide[: (own.stop - start) // columns]
+        for k, model in enumerate(models):
+            vectors[:, k] = _vector(base, model, own).view(-1, columns)
         if groups.inner == 1:
             for j, vector in enumerate(vectors.unbind(1)):
                 found[j] += (vector[:, None] * vectors).sum(0)
