@@ -60,10 +60,11 @@ def _columns(subject: Subject) -> int:
 
 def _importance(base: Tensor, model: Tensor, columns: int) -> Tensor:
     """|τ| · Σ p log(p / q) of the row, in the working type: p the softmax of the model's row, q of base's."""
-    from .. import ops
-    from ..ops.memory import scratch
+    import torch
 
-    found = scratch(base, ops.working_dtype([base, model]))
+    from .. import ops
+
+    found = torch.empty_like(base, dtype=ops.working_dtype([base, model]))
     rows = max(1, _select.at_a_time(base) // columns)
     for start in range(0, base.numel(), rows * columns):
         own = slice(start, start + rows * columns)

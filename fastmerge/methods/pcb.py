@@ -50,8 +50,9 @@ class PCB(Method):
         return (Pass(self.merge, writes=("merged",), prepare=self.prepare, held=held, by_torch=True),)
 
     def prepare(self, block: Block, _: Sequence[Statistics]) -> list[Bounds]:
+        import torch
+
         from .. import ops
-        from ..ops.memory import scratch
 
         base, models, numel = block.base, block.models, block.subject.numel
         assert base is not None
@@ -59,7 +60,7 @@ class PCB(Method):
         ends = ops.kth_magnitude(base, models, [[numel - outliers, outliers + 1]] * len(models))
         found = [Bounds(least.magnitude, most.magnitude) for least, most in ends]
         part = numel - int((1 - exact(self.density)) * numel)
-        scores = scratch(base, ops.working_dtype([base, *models]))
+        scores = torch.empty_like(base, dtype=ops.working_dtype([base, *models]))
         for k, bounds in enumerate(found if part else ()):
             for own in _select.slabs(base):
                 total = ops.delta_sum(base[own], [model[own] for model in models])

@@ -109,9 +109,8 @@ def variance(base: Tensor, models: Sequence[Tensor]) -> Tensor:
     import torch
 
     from .. import ops
-    from ..ops.memory import scratch
 
-    found = scratch(base, ops.working_dtype([base, *models]))
+    found = torch.empty_like(base, dtype=ops.working_dtype([base, *models]))
     for own in _select.slabs(base):
         pieces = [model[own] for model in models]
         mean = ops.delta_sum(base[own], pieces).div_(len(models))
