@@ -49,6 +49,7 @@ def calls(base: Tensor, models: list[Tensor], backend: str | None = None) -> dic
         "delta_sum": lambda: ops.delta_sum(base, models, weights, out=wide, **how),
         "moments": lambda: ops.moments(base, models, **how),
         "inner_products": lambda: ops.inner_products(base, models, **how),
+        "gram": lambda: ops.gram(base, models, **how),
         "kept_sums": lambda: ops.kept_sums(base, models, trim, **how),
         "magnitude_histogram": lambda: ops.magnitude_histogram(base, models, **how),
         "kth_magnitude": lambda: ops.kth_magnitude(base, models, [[n // 5]] * k, **how),

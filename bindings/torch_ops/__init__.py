@@ -31,7 +31,7 @@ from .selecting import (
     scatter,
     scatter_add,
 )
-from .summing import inner_products, moments
+from .summing import gram, inner_products, moments
 
 __all__ = [
     "blend",
@@ -41,6 +41,7 @@ __all__ = [
     "extract_topk",
     "gather",
     "geodesic",
+    "gram",
     "highpass",
     "highpass_merge",
     "inner_products",

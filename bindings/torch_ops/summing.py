@@ -33,3 +33,13 @@ def inner_products(g: Tensor, models: Sequence[Tensor]) -> tuple[Tensor, ...]:
 @inner_products.register_fake
 def _(g: Tensor, models: Sequence[Tensor]) -> tuple[Tensor, ...]:
     return sums(g, len(models)), sums(g, len(models)), sums(g)
+
+
+@operator("gram(Tensor? base, Tensor[] models) -> Tensor")
+def gram(base: Tensor | None, models: Sequence[Tensor]) -> Tensor:
+    return ops.gram(base, models)
+
+
+@gram.register_fake
+def _(base: Tensor | None, models: Sequence[Tensor]) -> Tensor:
+    return sums(models[0], len(models), len(models))

@@ -14,6 +14,7 @@ from .. import ops
 from ..batching import Result, waiting
 from ..methods._declaration import Block, Pass, Statistics, Subject, Written
 from ..ops import Cut, Expert, LowRank
+from ..ops.memory import scratch, zeros
 from .statistics import Kept
 
 Whole = tuple[Tensor | None, list[Tensor]]
@@ -90,7 +91,7 @@ class TensorPass:
         for share in self.shares:
             if share.one.prefilter is not None:
                 deltas = share.one.prefilter(self._block(share, 0, base, models))
-                share.replaced = torch.zeros_like(deltas[0]), deltas
+                share.replaced = zeros(deltas[0], deltas[0].dtype), deltas
         plain = [share for share in self.shares if share.replaced is None]
         self._cut(plain, base, models, self.kept)
         for share in self.shares:
@@ -138,7 +139,7 @@ class TensorPass:
         for kind, tensor in memory.items():
             setattr(block, kind, tensor)
         if share.replaced is not None and block.merged is not None:
-            block.merged = torch.empty_like(block.models[0])
+            block.merged = scratch(block.models[0], block.models[0].dtype)
         share.one.run(block, share.earlier)
         if share.replaced is not None and block.merged is not None:
             assert base is not None

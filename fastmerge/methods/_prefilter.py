@@ -46,12 +46,13 @@ class Prefiltered(Method):
 def _filtered(chosen: Filter, block: Block) -> list[Tensor]:
     """G(τ_k) of a whole tensor for every model, 1-D."""
     from .. import ops
+    from ..ops.memory import scratch
 
     assert block.base is not None
     wide = ops.working_dtype([block.base, *block.models])
     deltas = []
     for model in block.models:
-        delta = block.base.new_empty(block.base.shape, dtype=wide)
+        delta = scratch(block.base, wide)
         chosen.filtered(block, [model], [1.0]).write(0, delta, as_delta=True)
         deltas.append(delta)
     return deltas

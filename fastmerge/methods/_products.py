@@ -1,11 +1,11 @@
-"""Inner products of the vectors that a merge combines: of whole tensors, or of each of their rows or columns."""
+"""Inner products of the vectors that a merge combines, of each of their rows or columns."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from ._select import at_a_time, slabs
+from ._select import at_a_time
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,32 +21,19 @@ class Groups(NamedTuple):
     inner: int
 
 
-def gram(base: Tensor | None, models: Sequence[Tensor]) -> Tensor:
-    """⟨v_j, v_k⟩ of whole tensors, float64 [K, K, 1]; v_k is τ_k in the working type, without a base θ_k."""
-    import torch
-
-    from .. import ops
-
-    count = len(models)
-    sums = [torch.zeros(2 * (count - j) + 1, dtype=torch.float64, device=models[0].device) for j in range(count)]
-    for own in slabs(models[0]):
-        vectors = [_vector(base, model, own) for model in models]
-        for j, vector in enumerate(vectors):
-            ops.inner_products(vector, vectors[j:], sums=sums[j])
-    upper = torch.stack([torch.nn.functional.pad(row[: count - j], (j, 0)) for j, row in enumerate(sums)])
-    return (upper + upper.triu(1).T)[:, :, None]
-
-
 def grouped_gram(base: Tensor | None, models: Sequence[Tensor], groups: Groups) -> Tensor:
-    """The same of every group of the tensor, float64 [K, K, groups]."""
+    """⟨v_j, v_k⟩ of every group of a tensor, float64 [K, K, groups]; v_k is τ_k, without a base θ_k."""
     import torch
 
     found = torch.zeros(len(models), len(models), groups.number, dtype=torch.float64, device=models[0].device)
     columns = groups.number if groups.inner == 1 else groups.inner
     rows = max(1, at_a_time(models[0]) // (2 * columns))
+    wide = found.new_empty(min(rows, models[0].numel() // columns), len(models), columns)  # new memory would cost more
     for start in range(0, models[0].numel(), rows * columns):
-        own = slice(start, start + rows * columns)
-        vectors = torch.stack([_vector(base, model, own).double().view(-1, columns) for model in models], 1)
+        own = slice(start, min(start + rows * columns, models[0].numel()))
+        vectors = wide[: (own.stop - start) // columns]
+        for k, model in enumerate(models):
+            vectors[:, k] = _vector(base, model, own).view(-1, columns)
         if groups.inner == 1:
             for j, vector in enumerate(vectors.unbind(1)):
                 found[j] += (vector[:, None] * vectors).sum(0)

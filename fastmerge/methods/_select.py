@@ -33,19 +33,10 @@ def held(numel: int) -> int:
 def cuts(x: Tensor, ranks: Sequence[int]) -> list[Cut]:
     """The cut of each rank of 0 … N, as of ops.kth_magnitude. x: [N], float32 or float64, none negative."""
     from .. import ops
+    from ..ops.memory import zeros
 
-    (found,) = ops.kth_magnitude(_zeros(x), [x], [ranks])
+    (found,) = ops.kth_magnitude(zeros(x, x.dtype), [x], [ranks])
     return found
-
-
-def _zeros(x: Tensor) -> Tensor:
-    """As many zeros; on the CPU of pages that are never written, which take no memory."""
-    import numpy as np
-    import torch
-
-    if x.device.type != "cpu":
-        return torch.zeros_like(x)
-    return torch.from_numpy(np.zeros(x.numel() * x.itemsize, np.uint8)).view(x.dtype)
 
 
 def chosen(mask: Tensor, x: Tensor, y: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from ._declaration import Block, Method, Pass, Statistics, Subject
-from ._products import Groups, gram, grouped_gram
+from ._products import Groups, grouped_gram
 from ._select import SLAB
 
 if TYPE_CHECKING:
@@ -38,9 +38,12 @@ class SpannedMethod(Method):
         def measure(block: Block, _: Sequence[Statistics]) -> Tensor:
             import torch
 
+            from .. import ops
+
             groups = self.groups(block.subject)
             whole = block.base, block.models
-            found = self.coefficients(gram(*whole) if groups is None else grouped_gram(*whole, groups), models)
+            products = ops.gram(*whole)[:, :, None] if groups is None else grouped_gram(*whole, groups)
+            found = self.coefficients(products, models)
             straight = found.new_tensor(self.straight(models))[:, None]
             return torch.where(found.isfinite().all(0), found, straight).float()
 

@@ -66,13 +66,7 @@ class SCE(Method):
             rank = int(exact(self.select_topk) * int(spread.count_nonzero()))
             (cut,) = _select.cuts(spread, [rank])
             found = Prepared([], _select.packed(base, lambda own: _select.above(spread[own], cut, own.start)))
-        energy = torch.zeros(len(models), dtype=torch.float64, device=base.device)
-        wide = ops.working_dtype([base, *models])
-        for own in _select.slabs(base):
-            kept = found.kept(own.start, own.stop - own.start, 1)
-            for k, model in enumerate(models):
-                tau = ops.combine(base[own], [model[own]], kept=kept, as_delta=True, dtype=wide).merged
-                energy[k] += ops.inner_products(tau, [tau]).gradient_norm
+        energy = ops.moments(base, models).energy if found.selected is None else _energy(base, models, found)
         shares = (energy / energy.sum() if energy.sum() > 0 else torch.full_like(energy, 1 / len(models))).float()
         return found._replace(weights=shares.tolist())
 
@@ -92,6 +86,22 @@ class SCE(Method):
             out=block.merged,
         )
         block.nonfinite += merged.nonfinite
+
+
+def _energy(base: Tensor, models: Sequence[Tensor], found: Prepared) -> Tensor:
+    """Σ τ_k² of what is selected, float64 [K]."""
+    import torch
+
+    from .. import ops
+
+    energy = torch.zeros(len(models), dtype=torch.float64, device=base.device)
+    wide = ops.working_dtype([base, *models])
+    for own in _select.slabs(base):
+        kept = found.kept(own.start, own.stop - own.start, 1)
+        for k, model in enumerate(models):
+            tau = ops.combine(base[own], [model[own]], kept=kept, as_delta=True, dtype=wide).merged
+            energy[k] += ops.inner_products(tau, [tau]).gradient_norm
+    return energy
 
 
 def variance(base: Tensor, models: Sequence[Tensor]) -> Tensor:

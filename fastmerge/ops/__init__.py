@@ -35,7 +35,7 @@ from .results import (
     expert_of,
 )
 from .selection import TOP_BITS, kth_magnitude, magnitude_histogram, rank_drop
-from .statistics import inner_products, moments
+from .statistics import gram, inner_products, moments
 
 __all__ = [
     "BLOCK",
@@ -69,6 +69,7 @@ __all__ = [
     "extraction_room",
     "gather",
     "geodesic",
+    "gram",
     "highpass",
     "highpass_merge",
     "inner_products",

@@ -52,6 +52,7 @@ OPS: dict[str, Op] = {
         Op("highpass_merge", lambda n, k, size: n * size * (2 * (k + 1) + 1), reach="tensor", tolerance=1e-6),
         Op("moments", lambda n, k, size: n * size * (k + 1)),
         Op("inner_products", lambda n, k, size: n * size * (k + 1)),
+        Op("gram", lambda n, k, size: n * size * (k + 1)),
         Op("magnitude_histogram", lambda n, k, size: n * size * (k + 1)),
         Op("kth_magnitude", lambda n, k, size: n * size * (k + 1), reach="tensor"),
         Op("rank_drop", lambda n, k, size: n * size * (k + 1) + k * packed_bytes(n), reach="row"),

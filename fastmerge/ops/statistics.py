@@ -46,3 +46,16 @@ def inner_products(
     sums = _accumulator(sums, (2 * k + 1,), g)
     dispatch.choose("inner_products", g.device.type, backend)(_flat(g), _flat_all(models), sums)
     return InnerProducts(sums[:k], sums[k : 2 * k], sums[2 * k])
+
+
+@takes_arrays()
+def gram(
+    base: Tensor | None, models: Sequence[Tensor], *, sums: Tensor | None = None, backend: str | None = None
+) -> Tensor:
+    """⟨τ_j, τ_k⟩ of all pairs of models in one reading, without a base ⟨θ_j, θ_k⟩: float64 [K, K], added to `sums`."""
+    tensors = {**({} if base is None else {"base": base}), **_numbered(models)}
+    _check("gram", tensors)
+    sums = _accumulator(sums, (len(models), len(models)), models[0])
+    flat_base = None if base is None else _flat(base)
+    dispatch.choose("gram", models[0].device.type, backend)(flat_base, _flat_all(models), sums)
+    return sums

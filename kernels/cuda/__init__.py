@@ -19,6 +19,7 @@ from .elect import elect, elect_many
 from .enqueue import make_ready
 from .extract_topk import extract_topk
 from .gather import gather
+from .gram import gram
 from .highpass import highpass
 from .highpass_merge import Filtered, highpass_merge
 from .inner_products import inner_products
@@ -47,6 +48,7 @@ __all__ = [
     "elect_many",
     "extract_topk",
     "gather",
+    "gram",
     "highpass",
     "highpass_merge",
     "inner_products",

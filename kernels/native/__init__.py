@@ -190,6 +190,10 @@ def inner_products(g: Tensor, models: Sequence[Tensor], sums: Tensor) -> None:
     _native.inner_products(g.numel(), g.data_ptr(), DTYPES[g.dtype], *_models(models), sums.data_ptr())
 
 
+def gram(base: Tensor | None, models: Sequence[Tensor], sums: Tensor) -> None:
+    _native.gram(models[0].numel(), *_base(base), *_models(models), sums.data_ptr())
+
+
 def pack_bits(mask: Tensor, out: Tensor) -> None:
     _native.pack_bits(mask.numel(), mask.data_ptr(), out.data_ptr())
 
@@ -312,3 +316,4 @@ def rank_drop(
 from .highpass import highpass as highpass  # noqa: E402  these drive functions above
 from .highpass_merge import Filtered as Filtered  # noqa: E402
 from .highpass_merge import highpass_merge as highpass_merge  # noqa: E402
+from .pages import pages as pages  # noqa: E402

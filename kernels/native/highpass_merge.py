@@ -11,17 +11,14 @@ from __future__ import annotations
 
 import functools
 import math
-import mmap
-import threading
-import weakref
 from collections.abc import Sequence
-from contextlib import suppress
 
 import torch
 from torch import Tensor
 
 from ..reference.spectrum import Bins, plan
 from . import DTYPES, _base, _models, _native
+from .pages import pages
 from .transform import Transform, roots, transform
 
 INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
@@ -114,7 +111,7 @@ class _Held:
 
     def __init__(self, bins: Bins, real: torch.dtype) -> None:
         planned, lanes = plan(bins), LANES[real]
-        self.panel = _memory.take(self, 2 * -(-planned.columns // lanes) * lanes * bins.h, real)
+        self.panel = pages.take(2 * -(-planned.columns // lanes) * lanes * bins.h, real)
         self.tables = _columns(bins, planned.first, planned.columns, real)
         self.transforms = [transform(n, real) for n in (bins.w if bins.w % 2 else bins.w // 2, bins.h)]
         along, across = self.transforms
@@ -134,50 +131,6 @@ class _Held:
             _described(across),
             self.panel.data_ptr(),
         )
-
-
-class _Memory:
-    """Anonymous memory in large pages, where the system has them; a panel is written across.
-
-    New pages are dear, and tensor after tensor needs as much: what is given back is kept for the next one, or until the
-    system needs it.
-    """
-
-    LARGE = 2 << 20  # bytes
-    MOST = 16
-
-    def __init__(self) -> None:
-        self.idle: list[mmap.mmap] = []
-        self.lock = threading.Lock()
-
-    def take(self, owner: object, numbers: int, real: torch.dtype) -> Tensor:
-        """A 1-D tensor of so many numbers, for as long as the owner lives."""
-        size = numbers * real.itemsize
-        if size < self.LARGE or not hasattr(mmap, "MADV_HUGEPAGE"):
-            return torch.empty(numbers, dtype=real)
-        with self.lock:
-            fitting = [memory for memory in self.idle if size <= len(memory) <= 2 * size]
-            memory = min(fitting, key=len, default=None)
-            if memory is not None:
-                self.idle.remove(memory)
-        if memory is None:
-            memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-            self._advise(memory, mmap.MADV_HUGEPAGE)
-        weakref.finalize(owner, self._give_back, memory).atexit = False
-        return torch.frombuffer(memory, dtype=real, count=numbers)
-
-    def _give_back(self, memory: mmap.mmap) -> None:
-        self._advise(memory, mmap.MADV_FREE)
-        with self.lock:
-            self.idle = [*self.idle, memory][-self.MOST :]
-
-    @staticmethod
-    def _advise(memory: mmap.mmap, advice: int) -> None:
-        with suppress(OSError):
-            memory.madvise(advice)
-
-
-_memory = _Memory()
 
 
 @functools.lru_cache(maxsize=32)

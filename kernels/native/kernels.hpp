@@ -61,7 +61,7 @@ struct Args {
 };
 
 // `begin` is a multiple of BLOCK. `sums` is the block's own result: elect, mask_against and kept_sums 2K, moments 4K,
-// inner_products 2K + 1, combine none. The return value counts non-finite results (combine, blend) or is 0; moments adds K counts to `counts`.
+// inner_products 2K + 1, gram K(K + 1)/2 (rows from the diagonal on), combine none. The return value counts non-finite results (combine, blend) or is 0; moments adds K counts to `counts`.
 #define FM_DECLARE(isa)                                                                                   \
     namespace isa {                                                                                       \
     int64_t elect(const Args &, int64_t begin, int64_t n, double *sums, int64_t *counts);                 \
@@ -74,6 +74,7 @@ struct Args {
     int64_t delta_sum(const Args &, int64_t begin, int64_t n, double *sums, int64_t *counts);             \
     int64_t moments(const Args &, int64_t begin, int64_t n, double *sums, int64_t *counts);               \
     int64_t inner_products(const Args &, int64_t begin, int64_t n, double *sums, int64_t *counts);        \
+    int64_t gram(const Args &, int64_t begin, int64_t n, double *sums, int64_t *counts);                  \
     int64_t pack_bits(const Args &, int64_t begin, int64_t n, double *sums, int64_t *counts);             \
     int64_t unpack_bits(const Args &, int64_t begin, int64_t n, double *sums, int64_t *counts);           \
     }

@@ -241,6 +241,20 @@ void inner_products(int64_t n, uintptr_t g, int g_dtype, const Addresses &models
     run(FM_KERNEL(inner_products), call.args, n, width, 0, add_to(sums, width));
 }
 
+void gram(int64_t n, uintptr_t base, int base_dtype, const Addresses &models, const Dtypes &dtypes, uintptr_t sums) {
+    Call call(base, base_dtype, models, dtypes);
+    const int k = int(models.size());
+    auto *to = reinterpret_cast<double *>(sums);
+    run(FM_KERNEL(gram), call.args, n, k * (k + 1) / 2, 0, [=](const double *block, const int64_t *) {
+        for (int i = 0; i < k; ++i)
+            for (int j = i; j < k; ++j) {
+                const double product = *block++;
+                to[i * k + j] += product;
+                if (j > i) to[j * k + i] += product;
+            }
+    });
+}
+
 void pack_bits(int64_t n, uintptr_t mask, uintptr_t out) {
     Call call(mask, BF16, {}, {});
     call.masks(out, n);
@@ -277,6 +291,7 @@ NB_MODULE(_native, m) {
     m.def("delta_sum", &fm::delta_sum);
     m.def("moments", &fm::moments);
     m.def("inner_products", &fm::inner_products);
+    m.def("gram", &fm::gram);
     m.def("pack_bits", &fm::pack_bits);
     m.def("unpack_bits", &fm::unpack_bits);
     fm::bind_selection(m);

@@ -6,6 +6,7 @@ from .delta_sum import delta_sum
 from .elect import elect
 from .extract_topk import extract_topk
 from .gather import gather
+from .gram import gram
 from .highpass import highpass
 from .highpass_merge import Filtered, highpass_merge
 from .inner_products import inner_products
@@ -30,6 +31,7 @@ __all__ = [
     "elect",
     "extract_topk",
     "gather",
+    "gram",
     "highpass",
     "highpass_merge",
     "inner_products",

@@ -101,6 +101,7 @@ CASES: dict[str, tuple[tuple[Any, ...], dict[str, Any], Callable[[], Any]]] = {
     ),
     "moments": ((BASE, MODELS), {}, lambda: ops.moments(BASE, MODELS)),
     "inner_products": ((BASE, MODELS), {}, lambda: ops.inner_products(BASE, MODELS)),
+    "gram": ((BASE, MODELS), {}, lambda: ops.gram(BASE, MODELS)),
     "magnitude_histogram": (
         (BASE, MODELS),
         {"bits": 5, "shift": 20, "prefixes": [30, 31, 29]},

@@ -56,6 +56,7 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "highpass_merge": (T_BASE, T_MODELS),
     "moments": (T_BASE, T_MODELS),
     "inner_products": (T_BASE, T_MODELS),
+    "gram": (T_BASE, T_MODELS),
     "magnitude_histogram": (T_BASE, T_MODELS),
     "kth_magnitude": (T_BASE, T_MODELS, [[1, 9]] * 3),
     "rank_drop": (T_BASE, T_MODELS, 14, [1, 2, 3], [LIMITS] * 3),

@@ -46,6 +46,7 @@ SHARED = {
     "filter_module",
     "loader",
     "memory_file",
+    "pages",
     "guard",
     "files_module",
     "spectrum",
@@ -148,6 +149,8 @@ def call(op: str, backend: str, inputs: list[Tensor], out: torch.dtype) -> tuple
     if op == "inner_products":
         p = ops.inner_products(base, models, backend=backend)
         return [], [p.dots, p.norms, p.gradient_norm]
+    if op == "gram":
+        return [], [ops.gram(first, models, backend=backend) for first in (base, None)]
     if op == "pack_bits":
         return [ops.pack_bits(base > 0, backend=backend)], []
     assert op == "unpack_bits"
@@ -174,18 +177,30 @@ def compare(op: str, backend: str, inputs: list[Tensor], out: torch.dtype, what:
             finite = b.isfinite()
             assert ((a - b)[finite].abs() <= SUMS_RTOL * slack).all(), f"{backend} {op} {what} sum {i}"
         else:
-            dots = (op, i) == ("inner_products", 0)
-            assert_dots(a, b, inputs, what) if dots else assert_sums(a, b, SUMS_RTOL, f"{backend} {op} {what}")
+            where = f"{backend} {op} {what}"
+            pairs = multiplied(op, i, inputs)
+            assert_dots(a, b, pairs, where) if pairs else assert_sums(a, b, SUMS_RTOL, where)
 
 
-def assert_dots(actual: Tensor, expected: Tensor, inputs: list[Tensor], what: str) -> None:
-    """Inner products cancel too: what they are right to is Σ |g·θ|."""
-    for k, model in enumerate(inputs[1:]):
-        bound = (inputs[0].double() * model.double()).abs().sum()
+def multiplied(op: str, i: int, inputs: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """The pairs of vectors whose inner products an op's sums number i are, if they are some."""
+    base, *models = inputs
+    if (op, i) == ("inner_products", 0):
+        return [(base, model) for model in models]
+    if op == "gram":
+        vectors = [ops.delta_sum(base, [m], backend="reference") for m in models] if i == 0 else models
+        return [(left, right) for left in vectors for right in vectors]
+    return []
+
+
+def assert_dots(actual: Tensor, expected: Tensor, pairs: list[tuple[Tensor, Tensor]], what: str) -> None:
+    """Inner products cancel too: what they are right to is Σ |left · right|."""
+    for k, (a, b, (left, right)) in enumerate(zip(actual.view(-1), expected.view(-1), pairs, strict=True)):
+        bound = (left.double() * right.double()).abs().sum()
         if bound.isfinite():
-            assert (actual[k] - expected[k]).abs() <= SUMS_RTOL * bound, f"inner_products {what} dot {k}"
+            assert (a - b).abs() <= SUMS_RTOL * bound, f"{what} dot {k}"
         else:
-            assert not actual[k].isfinite(), f"inner_products {what} dot {k}"
+            assert not a.isfinite(), f"{what} dot {k}"
 
 
 def name(dtypes: tuple[torch.dtype, ...]) -> str:
