@@ -138,12 +138,10 @@ def _prepared(
         raise InputError([*declared.problems(names), f"{declared.name} needs a base model"])
     lead = None if base is None else _described(base, "base")
     alignment = align(lead, [_described(models[n], n) for n in names], task_specific=task_specific)
-    merged = [tensor.name for tensor in alignment.tensors if not tensor.copy]
-    problems = parameters.settle(merged, {**alignment.tied, **tied})
+    problems = parameters.settle([tensor.name for tensor in alignment.merged], {**alignment.tied, **tied})
     if problems:
         raise InputError(problems)
-    merging = [(tensor.subject, parameters.of(tensor.name)) for tensor in alignment.tensors if not tensor.copy]
-    problems = declared.remarks(merging).problems
+    problems = parameters.remarks([tensor.subject for tensor in alignment.merged]).problems
     if problems:
         raise InputError(problems)
     return parameters, alignment

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InputError
 from ..methods._declaration import Method
 from . import plan as planning
+from .merge_plan import MergePlan
 from .mergekit.recipe import MergekitRecipe, is_mergekit
-from .plan import MergePlan
+from .options import option_problems, place_problems
 from .schema import Recipe
 from .yaml_file import read_yaml
 
@@ -58,8 +59,8 @@ def plan_recipe(
     try:
         recipe = read_recipe(source)
     except InputError as error:
-        problems = planning.option_problems(dtype, memory or 0, device)
-        problems += planning.place_problems(out, overwrite=overwrite, resume=resume)
+        problems = option_problems(dtype, memory or 0, device)
+        problems += place_problems(out, overwrite=overwrite, resume=resume)
         raise InputError([*error.problems, *problems]) from None
     return recipe.plan(
         out, dtype=dtype, memory=memory, device=device, overwrite=overwrite, resume=resume, hashes=hashes

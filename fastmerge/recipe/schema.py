@@ -25,6 +25,7 @@ from ..methods._declaration import Method
 from ..methods._faults import Fault, faults
 from .destination import output_folder, overwritten
 from .layers import at_depth
+from .merge_plan import MergePlan
 from .parameters import (
     Override,
     changed,
@@ -35,7 +36,7 @@ from .parameters import (
     spread,
     value_faults,
 )
-from .plan import MergePlan, plan
+from .plan import plan
 from .vocabulary import Vocab
 from .yaml_file import read_yaml
 
