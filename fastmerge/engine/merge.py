@@ -67,9 +67,10 @@ def merge(
     same merge where it was stopped. hashes: record those of all input and output files, for `verify`. progress: called
     with the number of bytes read since its last call; before, if it has a method `expect`, that with all to come.
 
-    Raises InputError for anything wrong with the input before a weight is read, MergeError for what only shows while
-    merging; then no output is left. What was done when a merge was interrupted, or ended with a ResumableError, is kept
-    for another call with `resume`.
+    The report tells the bytes that were moved, in which time, and the method's numbers per model. Raises InputError for
+    anything wrong with the input before a weight is read, MergeError for what only shows while merging; then no output
+    is left. What was done when a merge was interrupted, or ended with a ResumableError, is kept for another call with
+    `resume`.
     """
     if out is None:
         raise InputError("merge: say where the result goes (out=)")

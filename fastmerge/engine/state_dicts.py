@@ -33,8 +33,9 @@ CODES = {dtype: code for code, dtype in (TORCH_DTYPES | INTEGER_DTYPES).items()}
 class Merged:
     """`state_dict` is the merged model (of an EMR merge, base + unified task vector); `stats` the method's numbers.
 
-    unified: by tensor the unified task vector and the packed masks, a row a task. experts: by task and tensor what a
-    FREE or Twin merge has extracted. own: by task what is merged with no other, such as heads.
+    unified: by tensor the unified task vector, of its shape, and the packed masks, uint8 [K, ceil(N/8)], a row a task.
+    experts: by task and tensor what a FREE or Twin merge has extracted. own: by task, in order, what is merged with no
+    other, such as heads.
     """
 
     state_dict: dict[str, Tensor]

@@ -60,10 +60,11 @@ def task(
     Its tensors are, to the bit, those that a live model (`fm.runtime.load`) has with the task in force, and `verify`
     checks them against those again by the record that is written beside them, fastmerge.json. base: where an
     artefact's base model is now, if no longer where it says; of a folder of experts, what they must have been cut from.
-    resume: go on where the same call was stopped. Raises InputError before any work where anything does not fit.
+    resume: go on where the same call was stopped. Raises InputError before any work where anything does not fit,
+    MergeError where a file cannot be read or written, or has changed meanwhile; then no output is left.
     """
     begin = time.perf_counter()
-    destination, made = _checked(artefact, name, out, base, overwrite=overwrite, resume=resume)
+    destination, made = _opened(artefact, name, out, base, overwrite=overwrite, resume=resume)
     layout, inputs = made.layout, Inputs(made.headers, resumable=True)
     works = made.works(inputs)
     with Publication(destination, _fingerprint(made), overwrite=overwrite, resume=resume) as publication:
@@ -153,7 +154,7 @@ def made_of(folder: Path, record: MergeRecord, places: Mapping[str, str | Path])
     return Made(name, contents)
 
 
-def _checked(
+def _opened(
     artefact: str | Path, name: str, out: str | Path, base: str | Path | None, *, overwrite: bool, resume: bool
 ) -> tuple[Path, Made]:
     """Where the model goes, and what it is made of; raises InputError with all that does not fit."""

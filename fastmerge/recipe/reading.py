@@ -37,7 +37,7 @@ def plan(what: str | Path | Mapping[str, Any] | AnyRecipe | Method, *arguments: 
 
     Of a method, by its name or declared, with the arguments of `fastmerge.merge`; or of a recipe, or a
     configuration of mergekit's (a file .yml, .yaml or .json, its content, or a Recipe), with those of `Recipe.plan`.
-    Raises InputError with every problem found.
+    What it would read and write is in the plan's `summary()`. Raises InputError with every problem found.
     """
     if isinstance(what, Method) or (isinstance(what, str) and not what.endswith((".yml", ".yaml", ".json"))):
         return planning.plan(what, *arguments, **options)

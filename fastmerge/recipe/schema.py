@@ -173,7 +173,10 @@ class Recipe(BaseModel):
         resume: bool = False,
         hashes: bool = False,
     ) -> MergePlan:
-        """Check the recipe against the checkpoints, and lay out the result. dtype and memory go before the recipe's."""
+        """Check the recipe against the checkpoints, and lay out the result. dtype and memory go before the recipe's.
+
+        Raises InputError with every problem, said as the recipe would be mended.
+        """
         problems = [] if out is None else own_problems(self._file, out)
         options = dtype or self.dtype, memory or self.memory, device, overwrite, resume, hashes
         planned = attempt(problems, lambda: self._planned(out, *options))
