@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -10,12 +11,21 @@ import torch
 from torch import Tensor
 from torch.library import CustomOpDef  # type: ignore[attr-defined]  # where torch documents it
 
+from ... import ops
+
 
 def operator(signature: str) -> Callable[[Callable[..., Any]], CustomOpDef]:
     """Declares `torch.ops.fastmerge.<signature>`, whose arguments marked with ! are changed in place."""
     name, schema = signature.split("(", 1)
     mutated = re.findall(r"!\) (\w+)", schema)
-    return torch.library.custom_op(f"fastmerge::{name}", mutates_args=mutated, schema=f"({schema}")
+    custom = torch.library.custom_op(f"fastmerge::{name}", mutates_args=mutated, schema=f"({schema}")
+
+    def declared(function: Callable[..., Any]) -> CustomOpDef:
+        op = custom(function)
+        op.__doc__ = f"torch.ops.fastmerge.{signature}\n\nAs fastmerge.ops.{name}: {inspect.getdoc(getattr(ops, name))}"
+        return op
+
+    return declared
 
 
 def apart(tensors: Iterable[Tensor]) -> tuple[Tensor, ...]:

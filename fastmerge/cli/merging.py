@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -34,8 +34,7 @@ from .app import (
 from .output import echo_json, errors, progress, show_report, show_rows, size
 
 if TYPE_CHECKING:
-    from ..recipe.plan import MergePlan
-    from ..recipe.vocabulary import Vocab
+    from ..recipe.merge_plan import MergePlan
 
 
 @app.command()
@@ -62,19 +61,19 @@ def merge(
     with errors(as_json, out_folder):
         prepared = _plan(
             method,
-            out_folder,
             base,
             model,
+            out_folder,
             param,
-            task_specific,
             rename,
-            vocab,
-            dtype,
-            memory,
-            device,
-            overwrite,
-            resume,
-            hashes,
+            task_specific=task_specific,
+            vocab=vocab,
+            dtype=dtype,
+            memory=memory,
+            device=device,
+            overwrite=overwrite,
+            resume=resume,
+            hashes=hashes,
         )
         execute(prepared, as_json)
 
@@ -97,12 +96,21 @@ def plan(
 ) -> None:
     """Check a merge and show what it would read and write, from headers only."""
     with errors(as_json):
-        show_plan(
-            _plan(
-                method, out_folder, base, model, param, task_specific, rename, vocab, dtype, memory, device, overwrite
-            ),
-            as_json,
+        prepared = _plan(
+            method,
+            base,
+            model,
+            out_folder,
+            param,
+            rename,
+            task_specific=task_specific,
+            vocab=vocab,
+            dtype=dtype,
+            memory=memory,
+            device=device,
+            overwrite=overwrite,
         )
+        show_plan(prepared, as_json)
 
 
 @app.command()
@@ -126,23 +134,18 @@ def task(
 
 def _plan(
     method: str,
-    folder: Path | None,
     base: str | None,
     models: list[str],
+    folder: Path | None,
     params: list[str],
-    task_specific: list[str],
     rename: list[str],
-    vocab: str,
-    dtype: str | None,
-    memory: str,
-    device: str,
-    overwrite: bool,
-    resume: bool = False,
-    hashes: bool = False,
+    **options: Any,
 ) -> MergePlan:
+    """Plan what the command line says; `options` are those of `plan` that need not be read."""
     from ..formats.models import open_models
-    from ..recipe import plan as planning
+    from ..recipe.options import option_problems, place_problems
     from ..recipe.parameters import declare
+    from ..recipe.plan import plan as planned
 
     problems: list[str] = []
     named = pairs(models, "--model", "NAME=PATH", problems)
@@ -150,32 +153,14 @@ def _plan(
     renamed = renames(rename, problems)
     if len(named) < len(models):  # which are to be merged is not known
         attempt(problems, lambda: declare(method, values, {}, (), [name for name, _ in named]))
-        problems += planning.option_problems(dtype, memory, device)
+        problems += option_problems(options["dtype"], options["memory"], options["device"])
         open_models(base, named, problems, fetch=False)
-        problems += planning.place_problems(folder, overwrite=overwrite, resume=resume)
+        problems += place_problems(folder, overwrite=options["overwrite"], resume=options.get("resume", False))
         raise InputError(problems)
-    planned = attempt(
-        problems,
-        lambda: planning.plan(
-            method,
-            base,
-            named,
-            folder,
-            values,
-            task_specific=task_specific,
-            rename=renamed,
-            vocab=cast("Vocab", vocab),  # which the plan checks
-            dtype=dtype,
-            memory=memory,
-            device=device,
-            overwrite=overwrite,
-            resume=resume,
-            hashes=hashes,
-        ),
-    )
-    if problems or planned is None:
+    prepared = attempt(problems, lambda: planned(method, base, named, folder, values, rename=renamed, **options))
+    if problems or prepared is None:
         raise InputError(problems)
-    return planned
+    return prepared
 
 
 def execute(prepared: MergePlan, as_json: bool) -> None:

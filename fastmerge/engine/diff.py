@@ -17,7 +17,7 @@ from ..formats.checkpoint import Checkpoint
 from ..formats.mapping import Inputs
 from ..formats.models import open_models
 from ..recipe.memory import LANES, MAX_CHUNK
-from ..recipe.plan import name_problems
+from ..recipe.options import name_problems
 from ..recipe.preflight import Alignment, Rename, TensorPlan, align
 from .run_pass import Progress, expect
 from .stream import Source, Work, stream, threads_each

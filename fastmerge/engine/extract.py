@@ -23,7 +23,7 @@ from ..formats.mapping import Inputs
 from ..formats.models import open_models
 from ..formats.safetensors import DTYPES
 from ..recipe.destination import output_folder, output_problems
-from ..recipe.plan import DTYPE_NAMES
+from ..recipe.options import DTYPE_NAMES, dtype_problems
 from ..recipe.preflight import TensorPlan, align
 from .factor import factor
 from .publish import Publication
@@ -76,8 +76,7 @@ def extract_lora(
     destination = attempt(problems, lambda: output_folder(out))
     if rank < 1:
         problems.append(f"rank is {rank}; expected a number from 1 up")
-    if dtype not in DTYPE_NAMES:
-        problems.append(f"unknown dtype {dtype!r}{nearest(dtype, DTYPE_NAMES)}; there are {', '.join(DTYPE_NAMES)}")
+    problems += dtype_problems(dtype)
     origin, opened = open_models(base, [("model", model)], problems, fetch=False)
     checkpoints = [checkpoint for checkpoint in (origin, *opened) if checkpoint is not None]
     if origin is not None and origin.adapter is not None:
@@ -85,37 +84,40 @@ def extract_lora(
     alignment = None
     if origin is not None and origin.adapter is None and len(checkpoints) == 2:
         alignment = attempt(problems, lambda: align(origin, checkpoints[1:], task_specific=task_specific))
-    chosen: list[TensorPlan] = []
-    if alignment is not None:
-        chosen = [t for t in alignment.tensors if _wanted(t, tensors)]
-        names = [tensor.name for tensor in alignment.tensors]
-        unused = targets.unmatched(tensors, names)
-        problems += [f"--tensors {pattern!r} matches no tensor{nearest(pattern, names)}" for pattern in unused]
-        if not chosen and not unused:
-            problems.append(
-                "there is no matrix to extract: embeddings and output heads are left out; name some by --tensors"
-            )
+    chosen = [] if alignment is None else _chosen(alignment.tensors, tensors, problems)
     if destination is not None:
         total = sum(min(rank, *t.shape) * sum(t.shape) for t in chosen) * DTYPES[DTYPE_NAMES.get(dtype, "F32")]
         places = [path for c in checkpoints for path in c.places]
         problems += output_problems(destination, total, places, overwrite=overwrite)
     if problems or alignment is None or origin is None or destination is None:
         raise InputError(problems)
-    out = destination
 
     inputs = Inputs([header for checkpoint in checkpoints for header in checkpoint.fetched().headers])
-    extracted = _Extracted(origin, rank, TORCH_DTYPES[DTYPE_NAMES[dtype]], seed)
+    extracted = _Extracted(origin, rank, dtype, seed)
     wanted = {tensor.name for tensor in chosen}
     fingerprint = {"fastmerge": __version__, "extraction": str(model)}
-    with Publication(out, fingerprint, overwrite=overwrite, resumable=False) as publication:
+    with Publication(destination, fingerprint, overwrite=overwrite, resumable=False) as publication:
         for tensor, delta in _task_vectors(alignment.tensors, inputs, progress):
             extracted.take(tensor, delta, tensor.name in wanted)
         inputs.check_unchanged()
         if not extracted.ranks:
             raise MergeError("no matrix of those chosen differs from base: there is nothing to extract")
-        found = extracted.report(out, [*alignment.notes])
-        _write(extracted, found, origin, publication.folder, out.name)
+        found = extracted.report(destination, [*alignment.notes])
+        _write(extracted, found, origin, publication.folder, destination.name)
     return found
+
+
+def _chosen(tensors: Sequence[TensorPlan], patterns: Sequence[str], problems: list[str]) -> list[TensorPlan]:
+    """The matrices to extract; that there are none, or that a pattern matches none, joins `problems`."""
+    chosen = [tensor for tensor in tensors if _wanted(tensor, patterns)]
+    names = [tensor.name for tensor in tensors]
+    unused = targets.unmatched(patterns, names)
+    problems += [f"--tensors {pattern!r} matches no tensor{nearest(pattern, names)}" for pattern in unused]
+    if not chosen and not unused:
+        problems.append(
+            "there is no matrix to extract: embeddings and output heads are left out; name some by --tensors"
+        )
+    return chosen
 
 
 def _wanted(tensor: TensorPlan, patterns: Sequence[str]) -> bool:
@@ -143,7 +145,7 @@ def _task_vectors(
 class _Extracted:
     """The adapter as it grows."""
 
-    def __init__(self, base: Checkpoint, rank: int, dtype: torch.dtype, seed: int) -> None:
+    def __init__(self, base: Checkpoint, rank: int, dtype: str, seed: int) -> None:
         self.tensors: dict[str, Tensor] = {}
         self.ranks: dict[str, int] = {}  # by module
         self.transposed = False
@@ -166,10 +168,10 @@ class _Extracted:
         turned = is_conv1d(self._base, module)
         found = factor(delta.t() if turned else delta, self.rank, self._seed, tensor.name)
         for part, value in (("A", found.down), ("B", found.up)):
-            stored = value.to(self._dtype).contiguous()
+            stored = value.to(TORCH_DTYPES[DTYPE_NAMES[self._dtype]]).contiguous()
             if not stored.isfinite().all():
-                name = next(name for name, code in DTYPE_NAMES.items() if TORCH_DTYPES[code] == self._dtype)
-                raise MergeError(f"tensor {tensor.name!r}: its factors leave the range of {name}; pass a wider --dtype")
+                text = f"its factors leave the range of {self._dtype}; pass a wider --dtype"
+                raise MergeError(f"tensor {tensor.name!r}: {text}")
             self.tensors[f"base_model.model.{module}.lora_{part}.weight"] = stored
         self.ranks[module] = found.down.shape[0]
         self.transposed |= turned

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..formats.mapping import Inputs
 from ..methods._declaration import Statistics
-from ..recipe.plan import MergePlan
+from ..recipe.merge_plan import MergePlan
 from .culprit import check_finite
 from .passes import TensorPass
 from .state_dicts import run_tensor

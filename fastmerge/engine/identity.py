@@ -11,7 +11,7 @@ from .. import __version__, dispatch, gpus
 from ..formats.expanded import is_computed, place
 from ..formats.layout import Layout
 from ..formats.safetensors import Header
-from ..recipe.plan import MergePlan
+from ..recipe.merge_plan import MergePlan
 
 
 def fingerprint(plan: MergePlan) -> dict[str, Any]:

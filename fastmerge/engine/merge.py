@@ -12,8 +12,9 @@ from .. import gpus
 from ..errors import InputError
 from ..formats.mapping import Inputs
 from ..methods._declaration import Method, Statistics
+from ..recipe.merge_plan import MergePlan
 from ..recipe.parameters import Override
-from ..recipe.plan import MergePlan, plan
+from ..recipe.plan import plan
 from ..recipe.preflight import Rename
 from ..recipe.vocabulary import Vocab
 from .devices import open_devices
@@ -22,8 +23,9 @@ from .identity import backend, fingerprint, inputs_key
 from .pipeline import Pipeline
 from .publish import Publication
 from .report import Report
-from .run_pass import Progress, expect, run_pass
+from .run_pass import Moved, Progress, expect, run_pass
 from .side_files import write_side_files
+from .statistics import Kept
 from .statistics_file import load, save, statistics_file
 from .works import Reading
 
@@ -65,9 +67,10 @@ def merge(
     same merge where it was stopped. hashes: record those of all input and output files, for `verify`. progress: called
     with the number of bytes read since its last call; before, if it has a method `expect`, that with all to come.
 
-    Raises InputError for anything wrong with the input before a weight is read, MergeError for what only shows while
-    merging; then no output is left. What was done when a merge was interrupted, or ended with a ResumableError, is kept
-    for another call with `resume`.
+    The report tells the bytes that were moved, in which time, and the method's numbers per model. Raises InputError for
+    anything wrong with the input before a weight is read, MergeError for what only shows while merging; then no output
+    is left. What was done when a merge was interrupted, or ended with a ResumableError, is kept for another call with
+    `resume`.
     """
     if out is None:
         raise InputError("merge: say where the result goes (out=)")
@@ -105,31 +108,9 @@ def execute(plan: MergePlan, progress: Progress | None = None, files: Inputs | N
     files = files or Inputs(plan.headers, resumable=True)
     key = inputs_key(plan)
     kept, notes = load(statistics_file(out, key), key, plan.memory)
-    statistics: list[list[Statistics]] = [[] for _ in plan.outputs]
-    read = written = 0
     expect(progress, plan.bytes_read)
     with Publication(out, fingerprint(plan), overwrite=plan.overwrite, resume=plan.resume) as publication:
-        for number in range(plan.pass_count):
-            if number == plan.pass_count - 1:
-                plan = plan.knowing(statistics)
-            gathered = [Statistics(len(plan.models)) for _ in plan.outputs]
-            reading = Reading(plan, number, statistics, gathered, files, kept)
-            works, outputs = reading.works(), reading.outputs()
-            moved = run_pass(
-                works,
-                outputs,
-                publication,
-                files,
-                plan.chunk,
-                progress,
-                number=number,
-                last=reading.last,
-                lanes=plan.lanes,
-                pipeline=pipeline,
-            )
-            read, written = read + moved.read, written + moved.written
-            ordered = [found.in_order(plan.lead.tensors) for found in gathered]
-            statistics = [[*earlier, now] for earlier, now in zip(statistics, ordered, strict=True)]
+        plan, statistics, moved = _run_passes(plan, files, kept, pipeline, publication, progress)
         files.check_unchanged()
         if kept.changed:
             try:
@@ -148,14 +129,49 @@ def execute(plan: MergePlan, progress: Progress | None = None, files: Inputs | N
         models=plan.names,
         tensors=len(plan.alignment.tensors),
         parameters=plan.parameters,
-        bytes_read=read,
-        bytes_written=written,
+        bytes_read=moved.read,
+        bytes_written=moved.written,
         seconds=time.perf_counter() - begin,
         backend=backend(device),
         outputs=[output.name for output in plan.outputs if output.name],
         results={o.folder + key: r[key] for o, r in zip(plan.outputs, results, strict=True) for key in r},
         notes=[*plan.notes, *publication.notes, *notes],
     )
+
+
+def _run_passes(
+    plan: MergePlan,
+    files: Inputs,
+    kept: Kept,
+    pipeline: Pipeline | None,
+    publication: Publication,
+    progress: Progress | None,
+) -> tuple[MergePlan, list[list[Statistics]], Moved]:
+    """All passes: the plan as the last one knows it, with the sizes of experts, each output's statistics by pass, and
+    the bytes moved."""
+    statistics: list[list[Statistics]] = [[] for _ in plan.outputs]
+    read = written = 0
+    for number in range(plan.pass_count):
+        if number == plan.pass_count - 1:
+            plan = plan.knowing(statistics)
+        gathered = [Statistics(len(plan.models)) for _ in plan.outputs]
+        reading = Reading(plan, number, statistics, gathered, files, kept)
+        moved = run_pass(
+            reading.works(),
+            reading.outputs(),
+            publication,
+            files,
+            plan.chunk,
+            progress,
+            number=number,
+            last=reading.last,
+            lanes=plan.lanes,
+            pipeline=pipeline,
+        )
+        read, written = read + moved.read, written + moved.written
+        ordered = [found.in_order(plan.lead.tensors) for found in gathered]
+        statistics = [[*earlier, now] for earlier, now in zip(statistics, ordered, strict=True)]
+    return plan, statistics, Moved(read, written)
 
 
 def _hashes(plan: MergePlan, folder: Path) -> dict[Path, str]:

@@ -15,7 +15,7 @@ from ..formats.layout import Layout
 from ..formats.mapping import Inputs
 from ..methods._declaration import Statistics
 from ..recipe.memory import BLOCK
-from ..recipe.plan import MergePlan
+from ..recipe.merge_plan import MergePlan
 from .run_pass import Progress, expect
 from .statistics import Kept
 from .stream import Piece, Work, slot_bytes, stream

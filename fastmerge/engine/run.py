@@ -30,7 +30,7 @@ def run(
     """Merge what a recipe says into the folder `out`; several outputs are folders in it.
 
     recipe: a YAML file, its content, or a Recipe; a configuration of mergekit's is known by its keys. dtype and memory
-    go before the recipe's; the rest is as in `merge`.
+    go before the recipe's; the rest is as in `merge`, errors too.
     """
     prepared = plan_recipe(
         recipe, out, dtype=dtype, memory=memory, device=device, overwrite=overwrite, resume=resume, hashes=hashes

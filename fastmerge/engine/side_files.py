@@ -14,8 +14,9 @@ from ..formats.folder import copy_side_files, encoded, model_card, printable, se
 from ..formats.record import CheckpointRecord, FileRecord, MergeRecord
 from ..formats.tasks import BaseRecord
 from ..methods._declaration import Statistics
+from ..recipe.merge_plan import MergePlan
+from ..recipe.options import dtype_name
 from ..recipe.outputs import Output
-from ..recipe.plan import DTYPE_NAMES, MergePlan
 
 METHOD = "task"  # of a record that is one task's model of a folder of tasks
 Hashes = Mapping[Path, str]
@@ -38,7 +39,7 @@ def write_side_files(
         if data is not None:
             (own / name).write_bytes(data)
     if plan.lead.config and plan.dtype and "config.json" not in plan.beside:
-        write_json(own / "config.json", set_dtype(plan.lead.config, _dtype_name(plan.dtype)))
+        write_json(own / "config.json", set_dtype(plan.lead.config, dtype_name(plan.dtype)))
     copy_side_files(plan.lead.folders[0], own, plan.beside)
     if "unified" in output.layouts:
         _write_emr_record(plan, output, own, statistics, results)
@@ -65,7 +66,7 @@ def merge_record(
         task_specific=list(plan.task_specific),
         rename={label: [(old, new) for old, new in pairs] for label, pairs in plan.rename.items()},
         vocab=None if plan.vocab == "error" else plan.vocab,
-        dtype=_dtype_name(plan.dtype) if plan.dtype else None,
+        dtype=dtype_name(plan.dtype) if plan.dtype else None,
         base=_input(plan, plan.inputs["base"], hashes) if "base" in plan.inputs else None,
         models={label: _input(plan, own, hashes) for label, own in plan.inputs.items() if label != "base"},
         results=dict(results),
@@ -104,10 +105,6 @@ def card(merged: MergeRecord, title: str) -> str:
     if "scales" in merged.results:
         lines.append("\nA folder of experts: `fastmerge.runtime.load(THIS_FOLDER)` gives a model that switches tasks.")
     return model_card(title, lines, merged.content())
-
-
-def _dtype_name(code: str) -> str:
-    return next(name for name, own in DTYPE_NAMES.items() if own == code)
 
 
 def _input(plan: MergePlan, checkpoint: Checkpoint, hashes: Hashes) -> CheckpointRecord:

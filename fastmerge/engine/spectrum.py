@@ -34,8 +34,8 @@ from ..formats.mapping import Inputs
 from ..formats.models import open_models
 from ..formats.safetensors import TensorInfo
 from ..recipe.memory import LANES
+from ..recipe.options import name_problems
 from ..recipe.parameters import pairs_of
-from ..recipe.plan import name_problems
 from ..recipe.preflight import Alignment, Rename, TensorPlan, align
 from .reading import whole
 from .rings import PER_HALF, RINGS, Rings, measure

@@ -33,8 +33,9 @@ CODES = {dtype: code for code, dtype in (TORCH_DTYPES | INTEGER_DTYPES).items()}
 class Merged:
     """`state_dict` is the merged model (of an EMR merge, base + unified task vector); `stats` the method's numbers.
 
-    unified: by tensor the unified task vector and the packed masks, a row a task. experts: by task and tensor what a
-    FREE or Twin merge has extracted. own: by task what is merged with no other, such as heads.
+    unified: by tensor the unified task vector, of its shape, and the packed masks, uint8 [K, ceil(N/8)], a row a task.
+    experts: by task and tensor what a FREE or Twin merge has extracted. own: by task, in order, what is merged with no
+    other, such as heads.
     """
 
     state_dict: dict[str, Tensor]
@@ -138,12 +139,10 @@ def _prepared(
         raise InputError([*declared.problems(names), f"{declared.name} needs a base model"])
     lead = None if base is None else _described(base, "base")
     alignment = align(lead, [_described(models[n], n) for n in names], task_specific=task_specific)
-    merged = [tensor.name for tensor in alignment.tensors if not tensor.copy]
-    problems = parameters.settle(merged, {**alignment.tied, **tied})
+    problems = parameters.settle([tensor.name for tensor in alignment.merged], {**alignment.tied, **tied})
     if problems:
         raise InputError(problems)
-    merging = [(tensor.subject, parameters.of(tensor.name)) for tensor in alignment.tensors if not tensor.copy]
-    problems = declared.remarks(merging).problems
+    problems = parameters.remarks([tensor.subject for tensor in alignment.merged]).problems
     if problems:
         raise InputError(problems)
     return parameters, alignment

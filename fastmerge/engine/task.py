@@ -33,6 +33,7 @@ from ..methods import get, names
 from ..recipe.destination import output_folder, output_problems
 from ..recipe.memory import MAX_CHUNK
 from .identity import backend, digest, input_files, layout_files
+from .journal import Fingerprint
 from .publish import Publication
 from .report import Report
 from .run_pass import Progress, expect, run_pass
@@ -59,35 +60,14 @@ def task(
     Its tensors are, to the bit, those that a live model (`fm.runtime.load`) has with the task in force, and `verify`
     checks them against those again by the record that is written beside them, fastmerge.json. base: where an
     artefact's base model is now, if no longer where it says; of a folder of experts, what they must have been cut from.
-    resume: go on where the same call was stopped. Raises InputError before any work where anything does not fit.
+    resume: go on where the same call was stopped. Raises InputError before any work where anything does not fit,
+    MergeError where a file cannot be read or written, or has changed meanwhile; then no output is left.
     """
     begin = time.perf_counter()
-    problems: list[str] = []
-    destination = attempt(problems, lambda: output_folder(out))
-    found = attempt(problems, lambda: open_contents(local_path(artefact), base, "--base"))
-    if found is not None:
-        attempt(problems, lambda: found.folder.need([name]))
-    if problems or found is None or destination is None:
-        problems += (
-            [] if destination is None else output_problems(destination, 0, [], overwrite=overwrite, resume=resume)
-        )
-        raise InputError(problems)
-    contents = found
-    folder, source = contents.folder, contents.source
-    made = Made(name, contents)
-    layout, headers = made.layout, made.headers
-    problems += _alias_problems(contents)
-    places = [*source.places, *places_of(folder.path), *(header.file for header in headers)]
-    problems += output_problems(destination, layout.total_bytes, places, overwrite=overwrite, resume=resume)
-    if problems:
-        raise InputError(problems)
-
-    inputs = Inputs(headers, resumable=True)
+    destination, made = _opened(artefact, name, out, base, overwrite=overwrite, resume=resume)
+    layout, inputs = made.layout, Inputs(made.headers, resumable=True)
     works = made.works(inputs)
-    fingerprint = {"task": name, "fastmerge": __version__, "backend": backend()}
-    fingerprint |= {"the record": digest(folder.record.model_dump())}
-    fingerprint |= input_files(_by_owner(contents, name, headers)) | layout_files([layout])
-    with Publication(destination, fingerprint, overwrite=overwrite, resume=resume) as publication:
+    with Publication(destination, _fingerprint(made), overwrite=overwrite, resume=resume) as publication:
         expect(progress, sum(work.bytes_read for work in works))
         moved = run_pass(works, layout.files, publication, inputs, MAX_CHUNK, progress)
         inputs.check_unchanged()
@@ -100,7 +80,7 @@ def task(
         models=[name],
         tensors=len(works),
         parameters=sum(work.numel for work in works),
-        bytes_read=moved.read + _expert_bytes(folder, name),
+        bytes_read=moved.read + _expert_bytes(made.contents.folder, name),
         bytes_written=moved.written,
         seconds=time.perf_counter() - begin,
         backend=backend(),
@@ -172,6 +152,36 @@ def made_of(folder: Path, record: MergeRecord, places: Mapping[str, str | Path])
     name = str(record.params.get("task"))
     contents.folder.need([name])
     return Made(name, contents)
+
+
+def _opened(
+    artefact: str | Path, name: str, out: str | Path, base: str | Path | None, *, overwrite: bool, resume: bool
+) -> tuple[Path, Made]:
+    """Where the model goes, and what it is made of; raises InputError with all that does not fit."""
+    problems: list[str] = []
+    destination = attempt(problems, lambda: output_folder(out))
+    contents = attempt(problems, lambda: open_contents(local_path(artefact), base, "--base"))
+    if contents is not None:
+        attempt(problems, lambda: contents.folder.need([name]))
+    if problems or contents is None or destination is None:
+        if destination is not None:
+            problems += output_problems(destination, 0, [], overwrite=overwrite, resume=resume)
+        raise InputError(problems)
+    made = Made(name, contents)
+    problems += _alias_problems(contents)
+    places = [*contents.source.places, *places_of(contents.folder.path), *(header.file for header in made.headers)]
+    problems += output_problems(destination, made.layout.total_bytes, places, overwrite=overwrite, resume=resume)
+    if problems:
+        raise InputError(problems)
+    return destination, made
+
+
+def _fingerprint(made: Made) -> Fingerprint:
+    """Everything that decides the bytes of the model."""
+    record = made.contents.folder.record
+    found = {"task": made.name, "fastmerge": __version__, "backend": backend()}
+    found |= {"the record": digest(record.model_dump())}
+    return found | input_files(_by_owner(made.contents, made.name, made.headers)) | layout_files([made.layout])
 
 
 def _copy(_: int, sources: list[Tensor], targets: list[Tensor]) -> None:

@@ -31,8 +31,10 @@ from ..methods import get, names
 from ..methods._declaration import Statistics
 from ..methods._filter import Filter
 from ..recipe.memory import MAX_CHUNK
+from ..recipe.merge_plan import MergePlan
 from ..recipe.mergekit.recipe import MergekitRecipe
-from ..recipe.plan import MergePlan, parse_bytes, plan
+from ..recipe.options import parse_bytes
+from ..recipe.plan import plan
 from .hashes import hash_files
 from .journal import fsync_all
 from .remerge import Remerge, compare

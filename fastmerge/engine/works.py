@@ -15,8 +15,8 @@ from ..formats.mapping import Inputs
 from ..formats.safetensors import DTYPES, TensorInfo
 from ..methods._declaration import Pass, Statistics, Written
 from ..recipe.memory import least_chunk
+from ..recipe.merge_plan import MergePlan, inputs
 from ..recipe.outputs import Output, own_dtype
-from ..recipe.plan import MergePlan, inputs
 from ..recipe.preflight import TensorPlan
 from .culprit import check_finite, differing
 from .passes import TensorPass
@@ -65,7 +65,7 @@ class Reading:
             if not tensor.copy:
                 passes = self.passes(tensor)
                 if not all(one.idle for one in passes):
-                    works.append((position[tensor.name], self._merging(tensor, passes)))
+                    works.append((position[tensor.name], _Merging.of(self, tensor, passes).work()))
             elif self.last:
                 works.append((position[tensor.name], self._copying(tensor)))
         for output in plan.outputs:
@@ -77,77 +77,6 @@ class Reading:
                     own = plan.alignment.task_specific[label]
                     works += [(len(position), _copy_of(info, layout.places[info.name])) for info in own]
         return [work for _, work in sorted(works, key=lambda entry: entry[0])]
-
-    def _merging(self, tensor: TensorPlan, passes: Sequence[Pass]) -> Work:
-        plan, subject = self.plan, tensor.subject
-        uses_base = plan.method.uses_base
-        targets = [(o, kind) for o, output in enumerate(plan.outputs) for kind in self.writes(output)]
-        experts = self._expert_targets(tensor) if self.last else ()
-        pass_ = TensorPass.of(subject, len(plan.models), passes, self.earlier, self.kept)
-
-        def split(sources: list[Tensor]) -> tuple[Tensor | None, list[Tensor]]:
-            return sources[0] if uses_base else None, sources[uses_base:]
-
-        def run(start: int, sources: list[Tensor], memory: list[Tensor]) -> None:
-            written: list[dict[Written, Tensor]] = [{} for _ in plan.outputs]
-            for (o, kind), tensor_memory in zip(targets, memory, strict=True):
-                written[o][kind] = tensor_memory
-            pass_.run(start, *split(sources), written)
-
-        def prepare(sources: list[Tensor], memory: list[Tensor]) -> None:
-            pass_.prepare(*split(sources))
-            found = [part.reshape(-1) for share in pass_.shares for expert in share.experts for part in expert]
-            if [part.numel() for part in found] != [target.numel for target in experts]:  # NaN are in no expert
-                check_finite(tensor, plan.names, self.files, plan.chunk, plan.method)
-            for part, stored in zip(found, memory, strict=True):
-                if part.is_floating_point():
-                    ops.combine(None, [part], out=stored)
-                else:
-                    copy(part.view(torch.uint8), stored)
-
-        def done() -> list[Tensor]:
-            if not pass_.acceptable([output.method.nonfinite == "allow" for output in plan.outputs]):
-                check_finite(tensor, plan.names, self.files, plan.chunk, plan.method)
-            return pass_.gather(self.gathered)
-
-        def restore(sums: list[Tensor]) -> None:
-            pass_.restore(sums, self.gathered)
-
-        return Work(
-            tensor.numel,
-            tuple(Source(info) for info in inputs(tensor, plan.method)),
-            tuple(_target(plan, plan.outputs[o], kind, tensor) for o, kind in targets),
-            run,
-            done,
-            pass_.begin,
-            restore,
-            None if targets else self._trusted(pass_.known()),
-            prepare=prepare if pass_.needs_whole else None,
-            whole_targets=experts,
-            least_chunk=least_chunk(subject, passes),
-            by_torch=any(one.by_torch for one in passes),
-        )
-
-    def _expert_targets(self, tensor: TensorPlan) -> tuple[Target, ...]:
-        """Where the parts of every output's experts of a tensor go, in the order of models."""
-        places = [
-            (place, part)
-            for output in self.plan.outputs
-            for layout in output.experts.values()
-            for part in PARTS
-            if (place := layout.places.get(f"{tensor.name}/{part}"))
-        ]
-        dtypes = dict.fromkeys(PARTS, self.plan.stored_dtype(tensor)) | {"counts": "I32", "offsets": "U16"}
-        return tuple(
-            Target((place,), dtypes[part], numel=(place.stop - place.start) // DTYPES[dtypes[part]])
-            for place, part in places
-        )
-
-    def _trusted(self, known: list[Tensor] | None) -> list[Tensor] | None:
-        """Known sums, but none that would hide a NaN whose model and tensor are yet to be named."""
-        if known and self.plan.method.nonfinite == "error" and not all(sums.isfinite().all() for sums in known):
-            return None
-        return known
 
     def _own(self, info: TensorInfo, place: Place) -> Work:
         """A tensor of base's own, in the dtype of the result."""
@@ -182,6 +111,88 @@ class Reading:
         return Work(tensor.numel, stored, (Target(places, tensor.dtype),) if places else (), run)
 
 
+@dataclass(frozen=True, slots=True)
+class _Merging:
+    """The merging of one tensor in a pass. `targets`: the outputs that the pass writes to, by number, and what;
+    `experts`: where the parts of every output's experts go, in the order of models."""
+
+    reading: Reading
+    tensor: TensorPlan
+    passes: Sequence[Pass]
+    state: TensorPass
+    targets: Sequence[tuple[int, Written]]
+    experts: tuple[Target, ...]
+
+    @classmethod
+    def of(cls, reading: Reading, tensor: TensorPlan, passes: Sequence[Pass]) -> _Merging:
+        plan = reading.plan
+        state = TensorPass.of(tensor.subject, len(plan.models), passes, reading.earlier, reading.kept)
+        targets = [(o, kind) for o, output in enumerate(plan.outputs) for kind in reading.writes(output)]
+        return cls(reading, tensor, passes, state, targets, _expert_targets(plan, tensor) if reading.last else ())
+
+    def work(self) -> Work:
+        plan, tensor = self.reading.plan, self.tensor
+        return Work(
+            tensor.numel,
+            tuple(Source(info) for info in inputs(tensor, plan.method)),
+            tuple(_target(plan, plan.outputs[o], kind, tensor) for o, kind in self.targets),
+            self.run,
+            self.done,
+            self.state.begin,
+            self.restore,
+            None if self.targets else self.known(),
+            prepare=self.prepare if self.state.needs_whole else None,
+            whole_targets=self.experts,
+            least_chunk=least_chunk(tensor.subject, self.passes),
+            by_torch=any(one.by_torch for one in self.passes),
+        )
+
+    def prepare(self, sources: list[Tensor], memory: list[Tensor]) -> None:
+        """Look at the whole tensor, and write the experts that were cut from it."""
+        self.state.prepare(*self._split(sources))
+        found = [part.reshape(-1) for share in self.state.shares for expert in share.experts for part in expert]
+        if [part.numel() for part in found] != [target.numel for target in self.experts]:  # NaN are in no expert
+            self._blame()
+        for part, stored in zip(found, memory, strict=True):
+            if part.is_floating_point():
+                ops.combine(None, [part], out=stored)
+            else:
+                copy(part.view(torch.uint8), stored)
+
+    def run(self, start: int, sources: list[Tensor], memory: list[Tensor]) -> None:
+        """Merge the elements from `start` on."""
+        written: list[dict[Written, Tensor]] = [{} for _ in self.reading.plan.outputs]
+        for (o, kind), target in zip(self.targets, memory, strict=True):
+            written[o][kind] = target
+        self.state.run(start, *self._split(sources), written)
+
+    def done(self) -> list[Tensor]:
+        """The tensor's sums, once all of it is merged."""
+        if not self.state.acceptable([output.method.nonfinite == "allow" for output in self.reading.plan.outputs]):
+            self._blame()
+        return self.state.gather(self.reading.gathered)
+
+    def restore(self, sums: list[Tensor]) -> None:
+        """Take sums that were found before."""
+        self.state.restore(sums, self.reading.gathered)
+
+    def known(self) -> list[Tensor] | None:
+        """Sums that another merge has found, but none that would hide a NaN whose model and tensor are yet to be
+        named."""
+        known = self.state.known()
+        strict = self.reading.plan.method.nonfinite == "error"
+        return None if known and strict and not all(sums.isfinite().all() for sums in known) else known
+
+    def _split(self, sources: list[Tensor]) -> tuple[Tensor | None, list[Tensor]]:
+        """Base, where the method uses it, and the models."""
+        uses_base = self.reading.plan.method.uses_base
+        return sources[0] if uses_base else None, sources[uses_base:]
+
+    def _blame(self) -> None:
+        plan = self.reading.plan
+        check_finite(self.tensor, plan.names, self.reading.files, plan.chunk, plan.method)
+
+
 def _target(plan: MergePlan, output: Output, kind: Written, tensor: TensorPlan) -> Target:
     places = output.layouts[kind].places
     if kind == "masks":
@@ -189,6 +200,22 @@ def _target(plan: MergePlan, output: Output, kind: Written, tensor: TensorPlan) 
     names = (tensor.name, *tensor.aliases) if kind == "merged" else (tensor.name,)
     stored = plan.stored_dtype(tensor) if kind == "unified" else plan.dtype or tensor.dtype
     return Target(tuple(places[name] for name in names), stored)
+
+
+def _expert_targets(plan: MergePlan, tensor: TensorPlan) -> tuple[Target, ...]:
+    """Where the parts of every output's experts of a tensor go, in the order of models."""
+    places = [
+        (place, part)
+        for output in plan.outputs
+        for layout in output.experts.values()
+        for part in PARTS
+        if (place := layout.places.get(f"{tensor.name}/{part}"))
+    ]
+    dtypes = dict.fromkeys(PARTS, plan.stored_dtype(tensor)) | {"counts": "I32", "offsets": "U16"}
+    return tuple(
+        Target((place,), dtypes[part], numel=(place.stop - place.start) // DTYPES[dtypes[part]])
+        for place, part in places
+    )
 
 
 def _copy_of(info: TensorInfo, place: Place) -> Work:

@@ -45,8 +45,9 @@ def rebuild(
     """The tensors that a run merged, to the bit, from its record, without data; with `out` written as a folder too.
 
     record: what `Result.save` wrote, or a folder of `Result.write`. pool, init: as they were given to `frank_wolfe`, by
-    default from where they were read; candidates whose coefficients are all 0 are not needed. Raises InputError where
-    one is missing or is another.
+    default from where they were read, which what was in memory is not: that must be given, and is taken for the same.
+    Candidates whose coefficients are all 0 are not needed. Raises InputError where one is missing, or is another than
+    was read.
     """
     record = record if isinstance(record, Record) else Record.read(record)
     if record.coefficients is None:

@@ -23,7 +23,7 @@ from ..formats.folder import copy_side_files, encoded, model_card, set_dtype, wr
 from ..formats.layout import Layout, plan_layout
 from ..formats.tasks import BaseRecord
 from ..recipe.destination import output_folder, output_problems
-from ..recipe.plan import DTYPE_NAMES
+from ..recipe.options import dtype_name
 from .candidates import Candidates, check_combined
 from .record import RunRecord
 
@@ -100,8 +100,7 @@ def _write_side_files(record: RunRecord, candidates: Candidates, layout: Layout,
     dtypes = {slot.dtype for slot in candidates.slots.values()}
     if lead is not None:
         if lead.config and len(dtypes) == 1:
-            name = next(name for name, code in DTYPE_NAMES.items() if {code} == dtypes)
-            write_json(folder / "config.json", set_dtype(lead.config, name))
+            write_json(folder / "config.json", set_dtype(lead.config, dtype_name(dtypes.pop())))
         copy_side_files(lead.path, folder)
     record.save(folder / record.file)
     merged = _merge_record(record, layout)

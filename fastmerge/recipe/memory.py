@@ -34,9 +34,8 @@ def portions_of(
     ]
     per_element = max(places, default=8.0) + 8  # and a float64 for what an op keeps between two others
     computed = max((_computed(t) / max(1, t.numel) for t in alignment.tensors), default=0.0)  # one chunk of them
-    merged = [t for t in alignment.tensors if not t.copy]
-    held = {t.name: _held(outputs, t, names, alignment) for t in merged}
-    rows = max((_rows(outputs, t, names, alignment) for t in merged), default=0)
+    held = {t.name: _held(outputs, t, names, alignment) for t in alignment.merged}
+    rows = max((_rows(outputs, t, names, alignment) for t in alignment.merged), default=0)
     most = max(held, key=lambda name: held[name], default="")
     for lanes in range(LANES, 0, -1):
         needs = per_element * SLOTS + computed * lanes

@@ -52,7 +52,6 @@ def plan_output(
     method, folder = parameters.method, f"{name}/" if name else ""
     written = {kind for one in method.passes(names, alignment.wide) for kind in one.writes}
     stamp = {"fastmerge.method": method.name}
-    merging = [tensor for tensor in alignment.tensors if not tensor.copy]
     layouts: dict[Written, Layout] = {}
     heads: dict[str, Layout] = {}
     if "merged" in written:
@@ -66,9 +65,9 @@ def plan_output(
         )
     if "unified" in written:
         stamp |= {"fastmerge.format": "emr", "fastmerge.format_version": "1"}
-        unified = [(t.name, dtype or delta_dtype(t.dtype), t.shape) for t in merging]
+        unified = [(t.name, dtype or delta_dtype(t.dtype), t.shape) for t in alignment.merged]
         layouts["unified"] = plan_layout(unified, "unified", metadata=stamp, folder=folder)
-        masks = [(t.name, "U8", (len(names), -(-t.numel // 8))) for t in merging]
+        masks = [(t.name, "U8", (len(names), -(-t.numel // 8))) for t in alignment.merged]
         layouts["masks"] = plan_layout(masks, "masks", metadata=stamp, folder=folder)
     if "unified" in written or any(one.experts for one in method.passes(names, alignment.wide)):
         heads = {

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import InputError, nearest
 from ..methods import build, check, get, problem
-from ..methods._declaration import Method
+from ..methods._declaration import Method, Remarks, Subject
 from ..methods._faults import Fault, Path
 from .layers import at_depth, depths, has_gradient, is_gradient, wrong_gradient
 
@@ -61,6 +61,10 @@ class Parameters:
                 wrong |= {hits} if found else set()
             self._tensors[name] = known.get(key, self.method)
         return problems
+
+    def remarks(self, subjects: Sequence[Subject]) -> Remarks:
+        """What the method has to say of the tensors that it merges, once the parameters are settled."""
+        return self.method.remarks([(subject, self.of(subject.name)) for subject in subjects])
 
     def record(self) -> dict[str, Any]:
         """The parameters as JSON, as a recipe would say them."""

@@ -14,7 +14,8 @@ from ..errors import InputError, nearest
 from ..formats.checkpoint import Checkpoint
 from ..formats.safetensors import FLOATS, TensorInfo, limited
 from ..targets import matches, unmatched
-from .vocabulary import TIED, Resized, Vocab, resized
+from .tied import assumed, can_tie, is_alias, tied_groups, twin
+from .vocabulary import Resized, Vocab, resized
 
 if TYPE_CHECKING:
     from ..methods._declaration import Subject
@@ -67,6 +68,11 @@ class Alignment:
     vocabulary: Resized | None = None
 
     @cached_property
+    def merged(self) -> tuple[TensorPlan, ...]:
+        """The tensors that are merged, and not copied."""
+        return tuple(tensor for tensor in self.tensors if not tensor.copy)
+
+    @cached_property
     def wide(self) -> bool:
         """Whether some tensor is merged in float64."""
         return any("F64" in (t.dtype, *(info.dtype for info in t.models)) for t in self.tensors)
@@ -100,9 +106,9 @@ def align(
     names = [name for name in lead.tensors if not matches(name, task_specific)]
     if specific and not names:
         problems.append(f"--task-specific matches every tensor of {lead.label}: nothing is left to merge")
-    groups = _tied_groups(lead, names, models)
+    groups = tied_groups(lead, names, models)
     notes = [note for c in ([base] if base else []) + models for note in c.notes] + [*vocabulary.notes]
-    notes += _assumed(lead, groups, models)
+    notes += assumed(lead, groups, models)
     every = {name for checkpoint in (lead, *models) for name in checkpoint.tensors}
     problems += [f"--task-specific {p!r} matches no tensor of any model" for p in unmatched(task_specific, every)]
     found: list[dict[str, TensorInfo]] = []
@@ -147,58 +153,6 @@ def _renamed(model: Checkpoint, rename: Rename, problems: list[str]) -> Checkpoi
     return replace(model, tensors=tensors)
 
 
-def _tied_groups(lead: Checkpoint, names: Sequence[str], models: Sequence[Checkpoint]) -> dict[str, tuple[str, ...]]:
-    """Each tensor to merge, with the names tied to it.
-
-    Tied are the names of TIED with one shape, where the config says so, or says nothing and some checkpoint stores
-    only part of them.
-    """
-    groups: dict[str, tuple[str, ...]] = dict.fromkeys(names, ())
-    tied = sorted((name for name in names if _tie_rank(name) < len(TIED)), key=_tie_rank)
-    tied = [name for name in tied if lead.tensors[name].shape == lead.tensors[tied[0]].shape]
-    if len(tied) < 2 or not _ties(lead, tied, models):
-        return groups
-    source, *aliases = tied
-    for alias in aliases:
-        del groups[alias]
-    groups[source] = tuple(aliases)
-    return groups
-
-
-def _assumed(lead: Checkpoint, groups: Mapping[str, tuple[str, ...]], models: Sequence[Checkpoint]) -> list[str]:
-    """What is merged once though no config says that it is tied, because some model stores only a part."""
-    if _says_tied(lead) is True:
-        return []
-    return [
-        f"{lead.label}: {', '.join(aliases)} counts as tied to {name}, since {model.label} stores not all of them; "
-        "if they differ, let config.json say tie_word_embeddings: false"
-        for name, aliases in groups.items()
-        for model in [m for m in models if not {name, *aliases} <= m.tensors.keys()][:1]
-        if aliases
-    ]
-
-
-def _tie_rank(name: str) -> int:
-    return next((i for i, end in enumerate(TIED) if name == end or name.endswith("." + end)), len(TIED))
-
-
-def _ties(lead: Checkpoint, tied: Sequence[str], models: Sequence[Checkpoint]) -> bool:
-    said = [_says_tied(checkpoint) for checkpoint in (lead, *models)]
-    if False in said:  # somebody's head was trained apart from its embeddings
-        return False
-    return said[0] is True or any(0 < sum(name in model.tensors for name in tied) < len(tied) for model in models)
-
-
-def _says_tied(checkpoint: Checkpoint) -> bool | None:
-    """Whether the config ties head and embeddings; None where it does not say."""
-    if checkpoint.config.get("share_encoder_decoder_embeddings") is False:
-        return False
-    for config in (checkpoint.config, checkpoint.config.get("text_config")):
-        if isinstance(config, dict) and isinstance(config.get("tie_word_embeddings"), bool):
-            return bool(config["tie_word_embeddings"])
-    return None
-
-
 def _match(
     lead: Checkpoint,
     model: Checkpoint,
@@ -208,34 +162,22 @@ def _match(
     choice: bool,
 ) -> tuple[dict[str, TensorInfo], list[str], list[str]]:
     """The model's tensor for every name to merge, what is wrong, and notes; `choice`: there is --vocab."""
-    own: dict[str, TensorInfo] = {}
-    missing: list[str] = []
-    shapes: list[str] = []
-    notes: list[str] = []
-    for name, aliases in groups.items():
-        stored = next((model.tensors[n] for n in (name, *aliases) if n in model.tensors), None)
-        if stored is None:
-            missing.append(name)
-        elif stored.shape != lead.tensors[name].shape:
-            shapes.append(name)
-        else:
-            own[name] = stored
+    own, missing, shapes = _stored(lead, model, groups)
     known = set(groups).union(*groups.values())
     extra = [name for name in model.tensors if name not in known and not matches(name, task_specific)]
-    right = [name for name in model.tensors if name in known]
-    for found in (missing, _findable(missing, extra)):
-        prefix = uniform_prefix(found, extra, right)
-        if prefix is not None and 2 * len(found) > len(missing):
-            return own, [_prefix_problem(lead, model, len(missing), len(found), *prefix)], notes
+    prefixed = _prefix_problem(lead, model, missing, extra, [name for name in model.tensors if name in known])
+    if prefixed is not None:
+        return own, [prefixed], []
 
-    twins = {name: twin for name in missing if (twin := _twin(lead, model, name)) is not None}
+    twins = {name: info for name in missing if (info := twin(lead, model, name)) is not None}
     own |= twins
-    notes += [f"{model.label}: {twin.name} serves as {name}, which it is tied to" for name, twin in twins.items()]
     missing = [name for name in missing if name not in twins]
     used = {info.name for info in own.values()}
-    aliases = tuple(name for name in extra if name not in used and _is_alias(name, model, own))
+    extra = [name for name in extra if name not in used]
+    aliases = [name for name in extra if is_alias(name, model, own)]
+    extra = [name for name in extra if name not in aliases]
+    notes = [f"{model.label}: {info.name} serves as {name}, which it is tied to" for name, info in twins.items()]
     notes += [f"{model.label}: ignored {n}, tied to the embeddings, which {lead.label} stores once" for n in aliases]
-    extra = [name for name in extra if name not in used and name not in aliases]
 
     wrong = {*missing, *shapes, *extra}
 
@@ -254,6 +196,24 @@ def _match(
     return own, problems, notes
 
 
+def _stored(
+    lead: Checkpoint, model: Checkpoint, groups: Mapping[str, tuple[str, ...]]
+) -> tuple[dict[str, TensorInfo], list[str], list[str]]:
+    """The model's tensor for each name to merge, the names that it does not store, and those of another shape."""
+    own: dict[str, TensorInfo] = {}
+    missing: list[str] = []
+    shapes: list[str] = []
+    for name, aliases in groups.items():
+        stored = next((model.tensors[n] for n in (name, *aliases) if n in model.tensors), None)
+        if stored is None:
+            missing.append(name)
+        elif stored.shape != lead.tensors[name].shape:
+            shapes.append(name)
+        else:
+            own[name] = stored
+    return own, missing, shapes
+
+
 def _pattern(name: str, wrong: set[str], names: Sequence[str]) -> str:
     """The first of these that matches nothing but what is wrong: the tensor's module (`classifier.*`) or the tensor, of
     every layer, else of this one; the tensor alone."""
@@ -261,24 +221,6 @@ def _pattern(name: str, wrong: set[str], names: Sequence[str]) -> str:
     every = [NUMBER.sub("*", form) for form in (module, tensor)] if NUMBER.search(name) else []
     forms = [*every, module] if "." in name else []
     return next((form for form in forms if all(n in wrong for n in names if matches(n, [form]))), tensor)
-
-
-def _twin(lead: Checkpoint, model: Checkpoint, name: str) -> TensorInfo | None:
-    """The tensor that serves as `name`, a tied name that the model does not store."""
-    said = _says_tied(model)
-    ties = _says_tied(lead) if said is None else said
-    if _tie_rank(name) == len(TIED) or ties is False:
-        return None
-    shape = lead.tensors[name].shape
-    names = [n for n in model.tensors if _tie_rank(n) < len(TIED) and (ties or n not in lead.tensors)]
-    return next((model.tensors[n] for n in sorted(names, key=_tie_rank) if model.tensors[n].shape == shape), None)
-
-
-def _is_alias(name: str, model: Checkpoint, own: Mapping[str, TensorInfo]) -> bool:
-    """A tied name that base does not store, whose tensor the model stores under the merged name as well."""
-    if _tie_rank(name) == len(TIED) or _says_tied(model) is False:
-        return False
-    return any(_tie_rank(n) < len(TIED) and info.shape == model.tensors[name].shape for n, info in own.items())
 
 
 def uniform_prefix(missing: Sequence[str], extra: Sequence[str], right: Sequence[str]) -> tuple[str, str] | None:
@@ -309,13 +251,21 @@ def _findable(missing: Sequence[str], extra: Sequence[str]) -> list[str]:
     return [name for name in missing if name in longer or not there.isdisjoint(ends(name))]
 
 
-def _prefix_problem(lead: Checkpoint, model: Checkpoint, count: int, found: int, old: str, new: str) -> str:
-    where = f"with the prefix {old!r}" if old else f"without the prefix {new!r}"
-    part = "all" if found == count else found
-    return (
-        f"{model.label}: {count} tensors of {lead.label} are missing, {part} found {where}; "
-        f"pass --rename {model.label}:{old}={new}"
-    )
+def _prefix_problem(
+    lead: Checkpoint, model: Checkpoint, missing: Sequence[str], extra: Sequence[str], right: Sequence[str]
+) -> str | None:
+    """The renaming of a prefix that finds all missing names, or most of them: one finding in the place of hundreds."""
+    for names in (missing, _findable(missing, extra)):
+        prefix = uniform_prefix(names, extra, right)
+        if prefix is not None and 2 * len(names) > len(missing):
+            old, new = prefix
+            where = f"with the prefix {old!r}" if old else f"without the prefix {new!r}"
+            part = "all" if len(names) == len(missing) else len(names)
+            return (
+                f"{model.label}: {len(missing)} tensors of {lead.label} are missing, {part} found {where}; "
+                f"pass --rename {model.label}:{old}={new}"
+            )
+    return None
 
 
 def _shape_problem(
@@ -324,7 +274,7 @@ def _shape_problem(
     stored = next(model.tensors[n] for n in (name, *aliases) if n in model.tensors)
     shape, expected = list(stored.shape), list(lead.tensors[name].shape)
     text = f"{model.label}: tensor {stored.name!r} has shape {shape}, {lead.label} has {expected}"
-    if len(shape) == 2 == len(expected) and shape[1] == expected[1] and _tie_rank(name) < len(TIED):
+    if len(shape) == 2 == len(expected) and shape[1] == expected[1] and can_tie(name):
         option = f"pass --vocab base (keep {lead.label}'s rows) or --vocab pad (keep all), or " if choice else ""
         back = f"resize it back (resize_token_embeddings({expected[0]})) and save it"
         return f"{text}: its vocabulary was resized; {option}{back}"

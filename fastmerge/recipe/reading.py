@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InputError
 from ..methods._declaration import Method
 from . import plan as planning
+from .merge_plan import MergePlan
 from .mergekit.recipe import MergekitRecipe, is_mergekit
-from .plan import MergePlan
+from .options import option_problems, place_problems
 from .schema import Recipe
 from .yaml_file import read_yaml
 
@@ -36,7 +37,7 @@ def plan(what: str | Path | Mapping[str, Any] | AnyRecipe | Method, *arguments: 
 
     Of a method, by its name or declared, with the arguments of `fastmerge.merge`; or of a recipe, or a
     configuration of mergekit's (a file .yml, .yaml or .json, its content, or a Recipe), with those of `Recipe.plan`.
-    Raises InputError with every problem found.
+    What it would read and write is in the plan's `summary()`. Raises InputError with every problem found.
     """
     if isinstance(what, Method) or (isinstance(what, str) and not what.endswith((".yml", ".yaml", ".json"))):
         return planning.plan(what, *arguments, **options)
@@ -58,8 +59,8 @@ def plan_recipe(
     try:
         recipe = read_recipe(source)
     except InputError as error:
-        problems = planning.option_problems(dtype, memory or 0, device)
-        problems += planning.place_problems(out, overwrite=overwrite, resume=resume)
+        problems = option_problems(dtype, memory or 0, device)
+        problems += place_problems(out, overwrite=overwrite, resume=resume)
         raise InputError([*error.problems, *problems]) from None
     return recipe.plan(
         out, dtype=dtype, memory=memory, device=device, overwrite=overwrite, resume=resume, hashes=hashes

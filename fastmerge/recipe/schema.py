@@ -25,6 +25,7 @@ from ..methods._declaration import Method
 from ..methods._faults import Fault, faults
 from .destination import output_folder, overwritten
 from .layers import at_depth
+from .merge_plan import MergePlan
 from .parameters import (
     Override,
     changed,
@@ -35,7 +36,7 @@ from .parameters import (
     spread,
     value_faults,
 )
-from .plan import MergePlan, plan
+from .plan import plan
 from .vocabulary import Vocab
 from .yaml_file import read_yaml
 
@@ -172,7 +173,10 @@ class Recipe(BaseModel):
         resume: bool = False,
         hashes: bool = False,
     ) -> MergePlan:
-        """Check the recipe against the checkpoints, and lay out the result. dtype and memory go before the recipe's."""
+        """Check the recipe against the checkpoints, and lay out the result. dtype and memory go before the recipe's.
+
+        Raises InputError with every problem, said as the recipe would be mended.
+        """
         problems = [] if out is None else own_problems(self._file, out)
         options = dtype or self.dtype, memory or self.memory, device, overwrite, resume, hashes
         planned = attempt(problems, lambda: self._planned(out, *options))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import shutil
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -137,7 +138,12 @@ def as_tensors(result: Any) -> list[Tensor]:
 
 
 def test_the_whole_vocabulary_is_there() -> None:
+    """With its signature, and the help of what it is in fastmerge.ops."""
     assert set(CASES) == {*ops.OPS, "geodesic"} == set(bound.__all__)
+    for name in bound.__all__:
+        signature, _, text = getattr(bound, name).__doc__.partition("\n")
+        assert signature.startswith(f"torch.ops.fastmerge.{name}(")
+        assert str(inspect.getdoc(getattr(ops, name))) in text
 
 
 def on(device: str, argument: Any) -> Any:

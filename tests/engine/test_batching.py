@@ -20,7 +20,8 @@ from fastmerge.engine.stream import Target, Work
 from fastmerge.errors import MergeError
 from fastmerge.formats.layout import Place
 from fastmerge.ops import BLOCK
-from fastmerge.recipe.plan import MergePlan, plan
+from fastmerge.recipe.merge_plan import MergePlan
+from fastmerge.recipe.plan import plan
 
 LAYERS = 6
 SHAPES = {f"layers.{i}.{name}": shape for i in range(LAYERS) for name, shape in (("up", (40, 30)), ("norm", (40,)))}

@@ -20,7 +20,8 @@ from fastmerge.errors import InputError, MergeError
 from fastmerge.formats.mapping import Inputs
 from fastmerge.ops import BLOCK
 from fastmerge.recipe.memory import LANES
-from fastmerge.recipe.plan import MergePlan, plan
+from fastmerge.recipe.merge_plan import MergePlan
+from fastmerge.recipe.plan import plan
 
 SHAPES = {f"layers.{i}.weight": (400 + i, 301) for i in range(5)} | {"bias": (33,), "empty": (0, 4)}
 METHODS: dict[str, dict[str, Any]] = {

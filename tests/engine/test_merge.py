@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,9 @@ def test_the_same_bytes_every_time(method: str, big: tuple[Path, dict[str, Path]
 def test_emr_artefact_and_tasks(big: tuple[Path, dict[str, Path]], tmp_path: Path) -> None:
     """Task folders equal what is computed in memory; the artefact is a model and a bit per parameter and task."""
     base, models = big
+    begin = time.perf_counter()
     report = fm.merge("emr", base, models, tmp_path / "emr")
+    assert 0 < report.seconds < time.perf_counter() - begin
     in_memory = fm.merge_state_dicts("emr", read(base), {n: read(f) for n, f in models.items()})
     assert report.results["rescalers"] == list(in_memory.stats["rescalers"].values())
     unified, masks = (load_file(tmp_path / "emr" / f"{n}.safetensors") for n in ("unified", "masks"))

@@ -25,7 +25,8 @@ from fastmerge.errors import InputError, MergeError
 from fastmerge.formats.mapping import Inputs
 from fastmerge.methods._declaration import Statistics
 from fastmerge.ops import BLOCK
-from fastmerge.recipe.plan import MergePlan, plan
+from fastmerge.recipe.merge_plan import MergePlan
+from fastmerge.recipe.plan import plan
 
 SHAPES = {
     "model.layers.0.mlp.up.weight": (501, 700),  # more than five blocks

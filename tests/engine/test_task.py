@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,9 @@ def test_is_the_live_model(
     live = fm.runtime.load(folder, Net(9, dtype))
     for task in TASKS:
         out = tmp_path / "written" / task
+        begin = time.perf_counter()
         report = fm.task(folder, task, out)
+        assert 0 < report.seconds < time.perf_counter() - begin
         live.set_task(task)
         assert_is_live(out, live)
         assert set(read(out)) == set(stored(Net(0, dtype)))

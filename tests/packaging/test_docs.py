@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import llama
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -89,6 +90,32 @@ def test_fusion_bench(folder: Path) -> None:
     found = run("fusion_bench.md")
     assert found["model"].current_task == "math"
     assert not found["merged"].weight.equal(found["models"]["_pretrained_"].weight)
+
+
+def test_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its blocks one after the other, of tiny language models; what they take as given or leave out is given here."""
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    monkeypatch.chdir(tmp_path)
+    llama.family(tmp_path, {"DIR1": 1, "DIR2": 2, "DIR3": 3}, layers=1)["base"].rename("BASE")
+    fm.merge("free", base="BASE", models={"math": "DIR1", "code": "DIR2"}, out="merged-experts")
+    ids = torch.randint(llama.VOCAB, (12, 8), generator=torch.Generator().manual_seed(0))
+    names = {"input_ids": ids, "batch": ids, "mask": torch.ones_like(ids), "labels": ["math", "code"] * 6}
+    names |= {name: [{"input_ids": ids[:2]}] for name in ("batches", "math_batches", "code_batches")}
+    names |= {"model": transformers.AutoModelForCausalLM.from_pretrained("BASE"), "my_loss": fm.fw.causal_lm}
+    for folder, state, tensor in (
+        ("BASE", "base_state", "base"),
+        ("DIR1", "state1", "model1"),
+        ("DIR2", "state2", "model2"),
+    ):
+        names[state] = load_file(f"{folder}/model.safetensors")
+        names[tensor] = names[state]["lm_head.weight"]
+    for block in CODE.findall((ROOT / "README.md").read_text(encoding="utf-8")):
+        shortened = block.replace("(...)", "(batch)").replace(
+            "ada_merging(model, pool, batches", "ada_merging(model, pool, batches, steps=2"
+        )
+        exec(compile(shortened, "README.md", "exec"), names)
+    merged, again = (load_file(f"{folder}/model.safetensors") for folder in ("merged", "again"))
+    assert all(tensor.equal(again[name]) for name, tensor in merged.items())
 
 
 @pytest.mark.parametrize("file", PAGES, ids=lambda f: str(f.relative_to(ROOT)))

@@ -193,7 +193,9 @@ def test_a_uniform_prefix_is_one_finding_whose_proposal_works(prefix: str, strip
 def test_a_prefix_is_found_beside_a_task_head() -> None:
     model = {f"bert.{name}": shape for name, shape in SHAPES.items()} | {"classifier.weight": (2, 2)}
     arguments = checkpoint("base", SHAPES), [checkpoint("m", model)]
-    rename = proposed_renames(problems_of(*arguments))
+    problems = problems_of(*arguments)
+    assert f"m: {len(SHAPES)} tensors of base are missing, all found with the prefix 'bert.'" in problems[0]
+    rename = proposed_renames(problems)
     alignment = align(*arguments, rename=rename, task_specific=["classifier.*"])
     assert [info.name for info in alignment.task_specific["m"]] == ["classifier.weight"]
 
@@ -351,9 +353,11 @@ def test_untied_heads_are_merged_on_their_own(config) -> None:
     assert [(plan.name, plan.aliases) for plan in alignment.tensors] == [(EMBED, ()), ("w", ()), (HEAD, ())]
 
 
-def test_a_head_that_one_model_trained_apart_is_not_lost() -> None:
-    """Base ties, model m says that it does not: its head is merged as its own; n's embeddings serve as n's head."""
-    models = [checkpoint("m", BOTH, UNTIED), checkpoint("n", ONE, TIED)]
+@pytest.mark.parametrize("config", [TIED, {}], ids=str)
+def test_a_head_that_one_model_trained_apart_is_not_lost(config) -> None:
+    """Base ties, model m says that it does not: its head is merged as its own; the embeddings of n, which says the same
+    as base or nothing, serve as n's head."""
+    models = [checkpoint("m", BOTH, UNTIED), checkpoint("n", ONE, config)]
     plans = {plan.name: plan for plan in align(checkpoint("base", BOTH, TIED), models).tensors}
     assert [info.name for info in plans[HEAD].models] == [HEAD, EMBED]
     (problem,) = problems_of(checkpoint("base", ONE, TIED), models[:1])
@@ -381,3 +385,10 @@ def test_encoder_and_decoder_embeddings_that_are_not_shared_stay_apart() -> None
 def test_names_of_another_shape_are_not_tied() -> None:
     stored = {EMBED: SIZE, HEAD: (9, 2)}
     assert names(align(checkpoint("base", stored, TIED), [checkpoint("m", stored, TIED)])) == [EMBED, HEAD]
+    (problem,) = problems_of(checkpoint("base", ONE, TIED), [checkpoint("m", ONE | {HEAD: ONE["w"]}, TIED)])
+    assert problem.startswith(f"m: tensor '{HEAD}' is not in base")
+
+
+def test_a_model_that_stores_none_of_the_names_does_not_tie_them() -> None:
+    problems = problems_of(checkpoint("base", BOTH), [checkpoint("m", {"w": (2,)})])
+    assert [problem.partition(" of base")[0] for problem in problems] == [f"m: tensor '{n}'" for n in (EMBED, HEAD)]

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from ...errors import InputError
 from ...formats.safetensors import FLOATS, TensorInfo
-from ..plan import DTYPE_NAMES
+from ..options import dtype_name
 from .weave import Weave
 
 WIDTH = {"BF16": 0, "F16": 0, "F32": 1, "F64": 2}
@@ -30,5 +30,4 @@ def promoted(woven: Weave) -> str | None:
         return None
     if len(codes) > 1:
         raise InputError(f"tensors of the result would have different dtypes ({', '.join(sorted(codes))}); give dtype")
-    (code,) = codes
-    return next(name for name, own in DTYPE_NAMES.items() if own == code)
+    return dtype_name(codes.pop())

@@ -9,7 +9,8 @@ from typing import Any
 from ...errors import InputError
 from ...formats.checkpoint import Checkpoint
 from ...formats.folder import encoded, set_dtype, to_json
-from ..plan import DTYPE_NAMES, MergePlan
+from ..merge_plan import MergePlan
+from ..options import dtype_name
 from .config import MergekitConfig
 from .tokenizer import chat_template, files_of, home, read_tokenizer
 from .vocabulary import Vocabulary
@@ -47,7 +48,7 @@ def files_beside(
         if words is not None:
             made = _with_vocabulary(made, words.size)
         if plan.dtype is not None:
-            made = set_dtype(made, next(name for name, code in DTYPE_NAMES.items() if code == plan.dtype))
+            made = set_dtype(made, dtype_name(plan.dtype))
         if made != said:
             files["config.json"] = encoded(to_json(made))
     return files

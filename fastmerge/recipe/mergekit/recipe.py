@@ -16,7 +16,9 @@ from ...formats.gathered import Gathered
 from ...formats.models import open_models
 from ...formats.spec import ModelSpec, parse_spec
 from ..destination import output_problems
-from ..plan import MergePlan, option_problems, place_problems, plan
+from ..merge_plan import MergePlan
+from ..options import option_problems, place_problems
+from ..plan import plan
 from ..preflight import align
 from ..schema import own_problems
 from .config import KEY, MergekitConfig
@@ -99,7 +101,7 @@ class MergekitRecipe:
             words = vocabulary(self.config, opened)
             woven = woven if words is None else aligned(woven, words, self.config)
             chosen = dtype or self.config.out_dtype or self.config.dtype or promoted(woven)
-            merged = [tensor.name for tensor in align(woven.base, woven.models).tensors if not tensor.copy]
+            merged = [tensor.name for tensor in align(woven.base, woven.models).merged]
             labels = [model.label for model in woven.models]
             params, overrides = parameters_of(self.method, labels, woven.places, merged)
             prepared = plan(
