@@ -16,6 +16,7 @@ from ..errors import InputError, attempt
 from ..formats.checkpoint import Checkpoint
 from ..formats.mapping import Inputs
 from ..formats.models import open_models
+from ..forms import well_formed
 from ..recipe.memory import LANES, MAX_CHUNK
 from ..recipe.plan import name_problems
 from ..recipe.preflight import Alignment, Rename, TensorPlan, align
@@ -64,6 +65,7 @@ class Differences:
         return asdict(self)
 
 
+@well_formed
 def diff(
     a: str | Path,
     b: str | Path,

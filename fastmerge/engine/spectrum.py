@@ -16,7 +16,7 @@ The table's own values depend on these choices, and are not reproduced by them.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,6 +33,7 @@ from ..formats.expanded import stored, stored_bytes
 from ..formats.mapping import Inputs
 from ..formats.models import open_models
 from ..formats.safetensors import TensorInfo
+from ..forms import well_formed
 from ..recipe.memory import LANES
 from ..recipe.parameters import pairs_of
 from ..recipe.plan import name_problems
@@ -82,9 +83,10 @@ class Spectrum:
         draw(self, Path(path), overwrite=overwrite)
 
 
+@well_formed
 def spectrum(
     base: str | Path,
-    models: Mapping[str, str | Path] | Sequence[tuple[str, str | Path]],
+    models: Mapping[str, str | Path] | Iterable[tuple[str, str | Path]],
     *,
     cutoff: float = 0.3,
     tensors: Sequence[str] = (),

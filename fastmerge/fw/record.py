@@ -19,6 +19,18 @@ SUM_ERROR = 1e-9  # of a row of coefficients
 COMPARED = ("fastmerge", "candidates", "identities", "rows", "tensors", "tasks")  # of two records
 
 
+def file_to_write(path: str | Path, what: str = "") -> Path:
+    """The file that a record is to become; InputError where there can be none."""
+    file = Path(path).resolve()
+    if not file.parent.is_dir():
+        raise InputError(f"{what}{file.parent} is no folder")
+    if file.is_dir():
+        raise InputError(f"{what}{file} is a folder; give the name of a file")
+    if not os.access(file.parent, os.W_OK):
+        raise InputError(f"{what}{file.parent} cannot be written to")
+    return file
+
+
 class Step(BaseModel):
     """One step: at θ_t the `loss` (and each task's), the `gap`; then where it went.
 
@@ -102,7 +114,7 @@ class RunRecord(BaseModel):
 
     def save(self, path: str | Path) -> None:
         """Write it as JSON, whole or not at all."""
-        file = Path(path)
+        file = file_to_write(path)
         scratch = file.with_name(f".{file.name}.partial")
         scratch.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
         os.replace(scratch, file)

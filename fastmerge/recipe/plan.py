@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from ..formats.hub import Missing
 from ..formats.layout import FilePlan
 from ..formats.models import Location, open_models
 from ..formats.safetensors import LISTED, Header, TensorInfo
+from ..forms import well_formed
 from ..methods._declaration import Method, Pass, Statistics
 from .destination import output_folder, output_problems
 from .memory import portions_of
@@ -198,10 +199,11 @@ def inputs(tensor: TensorPlan, method: Method) -> list[TensorInfo]:
     return ([tensor.base] if tensor.base and (method.uses_base or tensor.copy) else []) + list(tensor.models)
 
 
+@well_formed
 def plan(
     method: str | Method,
     base: Location | None = None,
-    models: Mapping[str, Location] | Sequence[tuple[str, Location]] = (),
+    models: Mapping[str, Location] | Iterable[tuple[str, Location]] = (),
     out: str | Path | None = None,
     params: Mapping[str, Any] | None = None,
     *,

@@ -20,6 +20,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr,
 from ..errors import InputError, attempt, nearest
 from ..formats.models import open_models
 from ..formats.spec import parse_spec
+from ..forms import well_formed
 from ..methods import build, get, problem
 from ..methods._declaration import Method
 from ..methods._faults import Fault, faults
@@ -144,6 +145,7 @@ class Recipe(BaseModel):
             raise InputError(problems)
 
     @classmethod
+    @well_formed
     def read(cls, file: str | Path) -> Recipe:
         """The recipe in a YAML (or JSON) file."""
         file = Path(file).expanduser()
@@ -161,6 +163,7 @@ class Recipe(BaseModel):
         recipe._file = file
         return recipe
 
+    @well_formed
     def plan(
         self,
         out: str | Path | None = None,

@@ -21,6 +21,7 @@ from ..formats.contents import recorded_tasks
 from ..formats.mapping import Inputs
 from ..formats.safetensors import read_header, write_header
 from ..formats.tasks import read_record
+from ..forms import well_formed
 
 RECORD, TENSORS = "router.json", "router.safetensors"
 STEPS = 200  # of L-BFGS at most; the problem is convex
@@ -54,6 +55,7 @@ class Router:
     accuracy: dict[str, float] = field(default_factory=dict)
 
     @classmethod
+    @well_formed
     def fit(
         cls,
         features: Tensor,
@@ -88,6 +90,7 @@ class Router:
         """D, how many numbers the features of a sample are."""
         return self.weight.shape[1]
 
+    @well_formed
     def weights(self, features: Tensor) -> Tensor:
         """How likely each sample is of each task: float32 [N, K], rows sum to 1. features: [N, D]."""
         if features.ndim != 2 or features.shape[1] != self.width:
@@ -115,6 +118,7 @@ class Router:
                 f"router: it is for the tasks {', '.join(self.tasks)}, {where} has {', '.join(tasks)}; train it anew"
             )
 
+    @well_formed
     def save(self, folder: str | Path) -> None:
         """Write router.safetensors and router.json to a folder, that of the experts for one."""
         path = Path(folder).expanduser()
@@ -133,6 +137,7 @@ class Router:
         _replace(path / RECORD, text.encode())
 
     @classmethod
+    @well_formed
     def load(cls, folder: str | Path) -> Router:
         """Read a router that `save` wrote. InputError where it is damaged, or for other tasks than its folder's."""
         path = Path(folder).expanduser()

@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..errors import InputError, MergeError
 from ..formats.tasks import TaskFolder
+from ..forms import well_formed
 from .heads import Heads
 from .weights import Active, Weights
 
@@ -96,10 +97,12 @@ class TaskModel(nn.Module):
             raise
         self._accept()
 
+    @well_formed
     def add_expert(self, task: str, weight: float = 1.0) -> None:
         """Let an expert join those in force, or change its weight."""
         self.set_task({**self._active, task: weight})
 
+    @well_formed
     def remove_expert(self, task: str) -> None:
         """Take an expert out; what stays has the very bits that it would have without it."""
         if task not in self._active:

@@ -261,7 +261,7 @@ def test_pools_that_do_not_fit(tmp_path: Path) -> None:
         run(Net(0), {"n0": pool["n0"]}, init=pool["missing"])
     net = Net(0)
     net.up.weight.data = net.up.weight.data.T.contiguous().T
-    with pytest.raises(InputError, match=r"model: 'up\.weight' is not contiguous"):
+    with pytest.raises(InputError, match=r"model: 'up\.weight' is not contiguous in memory; make it"):
         run(net, {"n0": pool["n0"]})
 
 

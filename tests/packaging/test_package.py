@@ -34,6 +34,7 @@ ROOMS = {
     "ops": 5,
     "arrays": 6,
     "cutoff": 6,
+    "forms": 7,
     "gpus": 5,
     "targets": 6,
     "dispatch": 6,
@@ -41,6 +42,7 @@ ROOMS = {
     "kernels": 7,
     "interrupts": 8,
     "late": 8,
+    "dense": 8,
     "errors": 8,
     "weights": 8,
 }

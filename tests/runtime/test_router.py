@@ -171,7 +171,10 @@ def wild(value: float) -> Tensor:
         (lambda: Router.fit(X, LABELS, [*TASKS, "t3"]), "no samples of t3"),
         (lambda: Router.fit(X, LABELS, [*TASKS, "t2"]), "two tasks have one name"),
         (lambda: Router.fit(X, LABELS, validation=1.0), "validation is 1.0"),
-        (lambda: Router.fit(X, ["t0", *range(29)]), "labels are either names of tasks or whole numbers"),
+        (
+            lambda: Router.fit(X, ["t0", *range(29)]),
+            r"labels: expected Tensor or \[str, …\] or \[a whole number, …\], not a list",
+        ),
         (lambda: Router.fit(X, LABELS).weights(X[:, 1:]), r"features must be \[N, 40\]"),
     ],
 )

@@ -297,7 +297,7 @@ def test_misuse_changes_nothing(artefact: Path, folder: Path) -> None:
         (lambda: experts.set_task("maths"), "did you mean 'math'"),
         (lambda: experts.set_task({"math": 1.0, "cod": 1.0}), "did you mean 'code'"),
         (lambda: experts.add_expert("code", float("nan")), "weight is nan"),
-        (lambda: experts.add_expert("code", "1"), "weight is '1'; expected a finite number"),  # type: ignore[arg-type]
+        (lambda: experts.add_expert("code", "1"), "weight: expected a number, not '1'"),  # type: ignore[arg-type]
         (lambda: experts.set_task(["math"]), "a task is a name"),  # type: ignore[arg-type]
         (lambda: experts.remove_expert("code"), "not in force; those are: math"),
         (lambda: masks.set_task({"math": 0.5}), "one task at a time"),
