@@ -90,8 +90,8 @@ def diff(
     inputs = Inputs([header for checkpoint in opened for header in checkpoint.fetched().headers])
     pieces = [piece for work in works for piece in work.pieces(MAX_CHUNK)]
     expect(progress, sum(piece.nbytes for piece in pieces))
-    with threads_each(LANES):
-        stream(pieces, inputs, _Nowhere(), progress=progress, lanes=LANES)
+    with threads_each(LANES) as begin:
+        stream(pieces, inputs, _Nowhere(), progress=progress, lanes=LANES, begin=begin)
     inputs.check_unchanged()
     tensors = [sums.difference(name) for name, sums in found.items()]
     tensors.sort(key=lambda d: math.inf if d.relative is None else d.relative, reverse=True)

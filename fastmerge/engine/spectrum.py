@@ -112,7 +112,7 @@ def spectrum(
     wanted = [found[i] for i in chosen]
     expect(progress, sum(stored_bytes(_stored(tensor)) for tensor in wanted))
     # Most of torch's operations here use one thread however many it has.
-    with threads_each(LANES), ThreadPoolExecutor(LANES, "fastmerge-lane") as pool:
+    with threads_each(LANES) as begin, ThreadPoolExecutor(LANES, "fastmerge-lane", begin) as pool:
         in_order = pool.map(lambda tensor: _measure(tensor, names, inputs, limits), wanted)
         for tensor, own in zip(wanted, in_order, strict=True):
             measured[tensor.name] = own
