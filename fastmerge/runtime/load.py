@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import InputError
 from ..formats.contents import open_contents
 from ..formats.emr import EmrArtefact
 from ..formats.mapping import Inputs
+from ..formats.tasks import TasksRecord
 from ..forms import well_formed
 from ..recipe.preflight import Rename
 from .heads import Heads
 from .huggingface import build
 from .matching import match
 from .task_model import TaskModel, Wanted, active_of
-from .weights import EmrWeights, ExpertWeights, Weights
+from .weights import Active, EmrWeights, ExpertWeights, Weights
 
 
 @well_formed
@@ -56,11 +58,52 @@ def load(
     else:
         weights = ExpertWeights(model, contents, matched, files, contents.folder, resident)
     weights.prepare(active)
-    live = TaskModel(model, contents.folder, weights, Heads(model, contents, matched, files))
+    opened: dict[str, Any] = {"path": contents.folder.path.resolve(), "rename": rename, "resident": resident}
+    if base is not None and isinstance(contents.folder, EmrArtefact):
+        opened["base"] = contents.source.place
+    live = TaskModel(model, contents.folder, weights, Heads(model, contents, matched, files), opened)
     live.fill()
     live.set_task(task)
     files.check_unchanged()
     return live
+
+
+def restored(
+    own: dict[str, Any],
+    active: Active,
+    record: TasksRecord,
+    first: dict[str, Tensor],
+    labels: dict[str | None, dict[str, Any]],
+) -> TaskModel:
+    """A live model from its pickle: what is its own, and of its folder the tasks in force, the record, and the heads
+    and labels of no task. InputError where the folder is not there, or another by now."""
+    model: nn.Module = own["_modules"]["model"]
+    _unshare(model)
+    held = [tensor.detach().clone() for tensor in _tensors(model)]
+    live = load(model=model, **own["_opened"])
+    if live._folder.record != record:
+        raise InputError(f"{live._folder.path}: is of another merge than the live model was when it was pickled")
+    live._heads.first, live._heads.labels = first, labels
+    live.set_task(active)
+    with torch.no_grad():
+        for tensor, value in zip(_tensors(model), held, strict=True):
+            tensor.copy_(value)
+    live.__dict__.update(own)
+    return live
+
+
+def _unshare(model: nn.Module) -> None:
+    """Give a model memory of its own: what multiprocessing sends is the sender's, whose task would change with ours."""
+    storages: dict[int, Any] = {}
+    for tensor in _tensors(model):
+        theirs: Any = tensor.untyped_storage()
+        if theirs.is_shared() and theirs.nbytes():
+            ours = storages.setdefault(theirs.data_ptr(), theirs.clone())
+            tensor.data = tensor.data.new_empty(0).set_(ours, tensor.storage_offset(), tensor.shape, tensor.stride())
+
+
+def _tensors(model: nn.Module) -> list[Tensor]:
+    return [*model.parameters(), *model.buffers()]
 
 
 def find_device(name: str | torch.device) -> torch.device:
