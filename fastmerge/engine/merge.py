@@ -135,7 +135,7 @@ def execute(plan: MergePlan, progress: Progress | None = None, files: Inputs | N
         files.check_unchanged()
         if kept.changed:
             try:
-                save(kept, statistics_file(out, key), key, publication.partial / "statistics")
+                save(kept, statistics_file(out, key), key, plan.headers, publication.partial / "statistics")
             except OSError as error:  # the result does not depend on it
                 notes.append(f"statistics are not kept: {error.strerror}")
         results = [o.method.results(found) for o, found in zip(plan.outputs, statistics, strict=True)]
