@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..errors import InputError
 from ..formats.checkpoint import read_json
+from ..formats.folder import write_whole
 from ..formats.tasks import BaseRecord
 
 if TYPE_CHECKING:
@@ -115,9 +116,7 @@ class RunRecord(BaseModel):
     def save(self, path: str | Path) -> None:
         """Write it as JSON, whole or not at all."""
         file = file_to_write(path)
-        scratch = file.with_name(f".{file.name}.partial")
-        scratch.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        os.replace(scratch, file)
+        write_whole(file, (self.model_dump_json(indent=1) + "\n").encode())
 
     def _problems(self) -> list[str]:
         problems = [] if len({*self.candidates}) == len(self.candidates) else ["two candidates have one name"]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import operator
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +16,7 @@ from torch import Tensor
 from .. import __version__
 from ..errors import InputError
 from ..formats.contents import recorded_tasks
+from ..formats.folder import write_whole
 from ..formats.mapping import Inputs
 from ..formats.safetensors import read_header, write_header
 from ..formats.tasks import read_record
@@ -125,16 +124,19 @@ class Router:
         known = recorded_tasks(path)
         if known is not None:
             self.need(known, str(path))
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be made a folder: {error.strerror}; choose another") from None
         record = RouterRecord(
             fastmerge=__version__, tasks=list(self.tasks), features=self.width, accuracy=self.accuracy
         )
         shapes = [(name, "F32", tuple(tensor.shape)) for name, tensor in self._tensors().items()]
         header, _ = write_header(shapes, {"format": "pt", "fastmerge.format": "router"})
         data = b"".join(tensor.cpu().contiguous().numpy().tobytes() for tensor in self._tensors().values())
-        _replace(path / TENSORS, header + data)
+        write_whole(path / TENSORS, header + data)
         text = json.dumps(record.model_dump(), indent=2, ensure_ascii=False) + "\n"
-        _replace(path / RECORD, text.encode())
+        write_whole(path / RECORD, text.encode())
 
     @classmethod
     @well_formed
@@ -241,16 +243,3 @@ def _train(x: Tensor, target: Tensor, tasks: int) -> tuple[Tensor, Tensor]:
 
     optimizer.step(loss)  # type: ignore[no-untyped-call]
     return weight.detach(), bias.detach()
-
-
-def _replace(file: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(content)
-        os.chmod(name, 0o644)
-        os.replace(name, file)
-    except BaseException:
-        os.unlink(name)
-        raise

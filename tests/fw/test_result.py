@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 import fastmerge as fm
 from fastmerge.errors import InputError, MergeError
+from fastmerge.formats import folder as folder_files
 
 STEPS = {
     "hard": {"steps": 4},
@@ -187,6 +188,29 @@ def test_resumed_runs_end_as_others(options: dict[str, Any], tmp_path: Path) -> 
         run(Net(0), pool, checkpoint=file, resume=True, tolerance=0.5, **options)
     with pytest.raises(InputError, match="candidates has changed"):
         run(Net(0), {"other": pool["n0"]}, checkpoint=file, resume=True, **options)
+
+
+def test_a_record_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file before stays, nothing lies beside it, and the model is at the step that was done."""
+    pool = nets(tmp_path, 2)
+    file = tmp_path / "records" / "run.json"
+    file.parent.mkdir()
+    before = run(Net(0), pool, steps=1, checkpoint=file)
+    written = file.read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(folder_files.os, "replace", full)
+    model = Net(0)
+    with pytest.raises(MergeError, match=r"run\.json: cannot be written: No space left on device; mend that"):
+        run(model, pool, steps=2, checkpoint=file, resume=True)
+    assert same(model, bits(run(Net(0), pool, steps=2).model))
+    with pytest.raises(MergeError, match=r"run\.json: cannot be written"):
+        before.save(file)
+    assert (file.read_bytes(), [*file.parent.iterdir()]) == (written, [file])
+    with pytest.raises(InputError, match="nowhere is no folder"):
+        before.save(tmp_path / "nowhere" / "run.json")
 
 
 def test_ends(tmp_path: Path) -> None:
