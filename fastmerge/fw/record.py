@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..errors import InputError
 from ..formats.checkpoint import read_json
-from ..formats.folder import write_whole
+from ..formats.folder import holds, write_whole
 from ..formats.tasks import BaseRecord
 
 if TYPE_CHECKING:
@@ -22,13 +22,13 @@ COMPARED = ("fastmerge", "candidates", "identities", "rows", "tensors", "tasks")
 
 def file_to_write(path: str | Path, what: str = "") -> Path:
     """The file that a record is to become; InputError where there can be none."""
-    file = Path(path).resolve()
-    if not file.parent.is_dir():
+    file = Path(path).expanduser().resolve()
+    if not os.path.isdir(file.parent):
         raise InputError(f"{what}{file.parent} is no folder")
+    if not os.access(file.parent, os.W_OK | os.X_OK):
+        raise InputError(f"{what}{file.parent} cannot be written to")
     if file.is_dir():
         raise InputError(f"{what}{file} is a folder; give the name of a file")
-    if not os.access(file.parent, os.W_OK):
-        raise InputError(f"{what}{file.parent} cannot be written to")
     return file
 
 
@@ -100,8 +100,8 @@ class RunRecord(BaseModel):
     def read(cls, path: str | Path) -> Self:
         """The record in a file, or in a folder that a run wrote. InputError where it is none, or not whole."""
         file = Path(path).expanduser()
-        file = file / f"{cls.method}.json" if file.is_dir() else file
-        if not file.is_file():
+        file = file / f"{cls.method}.json" if os.path.isdir(file) else file  # which is False where it cannot be seen
+        if not holds(file.parent, file.name):
             raise InputError(f"{file}: there is no such record")
         try:
             record = cls.model_validate(read_json(file))

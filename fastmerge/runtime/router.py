@@ -16,7 +16,7 @@ from torch import Tensor
 from .. import __version__
 from ..errors import InputError
 from ..formats.contents import recorded_tasks
-from ..formats.folder import write_whole
+from ..formats.folder import holds, write_whole
 from ..formats.mapping import Inputs
 from ..formats.safetensors import read_header, write_header
 from ..formats.tasks import read_record
@@ -143,7 +143,7 @@ class Router:
     def load(cls, folder: str | Path) -> Router:
         """Read a router that `save` wrote. InputError where it is damaged, or for other tasks than its folder's."""
         path = Path(folder).expanduser()
-        if not (path / RECORD).is_file() or not (path / TENSORS).is_file():
+        if not holds(path, RECORD) or not holds(path, TENSORS):
             raise InputError(f"{path}: has no router, which is {RECORD} and {TENSORS}")
         record = read_record(path / RECORD, RouterRecord)
         header = read_header(path / TENSORS)

@@ -388,3 +388,15 @@ def test_weights_are_left_as_they_are_by_what_cannot_run() -> None:
         fm.frank_wolfe(model, problem.pool, problem.loss, [])
     assert all(torch.equal(t, problem.initial[n]) for n, t in model.state_dict().items())
     assert isinstance(model, Weights)
+
+
+def test_what_cannot_be_looked_at_is_said(as_nobody: Path) -> None:
+    """Records and routers in a folder that is closed."""
+    closed = as_nobody / "closed"
+    closed.mkdir(mode=0o000)
+    with pytest.raises(InputError, match=r"closed: cannot be looked at: Permission denied"):
+        fm.fw.rebuild(closed / "run.json")
+    with pytest.raises(InputError, match=r"checkpoint: .*closed cannot be written to"):
+        run(Net(0), {"n": Net(1).state_dict()}, checkpoint=closed / "run.json")
+    with pytest.raises(InputError, match=r"closed: cannot be looked at: Permission denied"):
+        fm.runtime.Router.load(closed)
