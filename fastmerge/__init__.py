@@ -19,6 +19,7 @@ _HOMES = {
     "run": "fastmerge.engine.run:run",
     "Recipe": "fastmerge.recipe.schema:Recipe",
     "task": "fastmerge.engine.task:task",
+    "methods": "fastmerge.methods",
     "runtime": "fastmerge.runtime",
     "verify": "fastmerge.engine.verify:verify",
     "diff": "fastmerge.engine.diff:diff",
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from . import errors as errors
     from . import fw as fw
     from . import informed as informed
+    from . import methods as methods
     from . import ops as ops
     from . import runtime as runtime
     from .bindings import torch_ops as torch_ops

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from .errors import InputError
+from .forms import explained
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,6 +26,8 @@ def takes_arrays(*written: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Lets a function of tensors take arrays too. written: arguments that it changes, beside WRITTEN."""
 
     def taking(function: Callable[P, R]) -> Callable[P, R]:
+        function = explained(function)
+
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
             if not _any_array((*args, *kwargs.values())):

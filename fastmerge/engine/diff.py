@@ -16,6 +16,7 @@ from ..errors import InputError, attempt
 from ..formats.checkpoint import Checkpoint
 from ..formats.mapping import Inputs
 from ..formats.models import open_models
+from ..forms import well_formed
 from ..recipe.memory import LANES, MAX_CHUNK
 from ..recipe.options import name_problems
 from ..recipe.preflight import Alignment, Rename, TensorPlan, align
@@ -64,6 +65,7 @@ class Differences:
         return asdict(self)
 
 
+@well_formed
 def diff(
     a: str | Path,
     b: str | Path,
@@ -88,8 +90,8 @@ def diff(
     inputs = Inputs([header for checkpoint in opened for header in checkpoint.fetched().headers])
     pieces = [piece for work in works for piece in work.pieces(MAX_CHUNK)]
     expect(progress, sum(piece.nbytes for piece in pieces))
-    with threads_each(LANES):
-        stream(pieces, inputs, _Nowhere(), progress=progress, lanes=LANES)
+    with threads_each(LANES) as begin:
+        stream(pieces, inputs, _Nowhere(), progress=progress, lanes=LANES, begin=begin)
     inputs.check_unchanged()
     tensors = [sums.difference(name) for name, sums in found.items()]
     tensors.sort(key=lambda d: math.inf if d.relative is None else d.relative, reverse=True)

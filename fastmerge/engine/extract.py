@@ -22,6 +22,7 @@ from ..formats.folder import encoded, model_card, write_json
 from ..formats.mapping import Inputs
 from ..formats.models import open_models
 from ..formats.safetensors import DTYPES
+from ..forms import well_formed
 from ..recipe.destination import output_folder, output_problems
 from ..recipe.options import DTYPE_NAMES, dtype_problems
 from ..recipe.preflight import TensorPlan, align
@@ -52,6 +53,7 @@ class Extraction:
         return asdict(self)
 
 
+@well_formed
 def extract_lora(
     base: str | Path,
     model: str | Path,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .. import gpus
 from ..errors import InputError
 from ..formats.mapping import Inputs
+from ..forms import well_formed
 from ..methods._declaration import Method, Statistics
 from ..recipe.merge_plan import MergePlan
 from ..recipe.parameters import Override
@@ -33,10 +34,11 @@ if TYPE_CHECKING:
     import torch
 
 
+@well_formed
 def merge(
     method: str | Method,
     base: str | Path | None = None,
-    models: Mapping[str, str | Path] | Sequence[tuple[str, str | Path]] = (),
+    models: Mapping[str, str | Path] | Iterable[tuple[str, str | Path]] = (),
     out: str | Path | None = None,
     params: Mapping[str, Any] | None = None,
     *,
@@ -114,7 +116,7 @@ def execute(plan: MergePlan, progress: Progress | None = None, files: Inputs | N
         files.check_unchanged()
         if kept.changed:
             try:
-                save(kept, statistics_file(out, key), key, publication.partial / "statistics")
+                save(kept, statistics_file(out, key), key, plan.headers, publication.partial / "statistics")
             except OSError as error:  # the result does not depend on it
                 notes.append(f"statistics are not kept: {error.strerror}")
         results = [o.method.results(found) for o, found in zip(plan.outputs, statistics, strict=True)]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..forms import well_formed
 from ..recipe.reading import AnyRecipe, plan_recipe
 from .merge import execute
 from .report import Report
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
 
+@well_formed
 def run(
     recipe: str | Path | Mapping[str, Any] | AnyRecipe,
     out: str | Path,

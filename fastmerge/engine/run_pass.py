@@ -80,8 +80,8 @@ def run_pass(
             # One tensor at a time keeps memory and disk busy, where no more is done with it than to stream it.
             by_torch = any(work.by_torch for work in left.values())
             lanes = lanes if by_torch or any(piece.whole for piece in pieces) else 1
-            with threads_each(lanes) if by_torch else nullcontext():
-                stream(pieces, inputs, writer, finished, progress, again=not last, lanes=lanes)
+            with threads_each(lanes) if by_torch else nullcontext() as begin:
+                stream(pieces, inputs, writer, finished, progress, again=not last, lanes=lanes, begin=begin)
     return Moved(
         sum(work.bytes_read for work in left.values()),
         sum(file.size for file in files) - sum(works[i].bytes_written for i in done),

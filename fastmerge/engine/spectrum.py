@@ -16,7 +16,7 @@ The table's own values depend on these choices, and are not reproduced by them.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,6 +33,7 @@ from ..formats.expanded import stored, stored_bytes
 from ..formats.mapping import Inputs
 from ..formats.models import open_models
 from ..formats.safetensors import TensorInfo
+from ..forms import well_formed
 from ..recipe.memory import LANES
 from ..recipe.options import name_problems
 from ..recipe.parameters import pairs_of
@@ -82,9 +83,10 @@ class Spectrum:
         draw(self, Path(path), overwrite=overwrite)
 
 
+@well_formed
 def spectrum(
     base: str | Path,
-    models: Mapping[str, str | Path] | Sequence[tuple[str, str | Path]],
+    models: Mapping[str, str | Path] | Iterable[tuple[str, str | Path]],
     *,
     cutoff: float = 0.3,
     tensors: Sequence[str] = (),
@@ -110,7 +112,7 @@ def spectrum(
     wanted = [found[i] for i in chosen]
     expect(progress, sum(stored_bytes(_stored(tensor)) for tensor in wanted))
     # Most of torch's operations here use one thread however many it has.
-    with threads_each(LANES), ThreadPoolExecutor(LANES, "fastmerge-lane") as pool:
+    with threads_each(LANES) as begin, ThreadPoolExecutor(LANES, "fastmerge-lane", begin) as pool:
         in_order = pool.map(lambda tensor: _measure(tensor, names, inputs, limits), wanted)
         for tensor, own in zip(wanted, in_order, strict=True):
             measured[tensor.name] = own

@@ -13,8 +13,9 @@ from torch import Tensor
 from .. import ops
 from ..errors import InputError, MergeError, nearest
 from ..formats.checkpoint import Checkpoint
-from ..formats.dtypes import INTEGER_DTYPES, TORCH_DTYPES
+from ..formats.dtypes import INTEGER_DTYPES, TORCH_DTYPES, dense_problems
 from ..formats.safetensors import TensorInfo, limited
+from ..forms import well_formed
 from ..methods._declaration import Method, Statistics, Written
 from ..recipe.outputs import delta_dtype
 from ..recipe.parameters import Override, Parameters, declare
@@ -49,6 +50,7 @@ class Merged:
     def __repr__(self) -> str:
         return f"Merged({len(self.state_dict)} tensors, stats={self.stats})"
 
+    @well_formed
     def task(self, name: str) -> dict[str, Tensor]:
         """One task's model: by its mask and its rescaler, or with its expert. InputError for other methods."""
         if not self.unified and not self.experts and "rescalers" not in self.stats:
@@ -68,6 +70,7 @@ class Merged:
         return model | {alias: model[twin] for alias, twin in self._tied.items()} | self.own[name]
 
 
+@well_formed
 def merge_state_dicts(
     method: str | Method,
     base: StateDict | None,
@@ -85,9 +88,7 @@ def merge_state_dicts(
     inputs, as tied weights do, are merged once and share it in the result too. Raises InputError and MergeError as
     `merge` does.
     """
-    if not isinstance(models, Mapping):
-        raise InputError("models: expected {name: state dict, …}")
-    _check_values(base, models)
+    _check_values(base, models, task_specific)
     tied = _tied([*([] if base is None else [base]), *models.values()], task_specific)
     base = None if base is None else _without(base, tied)
     models = {name: _without(state, tied) for name, state in models.items()}
@@ -171,12 +172,12 @@ def _merge_tensor(
         found.unified[tensor.name] = (written["unified"].view(like.shape), written["masks"])
 
 
-def _check_values(base: StateDict | None, models: Mapping[str, StateDict]) -> None:
+def _check_values(base: StateDict | None, models: Mapping[str, StateDict], task_specific: Sequence[str]) -> None:
     """InputError where there is nothing to merge, or something that is no tensor."""
     if not models:
         raise InputError("there are no models to merge")
     states = {**({} if base is None else {"base": base}), **models}
-    problems = [text for label, own in states.items() for text in _value_problems(own, label)]
+    problems = [text for label, own in states.items() for text in _value_problems(own, label, task_specific)]
     if problems:
         raise InputError(problems)
 
@@ -185,7 +186,7 @@ def _tied(states: Sequence[StateDict], task_specific: Sequence[str]) -> dict[str
     """Names of the first state that share their memory in every state that has them, each with the first of them."""
     first, tied = dict[object, list[str]](), dict[str, str]()
     for name, tensor in states[0].items():
-        if tensor.numel() and not tensor.is_meta and not matches(name, task_specific):
+        if tensor.numel() and not matches(name, task_specific):
             twins = first.setdefault(_place(tensor), [])
             twin = next((twin for twin in twins if all(_ties(state, twin, name) for state in states)), None)
             if twin is None:
@@ -208,11 +209,10 @@ def _without(state: StateDict, names: Collection[str]) -> StateDict:
     return {name: tensor for name, tensor in state.items() if name not in names}
 
 
-def _value_problems(state: Any, label: str) -> list[str]:
-    if not isinstance(state, Mapping):
-        return [f"{label}: expected a state dict, not a {type(state).__name__}"]
+def _value_problems(state: StateDict, label: str, task_specific: Sequence[str]) -> list[str]:
     wrong = [(name, value) for name, value in state.items() if not isinstance(value, Tensor)]
-    return limited(wrong, lambda own: f"{label}: {own[0]!r} is of type {type(own[1]).__name__}; expected a tensor")
+    problems = limited(wrong, lambda own: f"{label}: {own[0]!r} is of type {type(own[1]).__name__}; expected a tensor")
+    return problems + dense_problems(state, label, task_specific)
 
 
 def _described(state: StateDict, label: str) -> Checkpoint:

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from .reading import read, spans
 from .writer import PAGE, Segment, Slot
 
 _dividing = threading.Lock()
-_undivided: list[int] = []  # torch's threads before, of each that divides them now
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,10 +197,11 @@ def stream(
     *,
     again: bool = False,
     lanes: int = 1,
+    begin: Callable[[], None] | None = None,
 ) -> None:
     """Run the pieces, each work's in order, and of `lanes` works at a time. `finished` is told each work and its sums
     once all of it has been put into the sink, `progress` the bytes read, both by one thread at a time. `again`: they
-    will be read again, so that pages stay mapped where there is room."""
+    will be read again, so that pages stay mapped where there is room. `begin` is called by threads that begin."""
     keep, stop, telling = again and inputs.roomy, threading.Event(), threading.Lock()
 
     def run(lane: Sequence[Piece]) -> None:
@@ -226,7 +228,7 @@ def stream(
             raise
 
     first, *others = _lanes(pieces, lanes)
-    with ThreadPoolExecutor(max(1, len(others)), "fastmerge-lane") as pool:
+    with ThreadPoolExecutor(max(1, len(others)), "fastmerge-lane", begin) as pool:
         beside = [pool.submit(run_beside, lane) for lane in others]
         try:
             run(first)
@@ -238,22 +240,37 @@ def stream(
 
 
 @contextmanager
-def threads_each(lanes: int) -> Iterator[None]:
+def threads_each(lanes: int) -> Iterator[Callable[[], None]]:
     """Divide torch's threads among lanes: an operation ends with the last of its threads, which waits for a core.
 
-    How many there are is a thread's own, and that of threads that begin. Where several divide them at once, as merges
-    in threads of one process, each restores what was before all.
+    The thread that asks is a lane; others call first what this yields. All other threads keep what they have.
+    """
+    own = torch.get_num_threads()
+    begin = partial(_have_threads, max(1, own // lanes))
+    begin()
+    try:
+        yield begin
+    finally:
+        _have_threads(own)
+
+
+def _have_threads(count: int) -> None:
+    """Let this thread have so many of torch's.
+
+    Torch gives as many to all threads that begin from now on. They get what they had back, which is asked, and said, in
+    threads that begin.
     """
     with _dividing:
-        threads = _undivided[0] if _undivided else torch.get_num_threads()
-        _undivided.append(threads)
-        torch.set_num_threads(max(1, threads // lanes))  # threads that begin now have as many
-    try:
-        yield
-    finally:
-        with _dividing:
-            _undivided.pop()
-            torch.set_num_threads(threads)
+        before = _apart(torch.get_num_threads)
+        torch.get_num_threads()  # a thread that has neither asked nor computed would take on what others get
+        torch.set_num_threads(count)
+        _apart(partial(torch.set_num_threads, before))
+
+
+def _apart(call: Callable[[], T]) -> T:
+    """What a call returns in a thread of its own."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(call).result()
 
 
 def _lanes(pieces: Sequence[Piece], count: int) -> list[list[Piece]]:

@@ -29,6 +29,7 @@ from ..formats.mapping import Inputs
 from ..formats.record import RECORD, CheckpointRecord, FileRecord, MergeRecord
 from ..formats.safetensors import Header, TensorInfo
 from ..formats.spec import local_path, recorded
+from ..forms import well_formed
 from ..methods import get, names
 from ..recipe.destination import output_folder, output_problems
 from ..recipe.memory import MAX_CHUNK
@@ -45,6 +46,7 @@ Run = Callable[[int, list[Tensor], list[Tensor]], None]
 Making = Callable[[TensorInfo], tuple[tuple[Source, ...], Run]]  # of a tensor of the source: what is read, and done
 
 
+@well_formed
 def task(
     artefact: str | Path,
     name: str,

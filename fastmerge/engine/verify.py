@@ -27,6 +27,7 @@ from ..formats.record import RECORD, FileRecord, MergeRecord, read_record
 from ..formats.safetensors import Header, read_header
 from ..formats.spec import local_path, recorded
 from ..formats.tasks import read_content
+from ..forms import well_formed
 from ..methods import get, names
 from ..methods._declaration import Statistics
 from ..methods._filter import Filter
@@ -72,6 +73,7 @@ class Verification:
         return {"folder": self.folder, "good": not self.problems, "checks": checks, "notes": self.notes}
 
 
+@well_formed
 def verify(
     folder: str | Path,
     *,

@@ -1,8 +1,15 @@
-"""What dtypes of files are in torch."""
+"""What dtypes of files are in torch, and which of torch's tensors could be in files."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import torch
+
+from ..dense import not_dense
+from ..targets import matches
+from .safetensors import limited
 
 TORCH_DTYPES = {
     "BF16": torch.bfloat16,
@@ -21,3 +28,10 @@ INTEGER_DTYPES = {
     "U64": torch.uint64,
     "I64": torch.int64,
 }
+
+
+def dense_problems(state: Mapping[str, Any], label: str, others: Sequence[str] = ()) -> list[str]:
+    """Which of a state dict's tensors are not dense, but for those that match the patterns `others`."""
+    tensors = [(n, value) for n, value in state.items() if isinstance(value, torch.Tensor) and not matches(n, others)]
+    odd = [(name, why) for name, tensor in tensors if (why := not_dense(tensor)) is not None]
+    return limited(odd, lambda own: f"{label}: tensor {own[0]!r} {own[1]}")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, MergeError
 
 SUFFIXES = {".json", ".txt", ".model", ".jinja", ".tiktoken", ".bpe", ".vocab", ".py"}
 RECORDS = {  # of another merge
@@ -49,6 +51,19 @@ def write_json(file: Path, content: Any) -> None:
     """Write JSON the same to the byte every time."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(encoded(to_json(content)))
+
+
+def write_whole(file: Path, content: bytes) -> None:
+    """Write a file whole or not at all; MergeError where it cannot be."""
+    scratch = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    try:
+        scratch.write_bytes(content)
+        os.replace(scratch, file)
+    except OSError as error:
+        raise MergeError(f"{file}: cannot be written: {error.strerror}; mend that, and write it again") from None
+    finally:
+        with suppress(OSError):  # it is there where it has not become the file
+            scratch.unlink()
 
 
 def to_json(content: Any) -> str:

@@ -57,7 +57,7 @@ class MergeRecord(BaseModel):
     fastmerge: str
     backend: Literal["cuda"] | None = None
     method: str
-    reference: str = Field("", description="where the method is from")
+    reference: str = Field(default="", description="where the method is from")
     params: dict[str, Any]
     tensors: list[TensorsRecord] = []
     mergekit: dict[str, Any] = {}

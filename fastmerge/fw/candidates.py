@@ -18,6 +18,7 @@ from ..engine.reading import whole
 from ..engine.stream import Source, Target, Work, stream
 from ..errors import InputError, MergeError, attempt
 from ..formats.checkpoint import Checkpoint
+from ..formats.dtypes import dense_problems
 from ..formats.folder import printable
 from ..formats.layout import plan_layout
 from ..formats.mapping import Inputs
@@ -91,6 +92,9 @@ class Candidates:
         A state dict that is the model's own is copied, since the model is about to change.
         """
         if isinstance(member, Mapping):
+            problems = dense_problems(member, name, others)
+            if problems:
+                raise InputError(problems)
             given = {n: t.detach() for n, t in member.items() if isinstance(t, Tensor)}
             found = find(name, given, self.slots, others)
             own = {slot: self._lasting(t) if isinstance(t, Tensor) else t for slot, t in found.items()}

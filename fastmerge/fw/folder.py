@@ -14,6 +14,7 @@ from ..engine.stream import Target, Work
 from ..errors import InputError
 from ..formats.checkpoint import same_files
 from ..formats.dtypes import TORCH_DTYPES
+from ..forms import well_formed
 from .candidates import INITIAL, Candidates, Member, Pool, check_combined, named
 from .matching import Slot
 from .output import publish
@@ -34,6 +35,7 @@ def write_folder(
     return publish(record, candidates, make, own, out, overwrite=overwrite)
 
 
+@well_formed
 def rebuild(
     record: Record | str | Path,
     pool: Pool | None = None,

@@ -8,11 +8,12 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from ..errors import InputError, attempt
+from ..forms import well_formed
 from .candidates import Candidates, Pool, kept_whole
 from .choice import Alignment, Level
 from .iterate import Iterate, MergeFn
 from .objective import Batches, LossFn, Objective, check_finite
-from .record import Record, Step, differences
+from .record import Record, Step, differences, file_to_write
 from .result import Result
 from .settings import Rule, Settings, Variant
 from .simplex import Simplex
@@ -20,6 +21,7 @@ from .simplex import Simplex
 Callback = Callable[[Step], bool | None]
 
 
+@well_formed
 def frank_wolfe(
     model: nn.Module,
     pool: Pool,
@@ -110,6 +112,7 @@ def frank_wolfe(
     candidates = attempt(problems, lambda: Candidates.of(model, pool, init, task_specific, skip_misfits))
     if merge_fn is not None and (variant != "hard" or step == "line_search" or checkpoint is not None):
         problems.append("merge_fn: goes with variant='hard', a fixed step and no checkpoint")
+    file = None if checkpoint is None else attempt(problems, lambda: file_to_write(checkpoint, "checkpoint: "))
     if resume and checkpoint is None:
         problems.append("resume: say from which checkpoint")
     if problems or settings is None or objective is None or candidates is None:
@@ -117,11 +120,9 @@ def frank_wolfe(
     candidates.files.resumable = checkpoint is not None
     iterate = Iterate(model, candidates, objective, settings, merge_fn)
     record = iterate.record()
-    if checkpoint is not None:
-        _check_folder(Path(checkpoint))
-        if resume and Path(checkpoint).is_file():
-            record = _resumed(Path(checkpoint), record)
-    return _run(iterate, record, None if checkpoint is None else Path(checkpoint), callback)
+    if file is not None and resume and file.is_file():
+        record = _resumed(file, record)
+    return _run(iterate, record, file, callback)
 
 
 def _run(iterate: Iterate, record: Record, checkpoint: Path | None, callback: Callback | None) -> Result:
@@ -150,11 +151,6 @@ def _run(iterate: Iterate, record: Record, checkpoint: Path | None, callback: Ca
     if checkpoint is not None:
         record.save(checkpoint)
     return Result(record, iterate.model, iterate.candidates)
-
-
-def _check_folder(file: Path) -> None:
-    if not file.resolve().parent.is_dir():
-        raise InputError(f"checkpoint: {file.resolve().parent} is no folder")
 
 
 def _resumed(file: Path, now: Record) -> Record:

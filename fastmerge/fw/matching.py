@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..engine.state_dicts import CODES
 from ..errors import InputError, nearest
-from ..formats.dtypes import TORCH_DTYPES
+from ..formats.dtypes import TORCH_DTYPES, dense_problems
 from ..formats.safetensors import TensorInfo, limited
 from ..recipe.layers import LAYER
 from ..runtime.matching import memory_key
@@ -37,13 +37,17 @@ def slots(model: nn.Module, task_specific: Sequence[str]) -> dict[str, Slot]:
     """
     groups: dict[object, list[str]] = {}
     state = model.state_dict(keep_vars=True)
-    for name, tensor in state.items():
-        if isinstance(tensor, Tensor) and tensor.dtype in FLOATS and not matches(name, task_specific):
+    floats = {name: t for name, t in state.items() if isinstance(t, Tensor) and t.dtype in FLOATS}
+    problems = dense_problems(floats, "model", task_specific)
+    if problems:
+        raise InputError(problems)
+    for name, tensor in floats.items():
+        if not matches(name, task_specific):
             groups.setdefault(memory_key(tensor), []).append(name)
     chosen = {names[0]: state[names[0]] for names in groups.values()}
     problems = limited(
-        [name for name, t in chosen.items() if t.is_meta or not t.is_contiguous()],
-        lambda name: f"model: {name!r} is not contiguous in memory, or has none; load it, and make it .contiguous()",
+        [name for name, t in chosen.items() if not t.is_contiguous()],
+        lambda name: f"model: {name!r} is not contiguous in memory; make it .contiguous()",
     )
     if not chosen:
         problems.append("model: has no tensor to merge")

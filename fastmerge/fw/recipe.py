@@ -36,8 +36,8 @@ class DataEntry(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     path: str = Field(description='JSONL of {"text": …}, or {"text": …, "label": …}; relative to the recipe')
-    weight: float = Field(1.0, ge=0, description="of the task in the loss")
-    loss: Loss | None = Field(None, description="the recipe's by default")
+    weight: float = Field(default=1.0, ge=0, description="of the task in the loss")
+    loss: Loss | None = Field(default=None, description="the recipe's by default")
 
 
 class Recipe(BaseModel):
@@ -52,12 +52,14 @@ class Recipe(BaseModel):
     data: dict[str, Annotated[DataEntry, BeforeValidator(_entry, json_schema_input_type=str | DataEntry)]] = Field(
         description="the texts of each task", min_length=1
     )
-    loss: Loss = Field("causal_lm", description="what is made small: of the texts, their labels, or the model's doubt")
-    parameters: dict[str, Any] = Field({}, description="of fm.frank_wolfe: variant, lmo, steps, …")
-    skip_misfits: bool = Field(False, description="leave out members with other tensors or shapes")
-    samples: int | None = Field(None, ge=1, description="of each task, the first ones; all by default")
-    batch_size: int = Field(8, ge=1)
-    max_length: int = Field(512, ge=2, description="tokens after which a text is cut off")
+    loss: Loss = Field(
+        default="causal_lm", description="what is made small: of the texts, their labels, or the model's doubt"
+    )
+    parameters: dict[str, Any] = Field(default={}, description="of fm.frank_wolfe: variant, lmo, steps, …")
+    skip_misfits: bool = Field(default=False, description="leave out members with other tensors or shapes")
+    samples: int | None = Field(default=None, ge=1, description="of each task, the first ones; all by default")
+    batch_size: int = Field(default=8, ge=1)
+    max_length: int = Field(default=512, ge=2, description="tokens after which a text is cut off")
     device: str = "auto"
 
     _file: Path | None = PrivateAttr(None)

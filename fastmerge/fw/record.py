@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..errors import InputError
 from ..formats.checkpoint import read_json
+from ..formats.folder import holds, write_whole
 from ..formats.tasks import BaseRecord
 
 if TYPE_CHECKING:
@@ -17,6 +18,18 @@ if TYPE_CHECKING:
 
 SUM_ERROR = 1e-9  # of a row of coefficients
 COMPARED = ("fastmerge", "candidates", "identities", "rows", "tensors", "tasks")  # of two records
+
+
+def file_to_write(path: str | Path, what: str = "") -> Path:
+    """The file that a record is to become; InputError where there can be none."""
+    file = Path(path).expanduser().resolve()
+    if not os.path.isdir(file.parent):
+        raise InputError(f"{what}{file.parent} is no folder")
+    if not os.access(file.parent, os.W_OK | os.X_OK):
+        raise InputError(f"{what}{file.parent} cannot be written to")
+    if file.is_dir():
+        raise InputError(f"{what}{file} is a folder; give the name of a file")
+    return file
 
 
 class Step(BaseModel):
@@ -87,8 +100,8 @@ class RunRecord(BaseModel):
     def read(cls, path: str | Path) -> Self:
         """The record in a file, or in a folder that a run wrote. InputError where it is none, or not whole."""
         file = Path(path).expanduser()
-        file = file / f"{cls.method}.json" if file.is_dir() else file
-        if not file.is_file():
+        file = file / f"{cls.method}.json" if os.path.isdir(file) else file  # which is False where it cannot be seen
+        if not holds(file.parent, file.name):
             raise InputError(f"{file}: there is no such record")
         try:
             record = cls.model_validate(read_json(file))
@@ -102,10 +115,8 @@ class RunRecord(BaseModel):
 
     def save(self, path: str | Path) -> None:
         """Write it as JSON, whole or not at all."""
-        file = Path(path)
-        scratch = file.with_name(f".{file.name}.partial")
-        scratch.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        os.replace(scratch, file)
+        file = file_to_write(path)
+        write_whole(file, (self.model_dump_json(indent=1) + "\n").encode())
 
     def _problems(self) -> list[str]:
         problems = [] if len({*self.candidates}) == len(self.candidates) else ["two candidates have one name"]

@@ -10,6 +10,7 @@ from torch import nn
 
 from ..engine.report import Report
 from ..errors import InputError
+from ..forms import well_formed
 from .candidates import Candidates
 from .folder import write_folder
 from .output import not_merged
@@ -39,6 +40,7 @@ class RunResult(Generic[R]):
         """Of the merged model on all batches, where there was a loss."""
         return self.record.loss
 
+    @well_formed
     def save(self, path: str | Path) -> None:
         """Write the record as JSON."""
         self.record.save(path)
@@ -63,12 +65,14 @@ class Result(RunResult[Record]):
         rows = zip(self.record.rows, self.record.coefficients, strict=True)
         return {row: dict(zip(names, values, strict=True)) for row, values in rows}
 
+    @well_formed
     def draw(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Draw loss, gap and choices as PNG; needs matplotlib."""
         from .plot import draw
 
         draw(self.record, Path(path), overwrite=overwrite)
 
+    @well_formed
     def write(self, out: str | Path, *, overwrite: bool = False) -> Report:
         """Write the merged model as an ordinary Hugging Face folder, streamed from the candidates.
 

@@ -13,7 +13,8 @@ from ..formats.checkpoint import Checkpoint, open_checkpoint, places
 from ..formats.models import open_model
 from ..recipe.destination import output_folder, output_problems
 from ..runtime.huggingface import from_folder
-from ..runtime.texts import find_device, tokenizer_of
+from ..runtime.load import find_device
+from ..runtime.texts import tokenizer_of
 from . import objectives
 from .loop import Callback, frank_wolfe
 from .objective import LossFn

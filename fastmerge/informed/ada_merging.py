@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .. import __version__
 from ..errors import InputError, attempt
+from ..forms import well_formed
 from ..fw.candidates import Candidates, Pool, kept_whole, rewrite
 from ..fw.choice import Level, by_row
 from ..fw.matching import rows_of
@@ -74,6 +75,7 @@ class Settings:
         }
 
 
+@well_formed
 def ada_merging(
     model: nn.Module,
     pool: Pool,

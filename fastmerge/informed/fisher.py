@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .. import __version__
 from ..engine.stream import Work
 from ..errors import InputError, MergeError, attempt
+from ..forms import well_formed
 from ..fw.candidates import Candidates, Pool, rewrite
 from ..fw.matching import WHOLE, Slot, slots
 from ..fw.objective import Batches, LossFn
@@ -23,6 +24,7 @@ from .statistics import Given, gathered, matched, restored, shares, tensors_of
 KIND = "Fisher information"
 
 
+@well_formed
 def fisher(
     model: nn.Module,
     pool: Pool,

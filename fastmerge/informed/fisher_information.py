@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, MergeError, nearest
+from ..forms import well_formed
 from ..fw.matching import slots
 from ..fw.objective import Batches, LossFn, check_batches
 from ..fw.objectives import cross_entropy, logits, unlabelled
@@ -17,6 +18,7 @@ from ..fw.objectives import cross_entropy, logits, unlabelled
 Labels = Literal["expectation", "sample", "empirical"]
 
 
+@well_formed
 def fisher_information(
     model: nn.Module,
     batches: Batches,

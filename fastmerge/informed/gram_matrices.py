@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, MergeError
+from ..forms import well_formed
 from ..fw.matching import slots
 from ..fw.objective import Batches, check_batches
 from ..fw.objectives import unlabelled
 
 
+@well_formed
 def gram_matrices(model: nn.Module, batches: Batches, *, task_specific: Sequence[str] = ()) -> dict[str, Tensor]:
     """XᵀX / N of the N rows X that go into each linear layer (Jin et al. 2023, arXiv 2212.09849).
 

@@ -11,6 +11,7 @@ from .. import __version__
 from ..engine.stream import Work
 from ..errors import InputError, attempt, nearest
 from ..formats.checkpoint import open_checkpoint
+from ..forms import well_formed
 from ..fw.candidates import Candidates, Member, Pool, rewrite
 from ..fw.matching import WHOLE, Slot
 from ..fw.objective import Batches
@@ -23,6 +24,7 @@ KIND = "Gram matrices"
 RIDGE = 1e-9  # of the mean of the diagonal: where no model has an input, the result is the mean of the weights
 
 
+@well_formed
 def regmean(
     model: nn.Module,
     pool: Pool,

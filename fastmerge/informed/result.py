@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..engine.report import Report
 from ..engine.stream import Target, Work
+from ..forms import well_formed
 from ..fw.output import copying, not_merged, publish
 from ..fw.result import RunResult
 from .record import AdaMergingRecord, MeanRecord, Step
@@ -27,6 +28,7 @@ class Result(RunResult[AdaMergingRecord | MeanRecord]):
         rows = zip(self.record.rows, self.record.coefficients, strict=True)
         return {row: dict(zip(self.record.pool, values, strict=True)) for row, values in rows}
 
+    @well_formed
     def write(self, out: str | Path, *, overwrite: bool = False) -> Report:
         """Write the merged model as an ordinary Hugging Face folder.
 

@@ -59,7 +59,7 @@ def check(declared: type[Method], params: Mapping[str, Any]) -> list[Fault]:
     from ._faults import faults
 
     try:
-        declared(**params)
+        declared.model_validate(dict(params))
     except ValidationError as error:
         return faults(error, params)
     return []

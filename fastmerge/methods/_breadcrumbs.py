@@ -17,8 +17,8 @@ class BreadcrumbsMethod(TrimmedMethod):
     per_tensor = TrimmedMethod.per_tensor | {"gamma"}
     by_model: ClassVar[tuple[str, ...]] = (*TrimmedMethod.by_model, "gamma")
 
-    density: per_model(0, 1) = Field(0.9, description="fraction of each task vector that is kept")  # type: ignore[valid-type]
-    gamma: per_model(0, 1) = Field(0.01, description="fraction of the largest magnitudes that is left out")  # type: ignore[valid-type]
+    density: per_model(0, 1) = Field(default=0.9, description="fraction of each task vector that is kept")  # type: ignore[valid-type]
+    gamma: per_model(0, 1) = Field(default=0.01, description="fraction of the largest magnitudes that is left out")  # type: ignore[valid-type]
 
     def problems(self, models: Sequence[str]) -> list[str]:
         problems = super().problems(models)

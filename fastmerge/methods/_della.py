@@ -72,7 +72,7 @@ class DellaMethod(RandomMethod):
     by_model: ClassVar[tuple[str, ...]] = (*RandomMethod.by_model, "epsilon")
     rows_whole = True
 
-    epsilon: per_model(0, 0.5) = Field(0.1, description="ε, how far a probability may lie from density")  # type: ignore[valid-type]
+    epsilon: per_model(0, 0.5) = Field(default=0.1, description="ε, how far a probability may lie from density")  # type: ignore[valid-type]
 
     def problems(self, models: Sequence[str]) -> list[str]:
         problems = super().problems(models)

@@ -36,20 +36,23 @@ class Filter(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     cutoff: float | None = Field(
-        None, ge=0, allow_inf_nan=False, description="D0 in halves of the shorter side; 0.3 by default"
+        default=None, ge=0, allow_inf_nan=False, description="D0 in halves of the shorter side; 0.3 by default"
     )
-    bins: float | None = Field(None, ge=0, le=1, description="or the fraction of all bins that is removed")
-    convention: Literal["paper", "released"] = Field("paper", description="from the spectrum's centre, or unshifted")
+    bins: float | None = Field(default=None, ge=0, le=1, description="or the fraction of all bins that is removed")
+    convention: Literal["paper", "released"] = Field(
+        default="paper", description="from the spectrum's centre, or unshifted"
+    )
     ratio: float | None = Field(
-        None, ge=0, allow_inf_nan=False, description="of the released convention; 0.7 by default"
+        default=None, ge=0, allow_inf_nan=False, description="of the released convention; 0.7 by default"
     )
     targets: Patterns | None = Field(
-        None, description="patterns of tensors to filter; all 2-D weights but embeddings and output heads by default"
+        default=None,
+        description="patterns of tensors to filter; all 2-D weights but embeddings and output heads by default",
     )
-    exclude: Patterns = Field((), description="patterns of tensors not to filter")
-    stacks: Patterns = Field(STACKS, description="patterns of 3-D tensors that are stacks of matrices")
-    convolutions: bool = Field(False, description="filter convolutions too, as [out, in·kh·kw]")
-    filter_1d: bool = Field(False, description="filter 1-D tensors too, as matrices of one row")
+    exclude: Patterns = Field(default=(), description="patterns of tensors not to filter")
+    stacks: Patterns = Field(default=STACKS, description="patterns of 3-D tensors that are stacks of matrices")
+    convolutions: bool = Field(default=False, description="filter convolutions too, as [out, in·kh·kw]")
+    filter_1d: bool = Field(default=False, description="filter 1-D tensors too, as matrices of one row")
 
     @model_validator(mode="after")
     def _one_cutoff(self) -> Filter:

@@ -62,16 +62,20 @@ class FourierMethod(Filter, Method):
     per_tensor = frozenset({"scale", "cutoff", "bins", "ratio", "align"})
     by_model: ClassVar[tuple[str, ...]] = ("coefficients",)
 
-    preset: Literal["released-vision", "released-llm"] | None = Field(None, description="as the released code has it")
+    preset: Literal["released-vision", "released-llm"] | None = Field(
+        default=None, description="as the released code has it"
+    )
     coefficients: per_model(words=KINDS) = Field(  # type: ignore[valid-type]
-        "global",
+        default="global",
         description="λ_k: E|τ_k| / Σ_j E|τ_j| of all filtered elements, of tensors' means, per tensor; ones; numbers",
     )
-    scale: Finite = Field(1.0, description="the factor of the merged task vector")
+    scale: Finite = Field(default=1.0, description="the factor of the merged task vector")
     align: Literal["layer"] | None = Field(
-        None, description="bring each task's filtered tensor to the largest mean magnitude of all tasks'"
+        default=None, description="bring each task's filtered tensor to the largest mean magnitude of all tasks'"
     )
-    others: Literal["merge", "base"] = Field("merge", description="tensors that are not filtered: summed, or base's")
+    others: Literal["merge", "base"] = Field(
+        default="merge", description="tensors that are not filtered: summed, or base's"
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -29,7 +29,9 @@ class Modulated(Prefiltered):
 
     per_tensor = frozenset({"prefilter"})
 
-    rescale: Rescale = Field("global", description="rescalers from sums over the model, or from per-tensor means")
+    rescale: Rescale = Field(
+        default="global", description="rescalers from sums over the model, or from per-tensor means"
+    )
 
     def results(self, statistics: Sequence[Statistics]) -> dict[str, list[float]]:
         return {"rescalers": rescalers(statistics[-1], self.rescale)}

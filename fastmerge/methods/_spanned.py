@@ -66,7 +66,8 @@ class TaskVectorsOrModels(SpannedMethod):
     """A spanned method of models, or of task vectors from base on."""
 
     task_vectors: bool = Field(
-        False, description="combine task vectors, and add base; else the models themselves, base lending names alone"
+        default=False,
+        description="combine task vectors, and add base; else the models themselves, base lending names alone",
     )
 
     @property

@@ -28,8 +28,10 @@ class SparseMethod(TaskVectorMethod):
     per_tensor = TaskVectorMethod.per_tensor | {"density", "rescale"}
     by_model: ClassVar[tuple[str, ...]] = ("weights", "density")
 
-    density: per_model(0, 1) = Field(0.2, description="fraction of each task vector that is kept")  # type: ignore[valid-type]
-    rescale: Literal["none", "l1"] = Field("none", description="what is kept is brought to its L1 norm, or left")
+    density: per_model(0, 1) = Field(default=0.2, description="fraction of each task vector that is kept")  # type: ignore[valid-type]
+    rescale: Literal["none", "l1"] = Field(
+        default="none", description="what is kept is brought to its L1 norm, or left"
+    )
 
     def densities(self, models: Sequence[str]) -> list[Fraction]:
         """Each model's density, exactly as written."""
@@ -109,10 +111,10 @@ class Drawn:
 class RandomMethod(SparseMethod):
     """Drops elements by chance, and scales the rest up."""
 
-    density: per_model(0, 1) = Field(0.5, description="fraction of each task vector that is kept, on average")  # type: ignore[valid-type]
-    seed: int = Field(0, description="of the random numbers; one seed drops the same elements everywhere")
+    density: per_model(0, 1) = Field(default=0.5, description="fraction of each task vector that is kept, on average")  # type: ignore[valid-type]
+    seed: int = Field(default=0, description="of the random numbers; one seed drops the same elements everywhere")
     rescale: Literal["density", "l1", "none"] = Field(  # type: ignore[assignment]
-        "density", description="what is kept is divided by density, brought to its L1 norm, or left"
+        default="density", description="what is kept is divided by density, brought to its L1 norm, or left"
     )
 
     def keys(self, subject: Subject, models: Sequence[str]) -> list[int]:
@@ -200,10 +202,10 @@ class VotingMethod(TaskVectorMethod):
     """Elects a sign by element and merges what agrees with it (TIES-Merging)."""
 
     vote: Literal["weighted", "unweighted", "count"] = Field(
-        "weighted", description="the sign of Σ w_k τ_k, of Σ τ_k (kept, but not rescaled), or of most models"
+        default="weighted", description="the sign of Σ w_k τ_k, of Σ τ_k (kept, but not rescaled), or of most models"
     )
     merge: Literal["sum", "mean", "weighted_mean"] = Field(
-        "sum", description="what agrees is summed, or divided by its number or weights"
+        default="sum", description="what agrees is summed, or divided by its number or weights"
     )
 
     def arguments(self, block: Block, models: Sequence[str], earlier: Sequence[Statistics]) -> dict[str, Any]:

@@ -66,15 +66,17 @@ class FREE(FourierMethod):
     name = "free"
     source = "Zheng & Wang 2025, arXiv 2411.16815, Sections 5.2-5.4"
 
-    nonfinite: Literal["error"] = Field("error", description="always stop at NaN and infinity: no expert can hold them")
+    nonfinite: Literal["error"] = Field(
+        default="error", description="always stop at NaN and infinity: no expert can hold them"
+    )
     expert_density: float = Field(
-        0.01, gt=0, le=1, description="d, the fraction of a task vector that its expert keeps"
+        default=0.01, gt=0, le=1, description="d, the fraction of a task vector that its expert keeps"
     )
     scope: Literal["tensor", "global", "row"] = Field(
-        "tensor", description="keep the largest of each tensor, of the whole task vector, or of each row"
+        default="tensor", description="keep the largest of each tensor, of the whole task vector, or of each row"
     )
     rescale: Rescale = Field(
-        "released",
+        default="released",
         description="μ_k: −E|M| log10(d) / E|G(τ_k)|, −E|M| ln(d) / (λ_k E|τ_k|) (Eq. 4), or a number",
     )
 

@@ -24,9 +24,9 @@ class Karcher(SpannedMethod):
     source = "arXiv 2603.04972, as in mergekit"
     uses_base = False
 
-    max_iter: int = Field(10, ge=0, description="steps at most")
+    max_iter: int = Field(default=10, ge=0, description="steps at most")
     tol: float = Field(
-        1e-5, gt=0, le=1, description="the length of a step that is the last; a shorter model is left out"
+        default=1e-5, gt=0, le=1, description="the length of a step that is the last; a shorter model is left out"
     )
 
     def coefficients(self, products: Tensor, models: Sequence[str]) -> Tensor:

@@ -16,7 +16,7 @@ class Linear(NormalizedMethod):
     source = "Wortsman et al. 2022, arXiv 2203.05482"
     uses_base = False
 
-    normalize: bool = Field(True, description="divide by the sum of the weights")
+    normalize: bool = Field(default=True, description="divide by the sum of the weights")
 
     def passes(self, models: Sequence[str], wide: bool = False) -> tuple[Pass, ...]:
         def merge(block: Block, _: Sequence[Statistics]) -> None:

@@ -32,7 +32,7 @@ class ModelStock(SpannedMethod):
     counts = (2, 64)
     per_tensor = frozenset({"filter_wise"})
 
-    filter_wise: bool = Field(False, description="an angle for every row of a matrix, not for the whole")
+    filter_wise: bool = Field(default=False, description="an angle for every row of a matrix, not for the whole")
 
     def groups(self, subject: Subject) -> Groups | None:
         if not self.filter_wise or len(subject.shape) < 2:

@@ -25,8 +25,8 @@ class MultiSLERP(TaskVectorsOrModels, WeightedMethod):
     name = "multislerp"
     source = "Goddard 2025, goddard.blog/posts/multislerp-wow-what-a-cool-idea"
 
-    normalize_weights: bool = Field(True, description="divide the weights by their sum")
-    eps: float = Field(1e-8, ge=0, allow_inf_nan=False, description="a shorter mean has no direction")
+    normalize_weights: bool = Field(default=True, description="divide the weights by their sum")
+    eps: float = Field(default=1e-8, ge=0, allow_inf_nan=False, description="a shorter mean has no direction")
 
     def problems(self, models: Sequence[str]) -> list[str]:
         problems = super().problems(models)

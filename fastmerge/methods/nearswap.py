@@ -22,7 +22,7 @@ class NearSwap(Method):
     counts = (1, 1)
     per_tensor = frozenset({"t"})
 
-    t: float = Field(1e-4, ge=0, le=FLOAT32, description="how far a weight may move")
+    t: float = Field(default=1e-4, ge=0, le=FLOAT32, description="how far a weight may move")
 
     def passes(self, models: Sequence[str], wide: bool = False) -> tuple[Pass, ...]:
         held = 4 * _select.SLAB * (8 if wide else 4)

@@ -30,9 +30,9 @@ class NuSLERP(TaskVectorsOrModels, WeightedMethod):
     counts = (2, 2)
     per_tensor = frozenset({"weights", "nuslerp_flatten", "nuslerp_row_wise"})
 
-    nuslerp_flatten: bool = Field(True, description="take a tensor as one vector")
+    nuslerp_flatten: bool = Field(default=True, description="take a tensor as one vector")
     nuslerp_row_wise: bool = Field(
-        False, description="if not flattened: vectors along the first dimension, not the last"
+        default=False, description="if not flattened: vectors along the first dimension, not the last"
     )
 
     def problems(self, models: Sequence[str]) -> list[str]:

@@ -18,7 +18,7 @@ class Passthrough(Method):
     counts = (1, 1)
     per_tensor = frozenset({"scale"})
 
-    scale: Finite = Field(1.0, description="the factor of every weight")
+    scale: Finite = Field(default=1.0, description="the factor of every weight")
 
     def passes(self, models: Sequence[str], wide: bool = False) -> tuple[Pass, ...]:
         def copy(block: Block, _: Sequence[Statistics]) -> None:

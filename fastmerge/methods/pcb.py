@@ -39,8 +39,8 @@ class PCB(Method):
     source = "Du et al. 2024, arXiv 2410.02396, Section 3.2, as released"
     per_tensor = frozenset({"density", "scale"})
 
-    density: float = Field(0.1, ge=0, le=1, description="fraction of each task vector that takes part")
-    scale: Finite = Field(1.0, description="λ, the factor of the merged task vector")
+    density: float = Field(default=0.1, ge=0, le=1, description="fraction of each task vector that takes part")
+    scale: Finite = Field(default=1.0, description="λ, the factor of the merged task vector")
 
     def passes(self, models: Sequence[str], wide: bool = False) -> tuple[Pass, ...]:
         return (Pass(self.merge, writes=("merged",), prepare=self.prepare),)

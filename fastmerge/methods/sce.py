@@ -44,7 +44,7 @@ class SCE(Method):
     source = "Wan et al. 2024, arXiv 2408.07990, Section 3.3"
     per_tensor = frozenset({"select_topk"})
 
-    select_topk: float = Field(1.0, ge=0, le=1, description="fraction of elements that is selected by variance")
+    select_topk: float = Field(default=1.0, ge=0, le=1, description="fraction of elements that is selected by variance")
 
     def passes(self, models: Sequence[str], wide: bool = False) -> tuple[Pass, ...]:
         return (Pass(self.merge, writes=("merged",), prepare=self.prepare),)

@@ -17,7 +17,7 @@ class Slerp(Method):
     counts = (1, 1)
     per_tensor = frozenset({"t"})
 
-    t: float = Field(0.5, ge=0, le=1, description="0 is base, 1 the model")
+    t: float = Field(default=0.5, ge=0, le=1, description="0 is base, 1 the model")
 
     def passes(self, models: Sequence[str], wide: bool = False) -> tuple[Pass, ...]:
         def measure(block: Block, _: Sequence[Statistics]) -> list[float]:

@@ -18,8 +18,8 @@ class TallMasks(TaskVectorMethod):
     source = "Wang et al. 2024, arXiv 2405.07813, Eq. 3"
     by_model: ClassVar[tuple[str, ...]] = ("weights", "threshold")
 
-    threshold: per_model(0, 1e9) = Field(0.4, description="λ_k: the less, the more a task keeps")  # type: ignore[valid-type]
-    modulators: Literal[True] = Field(True, description="masks are the result; always true")
+    threshold: per_model(0, 1e9) = Field(default=0.4, description="λ_k: the less, the more a task keeps")  # type: ignore[valid-type]
+    modulators: Literal[True] = Field(default=True, description="masks are the result; always true")
 
     def masking(self, models: Sequence[str]) -> dict[str, Any]:
         return {"tall": of_models(self.threshold, models)}

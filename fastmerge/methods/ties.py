@@ -20,10 +20,14 @@ class TIES(TrimmedMethod, VotingMethod):
     name = "ties"
     source = "Yadav et al. 2023, arXiv 2306.01708"
 
-    preset: Literal["paper"] | None = Field(None, description="paper: density 0.2, global, unweighted vote, mean")
-    scope: Literal["tensor", "global"] = Field("tensor", description="trim tensor by tensor, or the whole task vector")
+    preset: Literal["paper"] | None = Field(
+        default=None, description="paper: density 0.2, global, unweighted vote, mean"
+    )
+    scope: Literal["tensor", "global"] = Field(
+        default="tensor", description="trim tensor by tensor, or the whole task vector"
+    )
     merge: Literal["sum", "mean", "weighted_mean"] = Field(
-        "weighted_mean", description="what agrees is summed, or divided by its number or weights"
+        default="weighted_mean", description="what agrees is summed, or divided by its number or weights"
     )
 
     @model_validator(mode="before")

@@ -30,12 +30,15 @@ class TSVM(Method):
     source = "Gargiulo et al. 2025, arXiv 2412.00081, Section 4.2, Algorithm 1"
     per_tensor = frozenset({"scale", "rank"})
 
-    scale: Finite = Field(1.0, description="α, the factor of the merged task vector")
-    rank: float | None = Field(None, gt=0, le=1, description="fraction of singular vectors kept; 1 / K by default")
-    targets: Patterns | None = Field(
-        None, description="patterns of matrices to decompose; all 2-D weights but embeddings and heads by default"
+    scale: Finite = Field(default=1.0, description="α, the factor of the merged task vector")
+    rank: float | None = Field(
+        default=None, gt=0, le=1, description="fraction of singular vectors kept; 1 / K by default"
     )
-    exclude: Patterns = Field((), description="patterns of tensors not to decompose")
+    targets: Patterns | None = Field(
+        default=None,
+        description="patterns of matrices to decompose; all 2-D weights but embeddings and heads by default",
+    )
+    exclude: Patterns = Field(default=(), description="patterns of tensors not to decompose")
 
     def matrices(self, subject: Subject) -> tuple[int, int, int] | None:
         """The tensor as [B, H, W], B matrices to be decomposed; None where it is not."""

@@ -29,10 +29,12 @@ class Twin(WeightedMethod):
     source = "Lu et al. 2024, arXiv 2406.15479, Section 3.2"
     per_tensor = WeightedMethod.per_tensor | {"scale", "rank"}
 
-    nonfinite: Literal["error"] = Field("error", description="always stop at NaN and infinity: no expert can hold them")
-    scale: Finite = Field(0.3, description="λ, the factor of the shared expert's task vectors")
-    rank: int = Field(16, ge=1, description="of a matrix's expert")
-    exclude: Patterns = Field((), description="patterns of tensors that experts do not change")
+    nonfinite: Literal["error"] = Field(
+        default="error", description="always stop at NaN and infinity: no expert can hold them"
+    )
+    scale: Finite = Field(default=0.3, description="λ, the factor of the shared expert's task vectors")
+    rank: int = Field(default=16, ge=1, description="of a matrix's expert")
+    exclude: Patterns = Field(default=(), description="patterns of tensors that experts do not change")
 
     def matrix(self, subject: Subject) -> tuple[int, int] | None:
         """Rows and columns of the tensor as one matrix; None where it is a vector, or no expert changes it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from ..dense import computes_itself, not_dense
 from ..errors import InputError
 from .records import MAX_MODELS
 
@@ -88,6 +89,9 @@ def _check(op: str, tensors: Mapping[str, Tensor], **written: Tensor) -> None:
 
     written: outputs, each in the place of an input of its dtype or apart from all.
     """
+    for name, tensor in (*tensors.items(), *written.items()):
+        if computes_itself(tensor):  # whose addresses no kernel may take
+            raise InputError(f"{op}: {name} {not_dense(tensor)}")
     (first, like), *_ = tensors.items()
     shape, device, problems = like.shape, like.device, []
     for name, tensor in (*tensors.items(), *written.items()):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from .. import dispatch
 from ..arrays import takes_arrays
 from ..errors import InputError
+from ..forms import explained
 from ._arguments import _check, _check_buffer, _Flat, _flat, _flat_all, _numbered, working_dtype
 from .records import BLOCK
 from .results import Cut, Expert
@@ -138,6 +139,7 @@ def scatter(theta: Tensor, experts: Sequence[Expert], *, backend: str | None = N
         _need_elements("scatter", theta, experts, kernel(flat, [tuple(map(_flat, expert)) for expert in experts]))
 
 
+@explained
 def scattering(jobs: Sequence[tuple[Tensor, Sequence[Expert]]], *, backend: str | None = None) -> Callable[[], None]:
     """scatter of many tensors, made ready: what is returned does them all, as often as it is called.
 

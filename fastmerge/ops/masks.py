@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from .. import dispatch
 from ..arrays import takes_arrays
 from ..errors import InputError
+from ..forms import explained
 from ._arguments import _accumulator, _check, _check_buffer, _empty, _Flat, _flat, _flat_all, _numbered
 from .records import packed_bytes
 from .results import Elected, Masked
@@ -72,6 +73,7 @@ def modulate(
     return out
 
 
+@explained
 def modulation(
     jobs: Sequence[tuple[Tensor, Tensor, Tensor, float, Tensor]], *, backend: str | None = None
 ) -> Callable[[], None]:
@@ -128,7 +130,9 @@ def mask_against(
     sums = _accumulator(sums, (2, len(models)), base)
     kernel = dispatch.choose("mask_against", base.device.type, backend)
     with _Flat(masks, shape) as flat:
-        kernel(_flat(base), _flat_all(models), _flat(merged), tall and list(map(float, tall)), flat, sums)
+        kernel(
+            _flat(base), _flat_all(models), _flat(merged), None if tall is None else list(map(float, tall)), flat, sums
+        )
     return Masked(masks, sums[0], sums[1])
 
 

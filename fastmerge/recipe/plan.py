@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from ..formats.checkpoint import Checkpoint
 from ..formats.folder import encoded, set_dtype, to_json
 from ..formats.models import Location, open_models
 from ..formats.safetensors import LISTED
+from ..forms import well_formed
 from ..methods._declaration import Method
 from .destination import output_folder
 from .memory import portions_of
@@ -34,10 +35,11 @@ if TYPE_CHECKING:
     import torch
 
 
+@well_formed
 def plan(
     method: str | Method,
     base: Location | None = None,
-    models: Mapping[str, Location] | Sequence[tuple[str, Location]] = (),
+    models: Mapping[str, Location] | Iterable[tuple[str, Location]] = (),
     out: str | Path | None = None,
     params: Mapping[str, Any] | None = None,
     *,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
+from ..forms import well_formed
 from ..methods._declaration import Method
 from . import plan as planning
 from .merge_plan import MergePlan
@@ -32,6 +33,7 @@ def read_recipe(source: str | Path | Mapping[str, Any] | AnyRecipe) -> AnyRecipe
     return MergekitRecipe.of(content, file) if is_mergekit(content) else Recipe.of(content, file)
 
 
+@well_formed
 def plan(what: str | Path | Mapping[str, Any] | AnyRecipe | Method, *arguments: Any, **options: Any) -> MergePlan:
     """Check a merge, and lay out its result; reads headers only.
 
@@ -44,6 +46,7 @@ def plan(what: str | Path | Mapping[str, Any] | AnyRecipe | Method, *arguments: 
     return plan_recipe(what, *arguments, **options)
 
 
+@well_formed
 def plan_recipe(
     source: str | Path | Mapping[str, Any] | AnyRecipe,
     out: str | Path | None = None,

@@ -20,6 +20,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr,
 from ..errors import InputError, attempt, nearest
 from ..formats.models import open_models
 from ..formats.spec import parse_spec
+from ..forms import well_formed
 from ..methods import build, get, problem
 from ..methods._declaration import Method
 from ..methods._faults import Fault, faults
@@ -82,7 +83,7 @@ class ModelEntry(BaseModel):
     path: Location = Field(
         description="folder (relative to the recipe), .safetensors file, or Hub name; an adapter's; MODEL+ADAPTER"
     )
-    rename: dict[str, str] = Field({}, description="prefixes of its tensor names to replace, old: new")
+    rename: dict[str, str] = Field(default={}, description="prefixes of its tensor names to replace, old: new")
 
     @property
     def parameters(self) -> Section:
@@ -95,8 +96,8 @@ class TensorsEntry(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     match: Texts = Field(description="a pattern of tensor names, or several; * is any text", min_length=1)
-    parameters: Section = Field({}, description="of the method")
-    models: dict[str, Section] = Field({}, description="by model's name, parameters of single models")
+    parameters: Section = Field(default={}, description="of the method")
+    models: dict[str, Section] = Field(default={}, description="by model's name, parameters of single models")
 
 
 class Recipe(BaseModel):
@@ -107,25 +108,26 @@ class Recipe(BaseModel):
 
     method: str = Field(description="ties, linear, …; fastmerge methods lists them")
     base: Location | None = Field(
-        None, description="the pre-trained model: a folder, a .safetensors file, or a Hub name"
+        default=None, description="the pre-trained model: a folder, a .safetensors file, or a Hub name"
     )
     models: dict[str, Annotated[ModelEntry, BeforeValidator(_entry, json_schema_input_type=str | ModelEntry)]] = Field(
         description="the models to merge, in order, by the names they get", min_length=1
     )
-    parameters: Section = Field({}, description="of the method")
-    tensors: list[TensorsEntry] = Field([], description="parameters for some tensors; later entries win")
+    parameters: Section = Field(default={}, description="of the method")
+    tensors: list[TensorsEntry] = Field(default=[], description="parameters for some tensors; later entries win")
     outputs: dict[str, Section] = Field(
-        {}, description="several results of one reading, each a folder of its own, and the parameters they change"
+        default={},
+        description="several results of one reading, each a folder of its own, and the parameters they change",
     )
-    task_specific: Texts = Field([], description="patterns of tensors kept per task, such as classifier.*")
+    task_specific: Texts = Field(default=[], description="patterns of tensors kept per task, such as classifier.*")
     vocab: Vocab = Field(
-        "error", description="embeddings of different lengths: an error, base's rows are kept, or all are (pad)"
+        default="error", description="embeddings of different lengths: an error, base's rows are kept, or all are (pad)"
     )
     dtype: Literal["bfloat16", "float16", "float32", "float64"] | None = Field(
-        None, description="of the result; base's by default"
+        default=None, description="of the result; base's by default"
     )
-    memory: str | int = Field("1GiB", description="bound of the buffers")
-    seed: int | None = Field(None, description="of methods that draw at random; short for their parameter")
+    memory: str | int = Field(default="1GiB", description="bound of the buffers")
+    seed: int | None = Field(default=None, description="of methods that draw at random; short for their parameter")
 
     _file: Path | None = PrivateAttr(None)
 
@@ -145,6 +147,7 @@ class Recipe(BaseModel):
             raise InputError(problems)
 
     @classmethod
+    @well_formed
     def read(cls, file: str | Path) -> Recipe:
         """The recipe in a YAML (or JSON) file."""
         file = Path(file).expanduser()
@@ -162,6 +165,7 @@ class Recipe(BaseModel):
         recipe._file = file
         return recipe
 
+    @well_formed
     def plan(
         self,
         out: str | Path | None = None,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..forms import well_formed
 from .router import Router
 
 
@@ -42,6 +43,7 @@ class Evaluation:
         return {"samples": self.samples, "accuracy": self.accuracy, "tasks": by_task, "confusion": confusion}
 
 
+@well_formed
 def evaluate(router: Router, features: Tensor, labels: Sequence[str]) -> Evaluation:
     """Let a router choose for features [N, D], N > 0, of which each sample's task is known."""
     if len(labels) != len(features) or not len(labels):

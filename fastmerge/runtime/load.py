@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from ..errors import InputError
 from ..formats.contents import open_contents
 from ..formats.emr import EmrArtefact
 from ..formats.mapping import Inputs
+from ..formats.tasks import TasksRecord
+from ..forms import well_formed
 from ..recipe.preflight import Rename
 from .heads import Heads
 from .huggingface import build
 from .matching import match
 from .task_model import TaskModel, Wanted, active_of
-from .weights import EmrWeights, ExpertWeights, Weights
+from .weights import Active, EmrWeights, ExpertWeights, Weights
 
 
+@well_formed
 def load(
     path: str | Path,
     model: nn.Module | None = None,
@@ -32,17 +37,19 @@ def load(
 
     model: gets the weights, in place and in its own dtypes; by default a Hugging Face model is built from the folder's
     configuration. task: the one to begin with. base: where an artefact's base model is now, if no longer where it says;
-    of a folder of experts, what they must have been cut from. device: where the model is moved. rename: (old, new)
-    prefixes that turn the model's names into the folder's. resident: switches between tasks are made ready when first
-    made, an artefact and its base kept in the memory of the model's GPU: from then on they are nothing but launches, as
-    a CUDA graph wants. Raises InputError with every problem found, before a weight is changed.
+    of a folder of experts, what they must have been cut from. device: where the model is moved ("auto": to a GPU, where
+    there is one). rename: (old, new) prefixes that turn the model's names into the folder's. resident: switches between
+    tasks are made ready when first made, an artefact and its base kept in the memory of the model's GPU: from then on
+    they are nothing but launches, as a CUDA graph wants. Raises InputError with every problem found, before a weight is
+    changed.
     """
     contents = open_contents(Path(path).expanduser(), base)
     active = active_of(task, contents.folder)
+    place = None if device is None else find_device(device)
     if model is None:
         model = build(contents)
-    if device is not None:
-        model.to(device)
+    if place is not None:
+        model.to(place)
     matched = match(model, contents, rename)
     files = Inputs(contents.headers(contents.folder.tasks))
     weights: Weights
@@ -51,8 +58,59 @@ def load(
     else:
         weights = ExpertWeights(model, contents, matched, files, contents.folder, resident)
     weights.prepare(active)
-    live = TaskModel(model, contents.folder, weights, Heads(model, contents, matched, files))
+    opened: dict[str, Any] = {"path": contents.folder.path.resolve(), "rename": rename, "resident": resident}
+    if base is not None and isinstance(contents.folder, EmrArtefact):
+        opened["base"] = contents.source.place
+    live = TaskModel(model, contents.folder, weights, Heads(model, contents, matched, files), opened)
     live.fill()
     live.set_task(task)
     files.check_unchanged()
     return live
+
+
+def restored(
+    own: dict[str, Any],
+    active: Active,
+    record: TasksRecord,
+    first: dict[str, Tensor],
+    labels: dict[str | None, dict[str, Any]],
+) -> TaskModel:
+    """A live model from its pickle: what is its own, and of its folder the tasks in force, the record, and the heads
+    and labels of no task. InputError where the folder is not there, or another by now."""
+    model: nn.Module = own["_modules"]["model"]
+    _unshare(model)
+    held = [tensor.detach().clone() for tensor in _tensors(model)]
+    live = load(model=model, **own["_opened"])
+    if live._folder.record != record:
+        raise InputError(f"{live._folder.path}: is of another merge than the live model was when it was pickled")
+    live._heads.first, live._heads.labels = first, labels
+    live.set_task(active)
+    with torch.no_grad():
+        for tensor, value in zip(_tensors(model), held, strict=True):
+            tensor.copy_(value)
+    live.__dict__.update(own)
+    return live
+
+
+def _unshare(model: nn.Module) -> None:
+    """Give a model memory of its own: what multiprocessing sends is the sender's, whose task would change with ours."""
+    storages: dict[int, Any] = {}
+    for tensor in _tensors(model):
+        theirs: Any = tensor.untyped_storage()
+        if theirs.is_shared() and theirs.nbytes():
+            ours = storages.setdefault(theirs.data_ptr(), theirs.clone())
+            tensor.data = tensor.data.new_empty(0).set_(ours, tensor.storage_offset(), tensor.shape, tensor.stride())
+
+
+def _tensors(model: nn.Module) -> list[Tensor]:
+    return [*model.parameters(), *model.buffers()]
+
+
+def find_device(name: str | torch.device) -> torch.device:
+    """The device of this name; "auto": a GPU where there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.zeros(1, device=name).device
+    except Exception as error:  # an unknown name, a torch without CUDA, no GPU: each is an error of another class
+        raise InputError(f"device {name!r} cannot be used ({str(error).splitlines()[0]}); use auto or cpu") from None

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from operator import attrgetter
 
-import torch
 from torch import Tensor, nn
 
+from ..dense import not_dense
 from ..errors import InputError, nearest
 from ..formats.contents import Contents
 from ..formats.dtypes import INTEGER_DTYPES, TORCH_DTYPES
@@ -128,13 +128,13 @@ class _Found:
         )
 
     def kind_problems(self) -> list[str]:
-        """Shapes and dtypes, and memory that is not there."""
+        """Shapes and dtypes, and what has no memory in order."""
         contents = self.contents
         stored = {name: contents.shared[self.owner(name)] for name in self.names if self.owner(name) in self.shared}
         stored |= {name: info for name, info in contents.copied.items() if name in self.names}
-        problems = limited([entry for entry in stored.items() if not self._fits(*entry)], self._kind_problem)
-        meta = [name for name, tensor in self.tensors.items() if tensor.is_meta]
-        return problems + limited(meta, lambda name: f"{name!r} is on the meta device; give it memory (to_empty) first")
+        odd = {name: why for name in self.right if (why := not_dense(self.tensors[name])) is not None}
+        wrong = [(name, info) for name, info in stored.items() if name not in odd and not self._fits(name, info)]
+        return limited(wrong, self._kind_problem) + limited([*odd], lambda name: f"tensor {name!r} {odd[name]}")
 
     def _fits(self, name: str, info: TensorInfo) -> bool:
         dtypes = TORCH_DTYPES.values() if name not in self.contents.copied else [INTEGER_DTYPES.get(info.dtype)]
@@ -156,6 +156,6 @@ def _renamed(name: str, rename: Rename) -> str:
 
 def memory_key(tensor: Tensor) -> object:
     """What is equal for tied tensors alone."""
-    if tensor.is_meta or tensor.layout != torch.strided or not tensor.numel():
+    if not_dense(tensor) or not tensor.numel():
         return id(tensor)
     return tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()

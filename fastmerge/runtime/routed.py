@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..forms import well_formed
 from .features import mean_pooled
 from .router import Router
 from .task_model import TaskModel
@@ -27,6 +28,7 @@ class RoutedModel(nn.Module):
     a number of a whole group (a loss) becomes a tensor with the sample's group's.
     """
 
+    @well_formed
     def __init__(self, task_model: TaskModel, router: Router, features: Callable[..., Tensor] | None = None) -> None:
         super().__init__()
         router.need(task_model.tasks, "the model")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import operator
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,9 +16,11 @@ from torch import Tensor
 from .. import __version__
 from ..errors import InputError
 from ..formats.contents import recorded_tasks
+from ..formats.folder import holds, write_whole
 from ..formats.mapping import Inputs
 from ..formats.safetensors import read_header, write_header
 from ..formats.tasks import read_record
+from ..forms import well_formed
 
 RECORD, TENSORS = "router.json", "router.safetensors"
 STEPS = 200  # of L-BFGS at most; the problem is convex
@@ -54,6 +54,7 @@ class Router:
     accuracy: dict[str, float] = field(default_factory=dict)
 
     @classmethod
+    @well_formed
     def fit(
         cls,
         features: Tensor,
@@ -88,6 +89,7 @@ class Router:
         """D, how many numbers the features of a sample are."""
         return self.weight.shape[1]
 
+    @well_formed
     def weights(self, features: Tensor) -> Tensor:
         """How likely each sample is of each task: float32 [N, K], rows sum to 1. features: [N, D]."""
         if features.ndim != 2 or features.shape[1] != self.width:
@@ -115,28 +117,33 @@ class Router:
                 f"router: it is for the tasks {', '.join(self.tasks)}, {where} has {', '.join(tasks)}; train it anew"
             )
 
+    @well_formed
     def save(self, folder: str | Path) -> None:
         """Write router.safetensors and router.json to a folder, that of the experts for one."""
         path = Path(folder).expanduser()
         known = recorded_tasks(path)
         if known is not None:
             self.need(known, str(path))
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be made a folder: {error.strerror}; choose another") from None
         record = RouterRecord(
             fastmerge=__version__, tasks=list(self.tasks), features=self.width, accuracy=self.accuracy
         )
         shapes = [(name, "F32", tuple(tensor.shape)) for name, tensor in self._tensors().items()]
         header, _ = write_header(shapes, {"format": "pt", "fastmerge.format": "router"})
         data = b"".join(tensor.cpu().contiguous().numpy().tobytes() for tensor in self._tensors().values())
-        _replace(path / TENSORS, header + data)
+        write_whole(path / TENSORS, header + data)
         text = json.dumps(record.model_dump(), indent=2, ensure_ascii=False) + "\n"
-        _replace(path / RECORD, text.encode())
+        write_whole(path / RECORD, text.encode())
 
     @classmethod
+    @well_formed
     def load(cls, folder: str | Path) -> Router:
         """Read a router that `save` wrote. InputError where it is damaged, or for other tasks than its folder's."""
         path = Path(folder).expanduser()
-        if not (path / RECORD).is_file() or not (path / TENSORS).is_file():
+        if not holds(path, RECORD) or not holds(path, TENSORS):
             raise InputError(f"{path}: has no router, which is {RECORD} and {TENSORS}")
         record = read_record(path / RECORD, RouterRecord)
         header = read_header(path / TENSORS)
@@ -236,16 +243,3 @@ def _train(x: Tensor, target: Tensor, tasks: int) -> tuple[Tensor, Tensor]:
 
     optimizer.step(loss)  # type: ignore[no-untyped-call]
     return weight.detach(), bias.detach()
-
-
-def _replace(file: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(content)
-        os.chmod(name, 0o644)
-        os.replace(name, file)
-    except BaseException:
-        os.unlink(name)
-        raise

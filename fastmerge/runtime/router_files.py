@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..errors import InputError, attempt
 from ..formats.contents import need_tasks
+from ..forms import well_formed
 from .evaluation import Evaluation, evaluate
 from .router import Router, held_out, share_problems
 from .samples import Samples, read_samples
@@ -25,6 +26,7 @@ class Trained(NamedTuple):
     held_out: Evaluation | None
 
 
+@well_formed
 def train_router(
     folder: str | Path,
     data: File = None,
@@ -58,6 +60,7 @@ def train_router(
     return Trained(router, evaluation)
 
 
+@well_formed
 def evaluate_router(folder: str | Path, data: File = None, features: File = None, **model: Any) -> Evaluation:
     """Let the router of a folder choose for samples; arguments and errors as for `train_router`."""
     problems: list[str] = []

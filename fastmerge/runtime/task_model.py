@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..errors import InputError, MergeError
 from ..formats.tasks import TaskFolder
+from ..forms import well_formed
 from .heads import Heads
 from .weights import Active, Weights
 
@@ -44,16 +45,21 @@ def _number(value: Any) -> float:
 class TaskModel(nn.Module):
     """Wraps `model`, whose parameters it changes in place; whatever else is asked of it, the model answers.
 
-    copy.deepcopy makes a model that switches for itself, of the same files, which neither copies. It cannot be pickled.
+    copy.deepcopy makes a model that switches for itself, of the same files, which neither copies. A pickle (torch.save,
+    a worker of multiprocessing's or Ray's) holds the model as it is, and of the files where they are: the folder is
+    loaded again where it is read, and must be the same there.
 
     A switch that fails, whatever the reason, leaves the task that was in force. Should even that fail, the model
     refuses to compute until another switch succeeds.
     """
 
-    def __init__(self, model: nn.Module, folder: TaskFolder, weights: Weights, heads: Heads) -> None:
+    def __init__(
+        self, model: nn.Module, folder: TaskFolder, weights: Weights, heads: Heads, opened: Mapping[str, Any]
+    ) -> None:
         super().__init__()
         self.model = model
         self._folder, self._weights, self._heads = folder, weights, heads
+        self._opened = dict(opened)  # the arguments of `load` that open the folder again
         self._active: Active = {}
         self._refusals: list[RemovableHandle] = []
         self._inference = _of_inference_mode(model)
@@ -96,10 +102,12 @@ class TaskModel(nn.Module):
             raise
         self._accept()
 
+    @well_formed
     def add_expert(self, task: str, weight: float = 1.0) -> None:
         """Let an expert join those in force, or change its weight."""
         self.set_task({**self._active, task: weight})
 
+    @well_formed
     def remove_expert(self, task: str) -> None:
         """Take an expert out; what stays has the very bits that it would have without it."""
         if task not in self._active:
@@ -142,11 +150,17 @@ class TaskModel(nn.Module):
         other._inference = _of_inference_mode(other.model)
         return other
 
-    def __reduce_ex__(self, _: SupportsIndex) -> NoReturn:
-        raise InputError(
-            f"{self._folder.path}: a live model of its tasks is bound to maps of its files, and can be copied by "
-            "copy.deepcopy alone; in place of a pickle save its state_dict(), or load the folder where it is needed"
-        )
+    def __copy__(self) -> NoReturn:
+        raise InputError("a live model changes its tensors in place, which no other can share; use copy.deepcopy")
+
+    def __reduce_ex__(self, _: SupportsIndex) -> tuple[Any, ...]:
+        from .load import restored  # which makes such models
+
+        if self._refusals:
+            raise MergeError("the model is of no task, since a switch failed: set a task before it is pickled")
+        ours = ("_folder", "_weights", "_heads", "_active", "_refusals", "_inference")
+        own = {name: value for name, value in self.__dict__.items() if name not in ours}
+        return restored, (own, self._active, self._folder.record, self._heads.first, self._heads.labels)
 
     def _become(self, active: Active) -> None:
         with torch.inference_mode(self._inference), torch.no_grad():

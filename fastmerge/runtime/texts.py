@@ -12,13 +12,15 @@ from torch import Tensor
 from ..errors import InputError, attempt
 from ..formats.contents import open_contents
 from ..formats.safetensors import limited
+from ..forms import well_formed
 from .features import mean_pooled
 from .huggingface import load_transformers
-from .load import load
+from .load import find_device, load
 
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.txt", "vocab.json")
 
 
+@well_formed
 def text_features(
     folder: str | Path,
     texts: Sequence[str],
@@ -81,13 +83,3 @@ def tokenizer_of(source: Path) -> Any:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return tokenizer
-
-
-def find_device(name: str) -> torch.device:
-    """The device of this name; "auto": a GPU where there is one."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.zeros(1, device=name).device
-    except Exception as error:  # an unknown name, a torch without CUDA, no GPU: each is an error of another class
-        raise InputError(f"device {name!r} cannot be used ({str(error).splitlines()[0]}); use auto or cpu") from None

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,22 +35,3 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("file systems cannot be mounted here")
     yield disk
     subprocess.run(["umount", str(disk)], check=True)
-
-
-@pytest.fixture
-def as_nobody() -> Iterator[Path]:
-    """A folder of its own, in a process that may not look everywhere: root may."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        folder.chmod(0o777)
-        root = os.geteuid() == 0
-        if root:
-            os.setresuid(65534, 65534, 0)
-        try:
-            yield folder
-        finally:
-            if root:
-                os.setresuid(0, 0, 0)
-            for path in folder.rglob("*"):
-                if path.is_dir():
-                    path.chmod(0o777)

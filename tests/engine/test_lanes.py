@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -160,27 +160,26 @@ def test_sequences(elements: Sequence[Sequence[int]], count: int, expected: list
     assert sequences(elements, count) == expected
 
 
-def test_threads_divided_side_by_side_are_all_restored() -> None:
-    """Whichever ends first, and in each of the threads: how many torch has is a thread's own."""
+def test_threads_are_divided_among_lanes_alone() -> None:
+    """Threads that begin meanwhile, a user's or another merge's, have as many of torch's as without."""
+
+    def in_a_thread(call: Callable[[], int]) -> int:
+        with ThreadPoolExecutor() as pool:
+            return pool.submit(call).result()
+
+    def divide() -> int:
+        with stream.threads_each(2):
+            return 100 * torch.get_num_threads() + in_a_thread(torch.get_num_threads)
+
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(6)
-        one, other = stream.threads_each(2), stream.threads_each(3)
-        one.__enter__()
-        assert torch.get_num_threads() == 3
-        other.__enter__()
-        assert torch.get_num_threads() == 2
-        one.__exit__(None, None, None)
-        other.__exit__(None, None, None)
-        assert torch.get_num_threads() == 6
-
-        def divide() -> int:
-            with stream.threads_each(2):
-                pass
-            return torch.get_num_threads()
-
-        with ThreadPoolExecutor() as pool, stream.threads_each(3):
-            assert pool.submit(divide).result() == 6
-        assert torch.get_num_threads() == 6
+        with stream.threads_each(3) as begin:
+            assert torch.get_num_threads() == 2
+            assert in_a_thread(torch.get_num_threads) == 6
+            assert in_a_thread(divide) == 306
+            with ThreadPoolExecutor(1, initializer=begin) as lane:
+                assert lane.submit(torch.get_num_threads).result() == 2
+        assert torch.get_num_threads() == in_a_thread(torch.get_num_threads) == 6
     finally:
         torch.set_num_threads(before)

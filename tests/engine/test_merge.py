@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ import torch
 from folders import Patched, content, family, near, read, state, write
 from safetensors.torch import load_file
 from tensors import assert_same_bits
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastmerge as fm
 from fastmerge.engine import writer
@@ -367,13 +370,13 @@ def test_dtype_of_the_result(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("models", [["a"], "a", Path("a"), [("a", "b", "c")]], ids=str)
 def test_models_without_names(models: Any) -> None:
-    with pytest.raises(InputError, match=r"^models: expected \{name: folder, …\}$"):
+    with pytest.raises(InputError, match=r"^models(: expected {str: .*} or|\[0\]: expected) .*\(str, str or P"):
         fm.merge("linear", None, models, "out")
-    with pytest.raises(InputError, match=r"^models: expected \{name: folder, …\}$"):
+    with pytest.raises(InputError, match=r"^models(: expected {str: .*} or|\[0\]: expected) .*\(str, str or P"):
         fm.spectrum("base", models)
-    with pytest.raises(InputError, match=r"^models: expected \{name: state dict, …\}$"):
+    with pytest.raises(InputError, match=r"^models: expected {str: {str: Tensor}}, not "):
         fm.merge_state_dicts("linear", None, models)
-    with pytest.raises(InputError, match=r"tensors: expected \[\(pattern, \{parameter: value\}\), …\]"):
+    with pytest.raises(InputError, match=r"^tensors(\[0\])?: expected \[?\(str or \[str, …\], {str: …}\)"):
         fm.plan("linear", None, {"a": "a"}, tensors=models)
 
 
@@ -512,8 +515,40 @@ def test_a_state_dict_of_something_else(value: object, where: str) -> None:
     ):
         fm.merge_state_dicts("linear", base, states)
     whole: dict[str, Any] = {"base": base, **states, where: torch.nn.Linear(2, 2)}
-    with pytest.raises(InputError, match=rf"^{where}: expected a state dict, not a Linear$"):
+    named = {"base": r"base: expected {str: Tensor} or None", "m1": r"models\['m1'\]: expected {str: Tensor}"}[where]
+    with pytest.raises(InputError, match=rf"^{named}, not a Linear; pass its state_dict\(\)$"):
         fm.merge_state_dicts("linear", whole.pop("base"), whole)
+
+
+NOT_DENSE: dict[str, tuple[Callable[[], Tensor], str]] = {
+    "meta": (lambda: torch.empty(8, device="meta"), r"is on the meta device, without values; load them"),
+    "sparse": (lambda: torch.ones(8).to_sparse(), r"is stored as sparse_coo; call its to_dense\(\)"),
+    "fake": (lambda: FakeTensorMode().from_tensor(torch.ones(8)), "is a FakeTensor, which keeps its elements in"),
+    "nested": (lambda: torch.nested.nested_tensor([torch.ones(8)], layout=torch.jagged), "is a NestedTensor"),
+    "lazy": (lambda: torch.nn.UninitializedParameter(), "has no shape yet; run its lazy module once"),
+}
+
+
+@pytest.mark.parametrize("kind", NOT_DENSE)
+def test_tensors_without_elements_in_order(kind: str) -> None:
+    """They are all named before any work."""
+    make, expected = NOT_DENSE[kind]
+    states: dict[str, dict[str, Any]] = {name: state(k) for k, name in enumerate(("m0", "m1"))}
+    for own in states.values():
+        own["norm.weight"] = make()
+    with pytest.raises(InputError) as caught:
+        fm.merge_state_dicts("linear", None, states)
+    for problem, name in zip(caught.value.problems, states, strict=True):
+        assert re.match(rf"{name}: tensor 'norm\.weight' {expected}", problem)
+    for op in (fm.ops.combine, fm.ops.inner_products, fm.ops.moments):
+        with pytest.raises(InputError, match=r"models\[1\] (is|has no shape)"):
+            op(torch.ones(8), [torch.ones(8), make()])
+
+
+def test_a_task_keeps_what_is_its_own_as_it_is() -> None:
+    """Such as a sparse tensor, which is not merged."""
+    states = {name: state(k) | {"norm.weight": torch.eye(8).to_sparse()} for k, name in enumerate(("m0", "m1"))}
+    assert fm.merge_state_dicts("linear", None, states, task_specific=["norm.*"]).own["m1"]["norm.weight"].is_sparse
 
 
 def test_records_of_other_merges_are_not_copied(tmp_path: Path) -> None:

@@ -99,7 +99,27 @@ def test_other_inputs(change: Callable[[Models], Models], models: Models, tmp_pa
     changed = change(models)
     second = fm.merge(Measured(), *changed, tmp_path / "two")
     assert second.bytes_read == first.bytes_read
-    assert len(list((tmp_path / ".fastmerge").iterdir())) == 2
+    assert len(list((tmp_path / ".fastmerge").iterdir())) == (1 if change is touched else 2)
+
+
+@pytest.mark.parametrize("gone", [True, False], ids=["gone", "written to"])
+def test_what_nobody_can_use_any_more_is_removed(gone: bool, models: Models, tmp_path: Path) -> None:
+    """With the next statistics that are written: of inputs that are gone, or have changed, and of no others."""
+    other = copied(models)
+    fm.merge(Measured(), *models, tmp_path / "one")
+    past = kept_file(tmp_path)
+    strange = [past.with_name(name) for name in ("mine.txt", "statistics-mine.safetensors")]
+    for file in strange:
+        file.write_text("mine")
+    if gone:
+        shutil.rmtree(models[0])
+    else:
+        touched(models)
+    fm.merge(Measured(), *other, tmp_path / "two")
+    left = {*past.parent.iterdir()} - {*strange}
+    assert len(left) == 1
+    assert past not in left
+    assert all(file.exists() for file in strange)
 
 
 def test_damage_is_not_believed(models: Models, tmp_path: Path) -> None:
@@ -122,11 +142,11 @@ def test_statistics_of_others_are_not_believed(models: Models, tmp_path: Path) -
     """A whole file under the name of another."""
     fm.merge(Measured(), *models, tmp_path / "one")
     file = kept_file(tmp_path)
-    touched(models)
-    fm.merge(Measured(), *models, tmp_path / "two")
+    changed = reordered(models)
+    fm.merge(Measured(), *changed, tmp_path / "two")
     (other,) = set((tmp_path / ".fastmerge").iterdir()) - {file}
     file.replace(other)
-    assert any("not of these inputs" in n for n in fm.merge(Measured(), *models, tmp_path / "three").notes)
+    assert any("not of these inputs" in n for n in fm.merge(Measured(), *changed, tmp_path / "three").notes)
 
 
 @pytest.mark.parametrize("shape", [(3, 3), (4, 2)])
@@ -136,7 +156,7 @@ def test_other_shapes_are_not_believed(shape: tuple[int, ...], models: Models, t
     file = kept_file(tmp_path)
     key = file.stem.removeprefix("statistics-")
     odd = Kept({("moments", name): torch.zeros(shape, dtype=torch.float64) for name in read(models[0])})
-    statistics_file.save(odd, file, key, tmp_path / "scratch")
+    statistics_file.save(odd, file, key, [], tmp_path / "scratch")
     assert fm.merge(Measured(), *models, tmp_path / "two").bytes_read == first.bytes_read
     assert content(tmp_path / "one").keys() == content(tmp_path / "two").keys()
 

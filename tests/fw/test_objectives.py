@@ -97,7 +97,8 @@ POOL = [{"weight": torch.ones(1, 1)}]
         ({"lmo": "layer", "layers": ["b.*"]}, r"layers: 'b.\*' matches no tensor"),
         ({"layers": "blocks"}, "layers: is 'blocks'"),
         ({"resume": True}, "from which checkpoint"),
-        ({"checkpoint": "/nowhere/at/all.json"}, "is no folder"),
+        ({"checkpoint": "/nowhere/at/all.json"}, "checkpoint: /nowhere/at is no folder"),
+        ({"checkpoint": "/tmp"}, "checkpoint: .*/tmp is a folder; give the name of a file"),
     ],
     ids=lambda value: value[:40] if isinstance(value, str) else ",".join(value),
 )

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 import fastmerge as fm
 from fastmerge.errors import InputError, MergeError
+from fastmerge.formats import folder as folder_files
 
 STEPS = {
     "hard": {"steps": 4},
@@ -189,6 +190,29 @@ def test_resumed_runs_end_as_others(options: dict[str, Any], tmp_path: Path) -> 
         run(Net(0), {"other": pool["n0"]}, checkpoint=file, resume=True, **options)
 
 
+def test_a_record_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file before stays, nothing lies beside it, and the model is at the step that was done."""
+    pool = nets(tmp_path, 2)
+    file = tmp_path / "records" / "run.json"
+    file.parent.mkdir()
+    before = run(Net(0), pool, steps=1, checkpoint=file)
+    written = file.read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(folder_files.os, "replace", full)
+    model = Net(0)
+    with pytest.raises(MergeError, match=r"run\.json: cannot be written: No space left on device; mend that"):
+        run(model, pool, steps=2, checkpoint=file, resume=True)
+    assert same(model, bits(run(Net(0), pool, steps=2).model))
+    with pytest.raises(MergeError, match=r"run\.json: cannot be written"):
+        before.save(file)
+    assert (file.read_bytes(), [*file.parent.iterdir()]) == (written, [file])
+    with pytest.raises(InputError, match="nowhere is no folder"):
+        before.save(tmp_path / "nowhere" / "run.json")
+
+
 def test_ends(tmp_path: Path) -> None:
     """By the gap, by the number of steps, by the caller."""
     pool = nets(tmp_path)
@@ -261,7 +285,7 @@ def test_pools_that_do_not_fit(tmp_path: Path) -> None:
         run(Net(0), {"n0": pool["n0"]}, init=pool["missing"])
     net = Net(0)
     net.up.weight.data = net.up.weight.data.T.contiguous().T
-    with pytest.raises(InputError, match=r"model: 'up\.weight' is not contiguous"):
+    with pytest.raises(InputError, match=r"model: 'up\.weight' is not contiguous in memory; make it"):
         run(net, {"n0": pool["n0"]})
 
 
@@ -364,3 +388,15 @@ def test_weights_are_left_as_they_are_by_what_cannot_run() -> None:
         fm.frank_wolfe(model, problem.pool, problem.loss, [])
     assert all(torch.equal(t, problem.initial[n]) for n, t in model.state_dict().items())
     assert isinstance(model, Weights)
+
+
+def test_what_cannot_be_looked_at_is_said(as_nobody: Path) -> None:
+    """Records and routers in a folder that is closed."""
+    closed = as_nobody / "closed"
+    closed.mkdir(mode=0o000)
+    with pytest.raises(InputError, match=r"closed: cannot be looked at: Permission denied"):
+        fm.fw.rebuild(closed / "run.json")
+    with pytest.raises(InputError, match=r"checkpoint: .*closed cannot be written to"):
+        run(Net(0), {"n": Net(1).state_dict()}, checkpoint=closed / "run.json")
+    with pytest.raises(InputError, match=r"closed: cannot be looked at: Permission denied"):
+        fm.runtime.Router.load(closed)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import fastmerge
-from fastmerge import dispatch
+from fastmerge import dispatch, methods
 from fastmerge.__main__ import WAITING
 
 ROOT = Path(fastmerge.__file__).parent
@@ -34,6 +34,7 @@ ROOMS = {
     "ops": 5,
     "arrays": 6,
     "cutoff": 6,
+    "forms": 7,
     "gpus": 5,
     "targets": 6,
     "dispatch": 6,
@@ -41,6 +42,7 @@ ROOMS = {
     "kernels": 7,
     "interrupts": 8,
     "late": 8,
+    "dense": 8,
     "errors": 8,
     "weights": 8,
 }
@@ -100,10 +102,14 @@ def test_typed() -> None:
     assert (ROOT / "py.typed").is_file()
 
 
-def test_types_of_a_method_of_ones_own(tmp_path: Path) -> None:
-    """Parameters that have a default need not be given."""
+def test_types_of_methods(tmp_path: Path) -> None:
+    """Parameters that have a default need not be given, of fastmerge's methods as of one's own."""
+    declared = [methods.get(name) for name in methods.names()]
     (tmp_path / "own.py").write_text(
         "import torch\nimport fastmerge as fm\nfrom fastmerge.methods import Method, TaskVectorMethod\n"
+        + "".join(f"import {one.__module__}\n{one.__module__}.{one.__name__}()\n" for one in declared)
+        + "fm.methods.ties.TIES(density=0.2)\nfm.methods.ties.TIES(density={'a': 0.2}, scope='global')\n"
+        "fm.Recipe(method='linear', models={}, seed=3)\n"
         "class Own(Method):\n    strength: float = 1.0\n"
         "class Vectors(TaskVectorMethod):\n    strength: float = 1.0\n"
         "fm.merge(Own(), 'base', {'a': 'b'}, 'out', dtype=torch.float16, device=torch.device('cpu'))\n"

@@ -162,8 +162,8 @@ def test_emr_masks_cut_short(tmp_path: Path) -> None:
     ("kind", "task", "says"),
     [
         ("emr", {"math": 1.0, "code": 1.0}, "one task at a time"),
-        ("experts", ["t0"], "a task is a name"),
-        ("experts", 3, "a task is a name"),
+        ("experts", ["t0"], "task: expected str or {str: a number} or None, not a list"),
+        ("experts", 3, "None, not 3"),
         ("experts", {"t0": float("nan")}, "weight is nan"),
         ("experts", {"t0": 10**400}, "expected a finite number"),
         ("damaged", "t1", "offsets do not increase"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from pathlib import Path
 
 import pytest
@@ -111,3 +112,15 @@ def test_a_model_without_the_head_is_refused(tmp_path: Path) -> None:
     del model.classifier
     with pytest.raises(InputError, match=r"'classifier.1.weight' .* two, three, seven has for itself"):
         fm.runtime.load(merged(tmp_path), model)
+
+
+def test_a_pickle_keeps_the_first_head(tmp_path: Path) -> None:
+    """That of no task, which no file has, though another stands in its place."""
+    first = fm.runtime.load(merged(tmp_path, headless=True), Classifier(4, 9), task="seven")
+    other = pickle.loads(pickle.dumps(first))
+    assert torch.equal(other(X), first(X))
+    for task in (None, "two", "seven", None):
+        first.set_task(task)
+        other.set_task(task)
+        assert other.classifier[1].out_features == SIZES.get(str(task), 4)
+        assert torch.equal(other(X), first(X))

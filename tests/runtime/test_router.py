@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fastmerge.errors import InputError
+from fastmerge.errors import InputError, MergeError
+from fastmerge.formats import folder as folder_files
 from fastmerge.runtime import Router
 
 TASKS = ["t0", "t1", "t2"]
@@ -84,6 +85,21 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
     assert {f.name: f.read_bytes() for f in folder.glob("router.*")} == files
     router.save(tmp_path / "elsewhere")
     assert Router.load(tmp_path / "elsewhere").tasks == router.tasks
+
+
+def test_a_router_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    router = Router.fit(*samples())
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file: cannot be made a folder: File exists; choose another"):
+        router.save(tmp_path / "file")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(folder_files.os, "replace", full)
+    with pytest.raises(MergeError, match=r"router\.safetensors: cannot be written: No space left on device"):
+        router.save(tmp_path / "folder")
+    assert not [*(tmp_path / "folder").iterdir()]
 
 
 def test_another_task_list(tmp_path: Path) -> None:
@@ -171,7 +187,10 @@ def wild(value: float) -> Tensor:
         (lambda: Router.fit(X, LABELS, [*TASKS, "t3"]), "no samples of t3"),
         (lambda: Router.fit(X, LABELS, [*TASKS, "t2"]), "two tasks have one name"),
         (lambda: Router.fit(X, LABELS, validation=1.0), "validation is 1.0"),
-        (lambda: Router.fit(X, ["t0", *range(29)]), "labels are either names of tasks or whole numbers"),
+        (
+            lambda: Router.fit(X, ["t0", *range(29)]),
+            r"labels: expected Tensor or \[str, …\] or \[a whole number, …\], not a list",
+        ),
         (lambda: Router.fit(X, LABELS).weights(X[:, 1:]), r"features must be \[N, 40\]"),
     ],
 )

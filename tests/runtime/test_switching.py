@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import copy
 import gc
-import io
+import json
+import os
 import pickle
 import random
-from collections.abc import Callable
+import shutil
+import subprocess
+import sys
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -284,10 +289,74 @@ def test_a_copy_switches_for_itself(kind: str, resident: bool, request: pytest.F
     assert kind == "folder" or same(first.model, expected["math"])
 
 
-@pytest.mark.parametrize("use", [pickle.dumps, copy.copy, lambda live: torch.save(live, io.BytesIO())])
-def test_a_live_model_is_not_pickled(use: Callable[[nn.Module], object], folder: Path) -> None:
-    with pytest.raises(InputError, match=r"deepcopy alone; in place of a pickle save its state_dict\(\)"):
-        use(fm.runtime.load(folder, Net(1)))
+def again(live: nn.Module) -> Any:
+    return pickle.loads(pickle.dumps(live))
+
+
+@pytest.mark.parametrize("resident", [False, True], ids=["plain", "resident"])
+@pytest.mark.parametrize("kind", ["artefact", "folder"])
+def test_a_pickle_switches_on(kind: str, resident: bool, request: pytest.FixtureRequest) -> None:
+    """It has the bits that the model had, whatever changed them, and those of every task."""
+    path = request.getfixturevalue(kind)
+    first = fm.runtime.load(path, Net(1), task="math", resident=resident).eval()
+    with torch.no_grad():
+        first.down.bias += 1
+    other = again(first)
+    assert (other.current, other.training, other.down.training) == ("math", False, False)
+    assert same(other.model, bits(first.model))
+    for task in ("law", None, "code"):
+        other.set_task(task)
+        first.set_task(task)
+        assert same(other.model, bits(first.model)), task
+    assert same(again(other).model, bits(first.model))
+
+
+def test_a_pickle_in_another_process(folder: Path, tmp_path: Path) -> None:
+    """As torch.save and the workers of spawn and Ray have it."""
+    live = fm.runtime.load(folder, Net(1), task="math")
+    torch.save(live, tmp_path / "live.pt")
+    code = (
+        "import sys, torch; live = torch.load(sys.argv[1], weights_only=False); live.set_task('code'); "
+        "torch.save(live.model.state_dict(), sys.argv[1])"
+    )
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-P", "-c", code, str(tmp_path / "live.pt")]
+    subprocess.run(command, cwd=tmp_path, env=env, check=True)
+    live.set_task("code")
+    there = Net(1)
+    there.load_state_dict(torch.load(tmp_path / "live.pt"))
+    assert same(live.model, bits(there))
+
+
+def test_a_model_sent_to_a_worker_leaves_the_first_alone(folder: Path) -> None:
+    """Multiprocessing sends the memory itself."""
+    first = fm.runtime.load(folder, Net(1, tied=True), task="math")
+    before = bits(first.model)
+    other = pickle.loads(ForkingPickler.dumps(first))
+    assert other.out.weight is other.embed.weight
+    other.set_task("code")
+    assert same(first.model, before)
+    first.set_task("code")
+    assert same(other.model, bits(first.model))
+
+
+def test_a_pickle_of_a_folder_that_is_another_now(folder: Path, tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    shutil.copytree(folder, here)
+    pickled = pickle.dumps(fm.runtime.load(here, Net(1)))
+    record = json.loads((here / "experts.json").read_text())
+    record["experts"]["math"]["scale"] += 1
+    (here / "experts.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match="is of another merge than the live model was when it was pickled"):
+        pickle.loads(pickled)
+    shutil.rmtree(here)
+    with pytest.raises(InputError, match=f"{here}: is no folder"):
+        pickle.loads(pickled)
+
+
+def test_a_live_model_is_not_copied_halfway(folder: Path) -> None:
+    with pytest.raises(InputError, match=r"changes its tensors in place, .* use copy\.deepcopy"):
+        copy.copy(fm.runtime.load(folder, Net(1)))
 
 
 def test_misuse_changes_nothing(artefact: Path, folder: Path) -> None:
@@ -297,7 +366,7 @@ def test_misuse_changes_nothing(artefact: Path, folder: Path) -> None:
         (lambda: experts.set_task("maths"), "did you mean 'math'"),
         (lambda: experts.set_task({"math": 1.0, "cod": 1.0}), "did you mean 'code'"),
         (lambda: experts.add_expert("code", float("nan")), "weight is nan"),
-        (lambda: experts.add_expert("code", "1"), "weight is '1'; expected a finite number"),  # type: ignore[arg-type]
+        (lambda: experts.add_expert("code", "1"), "weight: expected a number, not '1'"),  # type: ignore[arg-type]
         (lambda: experts.set_task(["math"]), "a task is a name"),  # type: ignore[arg-type]
         (lambda: experts.remove_expert("code"), "not in force; those are: math"),
         (lambda: masks.set_task({"math": 0.5}), "one task at a time"),
