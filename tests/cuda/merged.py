@@ -30,7 +30,7 @@ METHODS = {"linear": {}, "task_arithmetic": {"scale": 0.4}, "emr": {}, "dare_tie
 def main(folder: Path) -> None:
     warnings.simplefilter("ignore")
     patched()
-    nvrtc.launch = on_cpu.launcher(Path(nvrtc.__file__).parent)
+    nvrtc.launch = on_cpu.launcher()
     dispatch.DEVICES["cuda"] = ("cpu",)
     counts: list[int] = []
     for op in ("combine", "elect"):
