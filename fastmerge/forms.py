@@ -147,13 +147,14 @@ def _faults_of(where: str, value: Any, hint: Any) -> list[_Fault]:
 
 
 def _holds(value: Any, kind: Any, parts: tuple[Any, ...]) -> bool:
-    """Whether a value is a container of a kind: text is none, and arrays are sequences of numbers or of arrays."""
+    """Whether a value is a container of a kind: text is none, and arrays are sequences of numbers, texts or arrays."""
     if isinstance(value, (str, bytes)) or (kind is not Mapping and isinstance(value, Mapping)):
         return False
     if kind is tuple:
         return isinstance(value, (list, tuple))
     if kind is Sequence and getattr(value, "shape", None):
-        return parts[0] in (int, float) or _is_tensor(parts[0])
+        numbers = parts[0] in (int, float) or _is_tensor(parts[0])
+        return numbers or (parts[0] is str and all(isinstance(own, str) for own in value))
     return _is_iterable(value) if kind is Iterable else isinstance(value, kind)
 
 

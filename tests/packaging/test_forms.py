@@ -52,6 +52,10 @@ CALLS: list[tuple[Callable[[], object], str]] = [
         lambda: fm.plan("linear", "b", {"m": "m"}, rename={"m": "model."}),
         "rename['m']: expected [(str, str), …], not 'model.'",
     ),
+    (
+        lambda: fm.plan("linear", "b", {"m": "m"}, task_specific=np.arange(2)),
+        "task_specific: expected [str, …], not a ndarray",
+    ),
     (lambda: fm.plan(3), "what: expected str or Path or {str: …} or Recipe or MergekitRecipe or Method, not 3"),
     (
         lambda: fm.merge_state_dicts("linear", nn.Linear(2, 2), STATES),
@@ -102,7 +106,7 @@ def test_forms_that_are_right() -> None:
         assert not forms.form_problems(fm.merge, ("linear",), own)
     fit = fm.runtime.Router.fit
     for labels in (["a", "b"], np.array(["a", "b"]), torch.arange(2), [*torch.arange(2)], [*np.arange(2)]):
-        assert not forms.form_problems(fit, (W, labels), {})
+        assert not forms.form_problems(fit, (W, labels, np.array(["a", "b"])), {})
     data = TensorDataset(W)
     for batches in (data, DataLoader(data), {"a": data, "b": [W]}):
         assert not forms.form_problems(fm.frank_wolfe, (nn.Linear(2, 2), models, len, batches), {})
