@@ -179,7 +179,7 @@ def held_out(target: Tensor, tasks: int, share: float, seed: int) -> Tensor:
     """Which samples `fit` keeps back, bool [N]: the share of each task's, of which one at least is trained on.
 
     target: the place of each sample's task among `tasks` of them."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(int(seed))
     kept_back = torch.zeros(len(target), dtype=torch.bool)
     for k in range(tasks):
         own = (target == k).nonzero().flatten()

@@ -13,6 +13,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -111,6 +112,29 @@ def test_forms_that_are_right() -> None:
     for batches in (data, DataLoader(data), {"a": data, "b": [W]}):
         assert not forms.form_problems(fm.frank_wolfe, (nn.Linear(2, 2), models, len, batches), {})
     assert ops.combine(W, torch.stack([W, W]), np.array([1.0, 2.0]), scale=torch.tensor(0.5)).merged.shape == W.shape  # type: ignore[arg-type]
+
+
+class Place:
+    """A path of another library's."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+
+def test_what_is_right_is_taken(tmp_path: Path) -> None:
+    """Paths that are no Path, and whole numbers that are no int."""
+    for name in ("base", "m"):
+        save_file({"w": W}, tmp_path / f"{name}.safetensors")
+    places: list[Any] = [Place(tmp_path / name) for name in ("base.safetensors", "m.safetensors", "out")]
+    fm.merge("linear", places[0], {"m": places[1]}, places[2], memory=np.int64(2**23))  # type: ignore[arg-type]
+    for seed in (np.int64(3), torch.tensor(3)):
+        given: Any = seed
+        assert not fm.verify(places[2], samples=given, seed=given).problems
+        fm.runtime.Router.fit(torch.eye(4), [0, 1, 0, 1], seed=given, validation=0.5)
+        fm.fisher_information(nn.Linear(2, 2), [W], labels="sample", seed=given)
 
 
 def test_a_long_list() -> None:
