@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import operator
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from inspect import Parameter, signature, unwrap
+from itertools import islice
 from numbers import Integral
 from pathlib import Path
 from types import NoneType, UnionType
@@ -17,6 +19,7 @@ from .errors import FastmergeError, InputError
 
 P = ParamSpec("P")
 R = TypeVar("R")
+LISTED = 5  # of a list's elements at most
 
 
 def well_formed(function: Callable[P, R]) -> Callable[P, R]:
@@ -85,7 +88,9 @@ class _Fault(NamedTuple):
             advice = "; pass its state_dict()"
         elif isinstance(self.value, str) and not _faults("", [self.value], self.hint):
             advice = f"; write [{_kind(self.value)}]"
-        elif isinstance(self.value, (Iterator, set, frozenset)) and not _faults("", [], self.hint):
+        elif (
+            _is_iterable(self.value) and not isinstance(self.value, (Mapping, bytes)) and not _faults("", [], self.hint)
+        ):
             advice = "; make a list of it"
         return f"{self.where}: expected {_told(self.hint)}, not {_kind(self.value)}{advice}"
 
@@ -106,9 +111,12 @@ def _meaning(annotation: str, function: Callable[..., Any]) -> Any:
 
 def _faults(where: str, value: Any, hint: Any) -> list[_Fault]:
     """What of a value is not in the form of a hint, as deep in it as can be told."""
-    found = [_faults_of(where, value, option) for option in _options(hint)]
-    if not all(found):
-        return []
+    found: list[list[_Fault]] = []
+    for option in _options(hint):
+        faults = _faults_of(where, value, option)
+        if not faults:
+            return []
+        found.append(faults)
     deeper = [faults for faults in found if all(fault.where != where or fault.why for fault in faults)]
     return deeper[0] if len(deeper) == 1 else [_Fault(where, value, hint)]
 
@@ -129,19 +137,30 @@ def _faults_of(where: str, value: Any, hint: Any) -> list[_Fault]:
     if not isinstance(value, (list, tuple)):
         return []
     each = parts if kind is tuple else parts * len(value)
-    inner = enumerate(zip(value, each, strict=True))
-    return [fault for i, (own, part) in inner for fault in _faults(f"{where}[{i}]", own, part)]
+    wrong = (
+        faults
+        for i, (own, part) in enumerate(zip(value, each, strict=True))
+        if not (part in (str, int) and type(own) is part)  # there may be a million labels
+        and (faults := _faults(f"{where}[{i}]", own, part))
+    )
+    return [fault for faults in islice(wrong, LISTED) for fault in faults]
 
 
 def _holds(value: Any, kind: Any, parts: tuple[Any, ...]) -> bool:
-    """Whether a value is a container of a kind: text is none, and arrays are sequences of numbers or of arrays."""
+    """Whether a value is a container of a kind: text is none, and arrays are sequences of numbers, texts or arrays."""
     if isinstance(value, (str, bytes)) or (kind is not Mapping and isinstance(value, Mapping)):
         return False
     if kind is tuple:
         return isinstance(value, (list, tuple))
     if kind is Sequence and getattr(value, "shape", None):
-        return parts[0] in (int, float) or _is_tensor(parts[0])
-    return isinstance(value, kind)
+        numbers = parts[0] in (int, float) or _is_tensor(parts[0])
+        return numbers or (parts[0] is str and all(isinstance(own, str) for own in value))
+    return _is_iterable(value) if kind is Iterable else isinstance(value, kind)
+
+
+def _is_iterable(value: Any) -> bool:
+    """Whether a value can be gone through: without __iter__ too, as data sets of torch's."""
+    return isinstance(value, Iterable) or (hasattr(value, "__getitem__") and not isinstance(value, type))
 
 
 def _is(value: Any, hint: Any) -> bool:
@@ -149,7 +168,7 @@ def _is(value: Any, hint: Any) -> bool:
     if hint is bool:
         return value in (0, 1) if isinstance(value, Integral) else type(value).__name__ in ("bool", "bool_")  # NumPy's
     if hint is int:
-        return isinstance(value, Integral) and not isinstance(value, bool)
+        return _is_index(value)
     if hint is float:
         return hasattr(value, "__float__") and not isinstance(value, type) and not getattr(value, "shape", None)
     if hint is Path:
@@ -161,6 +180,17 @@ def _is(value: Any, hint: Any) -> bool:
     if hint is Any or not isinstance(hint, type) or getattr(hint, "_is_protocol", False):
         return True
     return isinstance(value, hint)
+
+
+def _is_index(value: Any) -> bool:
+    """Whether a value is a whole number, as tensors without dimensions may be."""
+    if isinstance(value, (bool, type)) or getattr(value, "shape", None):
+        return False
+    try:
+        operator.index(value)
+    except (TypeError, RuntimeError):  # tensors of fractions; those on the meta device
+        return False
+    return True
 
 
 def _is_tensor(hint: Any) -> bool:

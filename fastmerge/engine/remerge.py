@@ -39,7 +39,7 @@ class Remerge:
         self.plan = plan
         self._folder = folder
         self._samples = samples
-        self._random = random.Random(seed)
+        self._random = random.Random(int(seed))
 
     def gather(self, progress: Progress | None) -> None:
         """Run the passes before the last, after which the plan is known whole."""

@@ -273,7 +273,7 @@ def _task_check(
     if [(file.file, file.header_sha256) for file in made.files] != [(f.file, f.header_sha256) for f in record.files]:
         return Check("blocks", [f"{folder}: its files are laid out otherwise than its {ARTEFACT} gives"])
     problems: list[str] = []
-    inputs, choice = Inputs(made.headers), random.Random(seed)
+    inputs, choice = Inputs(made.headers), random.Random(int(seed))
     works = made.works(inputs)
     try:
         blocks = compare(works, [made.layout], folder, inputs, MAX_CHUNK, samples, choice, problems, progress)

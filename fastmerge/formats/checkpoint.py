@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -87,7 +88,7 @@ def open_checkpoint(path: str | Path, label: str, *, fetch: bool = True) -> Chec
     Raises InputError with every problem found; `label` is the name they give the model.
     """
     try:
-        root, snapshot = _locate(str(path), label)
+        root, snapshot = _locate(os.fspath(path), label)
         files, index, notes, problems = ([root], None, [], []) if root.is_file() else _files(root, snapshot)
     except OSError as error:  # no permission, or a name longer than the file system takes
         raise InputError(f"{label}: {path} cannot be read: {error.strerror}") from None

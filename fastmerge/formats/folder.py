@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from ..errors import InputError, MergeError
 
@@ -55,7 +56,7 @@ def write_json(file: Path, content: Any) -> None:
 
 def write_whole(file: Path, content: bytes) -> None:
     """Write a file whole or not at all; MergeError where it cannot be."""
-    scratch = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    scratch = file.with_name(f".{file.name}.{uuid4().hex[:8]}.partial")  # processes of two machines may have one number
     try:
         scratch.write_bytes(content)
         os.replace(scratch, file)

@@ -6,6 +6,7 @@ MODEL+ADAPTER  each of the forms above: the model, with the adapter merged into 
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,7 @@ def parse_spec(text: str | Path, folder: Path | None = None) -> ModelSpec:
     Of several "+" the one counts that leaves a place that exists on its left, else the first. Raises InputError where a
     side is empty.
     """
-    text = str(text)
+    text = os.fspath(text)
     if "+" not in text or _exists(text, folder):
         return ModelSpec(text)
     cuts = [i for i, letter in enumerate(text) if letter == "+"]

@@ -49,7 +49,7 @@ def fisher_information(
     state = model.state_dict(keep_vars=True)
     parameters = {n: p for n in slots(model, task_specific) if isinstance(p := state[n], nn.Parameter)}
     found = {n: torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for n, p in parameters.items()}
-    generator, count = torch.Generator().manual_seed(seed), 0
+    generator, count = torch.Generator().manual_seed(int(seed)), 0
     with _differentiable(parameters.values()), torch.enable_grad():
         for batch in batches:
             for sample in _samples(batch):

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..forms import well_formed
+from ..forms import explained
 
 INPUTS = ("token_type_ids", "inputs_embeds", "pixel_values")  # that describe what a sample is, beside ids and mask
 
 
-@well_formed
+@explained
 def mean_pooled(
     model: nn.Module, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **inputs: Any
 ) -> Tensor:

@@ -20,7 +20,7 @@ from ..formats.folder import holds, write_whole
 from ..formats.mapping import Inputs
 from ..formats.safetensors import read_header, write_header
 from ..formats.tasks import read_record
-from ..forms import well_formed
+from ..forms import explained, well_formed
 
 RECORD, TENSORS = "router.json", "router.safetensors"
 STEPS = 200  # of L-BFGS at most; the problem is convex
@@ -89,7 +89,7 @@ class Router:
         """D, how many numbers the features of a sample are."""
         return self.weight.shape[1]
 
-    @well_formed
+    @explained
     def weights(self, features: Tensor) -> Tensor:
         """How likely each sample is of each task: float32 [N, K], rows sum to 1. features: [N, D]."""
         if features.ndim != 2 or features.shape[1] != self.width:
@@ -179,7 +179,7 @@ def held_out(target: Tensor, tasks: int, share: float, seed: int) -> Tensor:
     """Which samples `fit` keeps back, bool [N]: the share of each task's, of which one at least is trained on.
 
     target: the place of each sample's task among `tasks` of them."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(int(seed))
     kept_back = torch.zeros(len(target), dtype=torch.bool)
     for k in range(tasks):
         own = (target == k).nonzero().flatten()

@@ -23,7 +23,7 @@ class Pages:
 
     def __init__(self) -> None:
         self._idle: list[mmap.mmap] = []
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # within it garbage may be collected, which gives back
         self._zeros = mmap.mmap(-1, LARGE)
 
     def take(self, numbers: int, dtype: torch.dtype) -> Tensor:

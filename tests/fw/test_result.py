@@ -213,6 +213,22 @@ def test_a_record_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Mon
         before.save(tmp_path / "nowhere" / "run.json")
 
 
+def test_two_who_write_one_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the same time, as processes of two containers, whose numbers may be equal: the file is the last one's."""
+    file, replace = tmp_path / "run.json", os.replace
+
+    def meanwhile(scratch: Path, target: Path) -> None:
+        monkeypatch.setattr(folder_files.os, "replace", replace)
+        folder_files.write_whole(file, b"another's")
+        assert file.read_bytes() == b"another's"
+        replace(scratch, target)
+
+    monkeypatch.setattr(folder_files.os, "replace", meanwhile)
+    folder_files.write_whole(file, b"ours")
+    assert file.read_bytes() == b"ours"
+    assert list(tmp_path.iterdir()) == [file]
+
+
 def test_ends(tmp_path: Path) -> None:
     """By the gap, by the number of steps, by the caller."""
     pool = nets(tmp_path)

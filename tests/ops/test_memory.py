@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import threading
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -54,3 +57,22 @@ def test_zeros_are_shared() -> None:
     assert not many.any()
     assert zeros(many, torch.float64).data_ptr() == zeros(few, torch.float32).data_ptr()
     assert zeros(many.to(torch.bfloat16), torch.bfloat16).numel() == 3 * N
+
+
+def test_garbage_gives_back_while_another_piece_is_taken() -> None:
+    """A collection may begin anywhere, in what is locked too: it must not wait for its own thread."""
+
+    class Collecting(list):  # type: ignore[type-arg]
+        def __iter__(self) -> Iterator[Any]:
+            gc.collect()
+            return super().__iter__()
+
+    pages = type(native.pages)()  # type: ignore[union-attr]
+    pages._idle = Collecting()
+    cycle: list[Any] = [pages.take(N, torch.float32)]
+    cycle.append(cycle)
+    del cycle
+    taking = threading.Thread(target=pages.take, args=(N, torch.float32), daemon=True)
+    taking.start()
+    taking.join(60)
+    assert not taking.is_alive()

@@ -8,11 +8,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import fastmerge as fm
 from fastmerge import arrays, forms, ops
@@ -50,6 +53,10 @@ CALLS: list[tuple[Callable[[], object], str]] = [
         lambda: fm.plan("linear", "b", {"m": "m"}, rename={"m": "model."}),
         "rename['m']: expected [(str, str), …], not 'model.'",
     ),
+    (
+        lambda: fm.plan("linear", "b", {"m": "m"}, task_specific=np.arange(2)),
+        "task_specific: expected [str, …], not a ndarray",
+    ),
     (lambda: fm.plan(3), "what: expected str or Path or {str: …} or Recipe or MergekitRecipe or Method, not 3"),
     (
         lambda: fm.merge_state_dicts("linear", nn.Linear(2, 2), STATES),
@@ -63,6 +70,7 @@ CALLS: list[tuple[Callable[[], object], str]] = [
     (lambda: fm.frank_wolfe({"w": W}, STATES, len, []), "model: expected Module, not a dict"),
     (lambda: fm.frank_wolfe(nn.Linear(2, 2), "DIR", len, []), "pool: expected [str or Path or {str: Tensor}, …] or"),
     (lambda: fm.frank_wolfe(nn.Linear(2, 2), {"a", "b"}, len, []), "not a set; make a list of it"),
+    (lambda: fm.frank_wolfe(nn.Linear(2, 2), STATES.values(), len, []), "not a dict_values; make a list of it"),
     (lambda: fm.frank_wolfe(nn.Linear(2, 2), STATES, "loss", []), "loss_fn: expected a function or {str: a function}"),
     (lambda: fm.ada_merging(nn.Linear(2, 2), STATES, [W], steps=True), "steps: expected a whole number, not True"),
     (
@@ -97,7 +105,45 @@ def test_forms_that_are_right() -> None:
     ]
     for own in given:
         assert not forms.form_problems(fm.merge, ("linear",), own)
+    fit = fm.runtime.Router.fit
+    for labels in (["a", "b"], np.array(["a", "b"]), torch.arange(2), [*torch.arange(2)], [*np.arange(2)]):
+        assert not forms.form_problems(fit, (W, labels, np.array(["a", "b"])), {})
+    data = TensorDataset(W)
+    for batches in (data, DataLoader(data), {"a": data, "b": [W]}):
+        assert not forms.form_problems(fm.frank_wolfe, (nn.Linear(2, 2), models, len, batches), {})
     assert ops.combine(W, torch.stack([W, W]), np.array([1.0, 2.0]), scale=torch.tensor(0.5)).merged.shape == W.shape  # type: ignore[arg-type]
+
+
+class Place:
+    """A path of another library's."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+
+def test_what_is_right_is_taken(tmp_path: Path) -> None:
+    """Paths that are no Path, and whole numbers that are no int."""
+    for name in ("base", "m"):
+        save_file({"w": W}, tmp_path / f"{name}.safetensors")
+    places: list[Any] = [Place(tmp_path / name) for name in ("base.safetensors", "m.safetensors", "out")]
+    fm.merge("linear", places[0], {"m": places[1]}, places[2], memory=np.int64(2**23))  # type: ignore[arg-type]
+    for seed in (np.int64(3), torch.tensor(3)):
+        given: Any = seed
+        assert not fm.verify(places[2], samples=given, seed=given).problems
+        fm.runtime.Router.fit(torch.eye(4), [0, 1, 0, 1], seed=given, validation=0.5)
+        fm.fisher_information(nn.Linear(2, 2), [W], labels="sample", seed=given)
+
+
+def test_a_long_list() -> None:
+    """Of labels, for one: looked through in no time, and told in part where all of it is wrong."""
+    assert len(forms.form_problems(fm.runtime.Router.fit, (W, ["a"]), {"tasks": [3] * 1000})) == forms.LISTED
+    with mock.patch.object(forms, "_faults", wraps=forms._faults) as looked:
+        assert not forms.form_problems(fm.runtime.Router.fit, (W, [0] * 1000), {})
+        assert not forms.form_problems(fm.runtime.Router.fit, (W, ["a"] * 1000), {})
+    assert looked.call_count < 20
 
 
 def test_a_failure_of_another_kind_stays_what_it_is() -> None:

@@ -14,6 +14,7 @@ from experts import add_experts, experts_folder, sparse
 from folders import state
 from safetensors.torch import load_file
 from tokenizers_on_disk import write_tokenizer
+from torch._subclasses import FakeTensorMode
 
 import fastmerge as fm
 from fastmerge.errors import InputError
@@ -162,6 +163,8 @@ def test_mean_pooled_leaves_padding_out(kind: str, config: str, arguments: dict[
     assert both.shape == (2, 16)
     assert torch.allclose(both[1], mean_pooled(model, IDS[1:, :3])[0], atol=1e-5)
     assert not torch.allclose(both[1], mean_pooled(model, IDS)[1], atol=1e-5)
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake:  # as torch.export has it
+        assert mean_pooled(model, fake.from_tensor(IDS), fake.from_tensor(MASK)).shape == (2, 16)
 
 
 @pytest.mark.parametrize(("texts", "said"), [(["ab", "", "b"], "text 1"), (["a", "b", ""], "text 2"), ([], "no texts")])
