@@ -22,6 +22,7 @@ from fastmerge.engine import feed, merge, passes, pipeline
 from fastmerge.engine.feed import ROOMS
 from fastmerge.engine.identity import backend
 from fastmerge.engine.statistics import Kept
+from fastmerge.engine.stream import Target
 from fastmerge.engine.works import Reading
 from fastmerge.errors import InputError, MergeError
 from fastmerge.formats.mapping import Inputs
@@ -301,6 +302,8 @@ def test_blocks_fit_the_free_memory(checkpoints: tuple[Path, dict[str, Path]], t
     sizes = [pipeline.Pipeline([HostDevice(room=r)], 1 << 30).chunk(works, 8 * BLOCK) for r in (1 << 40, 18 * 10**6, 1)]
     assert sizes[0] == 8 * BLOCK > sizes[1] > sizes[2] == BLOCK
     assert pipeline.Pipeline([HostDevice()], 1 << 20).chunk(works, 8 * BLOCK) == BLOCK
+    experts = [replace(work, whole_targets=(Target((), "BF16", numel=10**7),)) for work in works]
+    assert pipeline.Pipeline([HostDevice(room=1 << 26)], 1 << 30).chunk(experts, 8 * BLOCK) == 8 * BLOCK
 
 
 @pytest.mark.parametrize("method", ["ties", "fr"])
