@@ -244,7 +244,8 @@ class Grid:
 
     def _address(self, operand: str) -> Array:
         name, _, offset = operand.strip("[] ").partition("+")
-        return self._get(name.strip(), "u64") + np.uint64(int(offset or 0) % (1 << 64))
+        address: Array = self._get(name.strip(), "u64") + np.uint64(int(offset or 0) % (1 << 64))
+        return address & np.uint64(0xFFFF_FFFF) if "shared" in self.now.parts else address  # which has 32 bits
 
     def _words(self, addresses: Array, nbytes: int, width: int, how: str) -> tuple[Array, Array]:
         """Memory in words of `width` bits, and which of them the addresses are of, from where `nbytes` are accessed."""

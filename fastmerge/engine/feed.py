@@ -117,6 +117,7 @@ class Feed:
             self._readers.shutdown(cancel_futures=True)
         if self._loader is not None:
             self._loader.close()
+        self._loads = queue.SimpleQueue()  # an error that nobody has asked for would hold what it is held by
         self._device.computing.record().synchronize()
         with suppress(queue.Empty):  # nothing may use memory that is let go
             while True:

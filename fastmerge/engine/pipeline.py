@@ -59,8 +59,9 @@ class Pipeline:
         free = self.free()
         while chunk > BLOCK:
             groups = groups_of(works, chunk)
-            results = group_bytes(groups, chunk) * self.SLOTS
-            if results <= left and results + ROOMS * usual_load(groups, chunk) <= free:
+            # What is written with whole tensors, few slots at a time, does not shrink with the chunk.
+            on_device = self.SLOTS * usual_results(groups, chunk) + ROOMS * usual_load(groups, chunk)
+            if group_bytes(groups, chunk) * self.SLOTS <= left and on_device <= free:
                 break
             chunk = max(BLOCK, chunk * 7 // 8 // BLOCK * BLOCK)
         return chunk
@@ -149,8 +150,8 @@ class Groups:
         return usual_load(self._together(alone), chunk)
 
     def usual_results(self, chunk: int, alone: bool) -> int:
-        """Bytes of what is computed of the largest load, but what is written with whole tensors."""
-        return max((sum(work.chunk_bytes(chunk) for work in group) for group in self._together(alone)), default=0)
+        """As the function has it; alone: works come one by one."""
+        return usual_results(self._together(alone), chunk)
 
     def _together(self, alone: bool) -> Sequence[list[Work]]:
         return [[work] for group in self._all for work in group] if alone else self._all
@@ -436,6 +437,11 @@ def usual_load(groups: Sequence[Sequence[Work]], chunk: int) -> int:
     """Bytes of the largest load but those of works that come in whole."""
     loads = (next(loads_of(group, chunk)) for group in groups)
     return max((load_bytes(load) for load in loads if not load[0].whole), default=0)
+
+
+def usual_results(groups: Sequence[Sequence[Work]], chunk: int) -> int:
+    """Bytes of what is computed of the largest load, but what is written with whole tensors."""
+    return max((sum(work.chunk_bytes(chunk) for work in group) for group in groups), default=0)
 
 
 def element_bytes(work: Work) -> float:

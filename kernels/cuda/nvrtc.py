@@ -86,8 +86,9 @@ def compile_source(source: str, capability: tuple[int, int], defines: Mapping[st
 def source_of(file: str) -> str:
     """The text of a file beside this one, with that of the headers that it includes."""
     folder = Path(__file__).parent
-    text = (folder / file).read_text()
-    return re.sub(r'^#include "(\w+\.cuh)"$', lambda found: (folder / found[1]).read_text(), text, flags=re.MULTILINE)
+    text = (folder / file).read_text("utf-8")
+    header = r'^#include "(\w+\.cuh)"$'
+    return re.sub(header, lambda found: (folder / found[1]).read_text("utf-8"), text, flags=re.MULTILINE)
 
 
 def compiled(source: str, capability: tuple[int, int], defines: Mapping[str, int], *, anew: bool = False) -> bytes:

@@ -82,7 +82,8 @@ __device__ u32 bin_of(Working tau, u32 largest) {
 struct Shared {
   Bin bins[BINS + THREADS];          // a thread's are followed by one of no use, so that theirs lie in different banks
   Key keys[QUEUE];
-  u32 places[QUEUE], counts[QUEUE];  // the former in the row
+  u16 places[QUEUE];                 // in the row
+  u32 counts[QUEUE];
   u32 sums[THREADS];
   u32 largest;                       // magnitude of the row, in float32
   u32 waiting, wanted;               // how many are in the queue, and how many are or will be
@@ -146,7 +147,7 @@ __device__ void fill_bins(Shared& s, const Row& row, const Drop& drop) {
 __device__ void sort_queue(Shared& s, u32 count) {
   u32 size = 2;
   while (size < count) size *= 2;
-  for (u32 i = count + threadIdx.x; i < size; i += THREADS) s.keys[i] = ~(Key)0, s.places[i] = 0xffffffffu;
+  for (u32 i = count + threadIdx.x; i < size; i += THREADS) s.keys[i] = ~(Key)0, s.places[i] = MOST;
   __syncthreads();
   for (u32 width = 2; width <= size; width *= 2) {
     for (u32 step = width / 2; step; step /= 2) {
@@ -154,7 +155,7 @@ __device__ void sort_queue(Shared& s, u32 count) {
         u32 low = 2 * i - (i & (step - 1)), high = low + step;
         if (s.before(high, low) == !(low & width)) {
           Key key = s.keys[low];
-          u32 place = s.places[low];
+          u16 place = s.places[low];
           s.keys[low] = s.keys[high], s.places[low] = s.places[high];
           s.keys[high] = key, s.places[high] = place;
         }
@@ -270,7 +271,7 @@ __device__ void drop_row(Shared& s, const Row& row, const Drop& drop) {
       u32 at = atomicAdd(&s.waiting, own);
       for (; open; open &= open - 1, ++at) {
         i64 own = i + lowest_bit(open);
-        s.keys[at] = key_of(row.at(own)), s.places[at] = (u32)(own - row.begin);
+        s.keys[at] = key_of(row.at(own)), s.places[at] = (u16)(own - row.begin);
       }
     }
   }

@@ -25,7 +25,7 @@ from .numeric import store_bits
 from .settings import settings
 
 SOURCE = "rank_drop.cu"
-LONGEST = 1 << 16  # columns of a row that a block of threads has to itself
+LONGEST = 1 << 16  # columns of a row that a block of threads has to itself, whose places have 16 bits
 SLAB = 1 << 24  # elements sorted together
 
 

@@ -4,8 +4,10 @@ runs to the reference's bits; gates can fail."""
 from __future__ import annotations
 
 import collections
+import os
 import re
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,6 +151,13 @@ def test_machine_code_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert nvrtc.compiled(source, (9, 0), {"A": 1}) == b"new"
+
+
+def test_sources_are_read_whatever_the_locale() -> None:
+    """Their comments have more than ASCII."""
+    program = f"from fastmerge.kernels.cuda import nvrtc; [nvrtc.source_of(name) for name in {SOURCES}]"
+    environment = os.environ | {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    subprocess.run([sys.executable, "-P", "-c", program], env=environment, check=True)
 
 
 def test_what_does_not_compile_is_told() -> None:

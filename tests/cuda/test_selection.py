@@ -27,6 +27,7 @@ from torch import Tensor
 pytest.importorskip("triton", reason="Triton is not installed")
 from fastmerge.kernels import cuda, reference
 from fastmerge.kernels.cuda import brackets, nvrtc
+from fastmerge.kernels.cuda.rank_drop import LONGEST
 
 pytestmark = pytest.mark.skipif(on_cpu.COMPILER is None, reason="no g++ here")
 SIZES = (0, 1, 8, 2047, 2049, 65_537)
@@ -245,6 +246,11 @@ def test_drops_by_rank(dtypes: tuple[torch.dtype, torch.dtype]) -> None:
 def test_drops_by_rank_of_hard_tensors(name: str) -> None:
     """Where more wait for their ranks than there is room for at a time."""
     assert_same_drops(*HARD[name](2 * 6007), 6007)
+
+
+def test_drops_by_rank_of_the_longest_rows() -> None:
+    """A place in a row has 16 bits, and tells equal magnitudes apart."""
+    assert_same_drops(torch.zeros(2 * LONGEST).to(BF16), torch.ones(2 * LONGEST).to(BF16), LONGEST)
 
 
 @pytest.mark.parametrize("order", ORDERS)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +22,7 @@ from fastmerge.engine import feed, merge, passes, pipeline
 from fastmerge.engine.feed import ROOMS
 from fastmerge.engine.identity import backend
 from fastmerge.engine.statistics import Kept
+from fastmerge.engine.stream import Target
 from fastmerge.engine.works import Reading
 from fastmerge.errors import InputError, MergeError
 from fastmerge.formats.mapping import Inputs
@@ -171,6 +174,34 @@ def fail_once_computing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline._Run, "_fill", failing)
 
 
+def test_memory_is_let_go_of_where_loads_and_computing_run_out_of_it_at_once(
+    checkpoints: tuple[Path, dict[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error that was not asked for any more holds none."""
+    merge.execute(planned(checkpoints, "emr", tmp_path / "cpu" / "out"))
+    begin, load, feeds = feed.Feed.__init__, pipeline._Run._load, list[weakref.ref[feed.Feed]]()
+    monkeypatch.setattr(
+        feed.Feed, "__init__", lambda self, *args: (feeds.append(weakref.ref(self)), begin(self, *args))[1]
+    )
+
+    def failing(self: Any, *arguments: Any) -> None:
+        (first,) = feeds
+        monkeypatch.setattr(pipeline._Run, "_load", load)
+        first()._thread.join()  # type: ignore[union-attr]
+        raise torch.OutOfMemoryError("simulated")
+
+    device, held = HostDevice(fails={ROOMS}), list[bool]()
+    monkeypatch.setattr(pipeline._Run, "_load", failing)
+    monkeypatch.setattr(device, "forget", lambda: held.append(feeds[0]() is not None))
+    gc.disable()
+    try:
+        piped(monkeypatch, planned(checkpoints, "emr", tmp_path / "out"), [device])
+    finally:
+        gc.enable()
+    assert held == [False]
+    assert content(tmp_path / "out") == content(tmp_path / "cpu" / "out")
+
+
 def test_out_of_memory_where_sums_are_looked_at(
     checkpoints: tuple[Path, dict[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -271,6 +302,8 @@ def test_blocks_fit_the_free_memory(checkpoints: tuple[Path, dict[str, Path]], t
     sizes = [pipeline.Pipeline([HostDevice(room=r)], 1 << 30).chunk(works, 8 * BLOCK) for r in (1 << 40, 18 * 10**6, 1)]
     assert sizes[0] == 8 * BLOCK > sizes[1] > sizes[2] == BLOCK
     assert pipeline.Pipeline([HostDevice()], 1 << 20).chunk(works, 8 * BLOCK) == BLOCK
+    experts = [replace(work, whole_targets=(Target((), "BF16", numel=10**7),)) for work in works]
+    assert pipeline.Pipeline([HostDevice(room=1 << 26)], 1 << 30).chunk(experts, 8 * BLOCK) == 8 * BLOCK
 
 
 @pytest.mark.parametrize("method", ["ties", "fr"])
