@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastmerge import dispatch, ops
+from fastmerge.cutoff import Cutoff
 
 OF_AN_EXPERT = ("scatter_add", "gather", "scatter")
 OF_ONE_MODEL = ("low_rank", "extract_topk", *OF_AN_EXPERT)
@@ -76,8 +77,8 @@ def traffic(name: str, n: int, k: int, itemsize: int) -> int:
     )
 
 
-def arguments(op: str, base: Tensor, models: list[Tensor]) -> tuple[Any, ...]:
-    """What a backend's function takes, for those ops that have a form for many tensors."""
+def arguments(op: str, base: Tensor, models: list[Tensor], shape: tuple[int, ...]) -> tuple[Any, ...]:
+    """What a backend's function takes, for those ops that have a form for many tensors; base and models are 1-D."""
     n, k = base.numel(), len(models)
     sums = torch.zeros(4 * k, dtype=torch.float64, device=base.device)
     masks = torch.zeros(k, ops.packed_bytes(n), dtype=torch.uint8, device=base.device)
@@ -90,5 +91,9 @@ def arguments(op: str, base: Tensor, models: list[Tensor]) -> tuple[Any, ...]:
         return base, models, sums.view(4, k), torch.zeros(k, dtype=torch.int64, device=base.device)
     if op == "delta_sum":
         return base, models, weights, torch.empty_like(base, dtype=ops.working_dtype([base, *models]))
+    if op == "highpass_merge":
+        limits, matrix = Cutoff(0.3), (1, *shape)
+        given = base.view(matrix), [model.view(matrix) for model in models], weights, limits.convention
+        return *given, limits.limit(*shape), 1.0, False, out.view(matrix)
     assert op == "combine", f"{op} has no form for many tensors"
     return base, models, weights, 1.0, 1.0, "sum", False, (None, None, None), 0, out

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fastmerge.cutoff import Cutoff
 
-GROUPS = ("shapes", "dtypes", "nonfinite", "filter")
+GROUPS = ("shapes", "dtypes", "nonfinite", "filter", "together")
 TOLERANCE = {F32: 1e-6, F64: 1e-13}
 HALF = {BF16: 2.0**-8, F16: 2.0**-11, F32: 2.0**-24, F64: 2.0**-53}
 FILTERS: list[dict[str, Any]] = [
@@ -27,7 +27,7 @@ FILTERS: list[dict[str, Any]] = [
     {"convention": "released", "ratio": 0.35},
     {"convention": "released", "ratio": 0.02},
 ]
-BLOCKS = (128, 5000, 600)  # elements: many blocks a matrix, a matrix in one, and few or one
+BLOCKS = (128, 5000, 800)  # elements: many blocks a matrix, many matrices a block, and few or one
 SHAPES = [
     (1, 1, 1),
     (1, 1, 30),
@@ -98,6 +98,41 @@ def check_nonfinite(options: dict[str, Any], bad: float, device: str) -> None:
         assert cuda.highpass_merge(base, models, [0.5, 0.5], *limits(options, (2, 6, 10)), 1.0, False, out)() > 0
 
 
+# Of tensors that are merged at once: a shape, dtypes, models, a filter, a scale, whether without base.
+TENSORS: list[tuple[tuple[int, int, int], tuple[torch.dtype, ...], int, dict[str, Any], float, bool]] = [
+    ((1, 9, 40), (F32,), 2, FILTERS[0], 1.0, False),
+    ((1, 9, 40), (BF16,), 3, FILTERS[0], 0.7, False),
+    ((3, 9, 40), (BF16,), 3, FILTERS[0], 1.0, True),
+    ((0, 9, 40), (BF16,), 3, FILTERS[0], 1.0, False),
+    ((1, 9, 40), (F64,), 2, FILTERS[0], 1.0, False),
+    ((1, 9, 40), (BF16,), 3, FILTERS[4], 1.0, False),
+    ((1, 13, 21), (BF16, F32), 9, FILTERS[0], 1.0, False),
+    ((2, 13, 21), (F16,), 2, FILTERS[0], 0.5, False),
+    ((1, 9, 40), (BF16,), 3, FILTERS[0], 1.0, False),
+]
+
+
+def check_together(device: str) -> int:
+    """Tensors at once have the bits, and the counts of what is not finite, that each has alone."""
+    with in_place_of_cufft(Cufft()) if device == "cpu" else nullcontext():
+        for i in range(2 * len(BLOCKS)):
+            take_turns(i)
+            jobs: list[Any] = []
+            for number, (shape, dtypes, k, options, scale, as_delta) in enumerate(TENSORS):
+                base, *models = (noise(shape, dtypes[j % len(dtypes)], 9 * number + j).to(device) for j in range(k + 1))
+                if number == 2:
+                    models[1][1, 2, 3] = torch.nan
+                weights = [0.4 - 0.1 * j for j in range(k)]
+                jobs.append((base, models, weights, *limits(options, shape), scale, as_delta, torch.empty_like(base)))
+            counts = cuda.highpass_merge_many(jobs)()
+            assert [count > 0 for count in counts] == [number == 2 for number in range(len(jobs))]
+            for job, count in zip(jobs, counts, strict=True):
+                own = poisoned(job[-1].shape, job[-1].dtype).to(device)
+                assert cuda.highpass_merge(*job[:-1], own)() == count
+                assert_same_bits(own.cpu(), job[-1].cpu(), f"{job[-1].shape} {job[-1].dtype}")
+    return len(TENSORS)
+
+
 def cases(group: str) -> Iterator[dict[str, Any]]:
     if group == "shapes":
         for shape, options in itertools.product(SHAPES, FILTERS):
@@ -132,6 +167,8 @@ def check_group(group: str, device: str) -> int:
     if group == "filter":
         with in_place_of_cufft(Cufft()) if device == "cpu" else nullcontext():
             return check_filter(device)
+    if group == "together":
+        return check_together(device)
     if group == "nonfinite":
         for i, (options, bad) in enumerate(itertools.product(FILTERS, (torch.nan, torch.inf))):
             take_turns(i)

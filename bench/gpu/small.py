@@ -8,6 +8,7 @@ from fastmerge.kernels import cuda
 from timing import DEVICE
 
 SIZE = 65_536 + 1027  # two blocks, the last tile not whole
+SHAPES = (25, 40), (25, 40), (3, 21), (259, 257)  # the last of them of two blocks too
 
 
 def main() -> None:
@@ -17,7 +18,8 @@ def main() -> None:
             if implemented(name, "cuda"):
                 call()
         for op in [name.removesuffix("_many") for name in cuda.__all__ if name.endswith("_many")]:
-            getattr(cuda, f"{op}_many")([arguments(op, base[:n], [m[:n] for m in models]) for n in (1000, SIZE)])
+            jobs = [arguments(op, base[: h * w], [m[: h * w] for m in models], (h, w)) for h, w in SHAPES]
+            getattr(cuda, f"{op}_many")(jobs)
 
 
 if __name__ == "__main__":

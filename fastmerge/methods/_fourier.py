@@ -130,7 +130,9 @@ class FourierMethod(Filter, Method):
         plain = subject is not None and self.matrices(subject) is None and self.coefficients != "tensor"
         filters = len(models) if self.filters_each else 1
         held = 0 if subject is None else self.panel_bytes(subject, wide, filters)
-        return Pass(merge, writes=("merged",), rows=1, prepare=None if plain else prepare, held=held)
+        return Pass(
+            merge, writes=("merged",), rows=1, prepare=None if plain else prepare, held=held, together=True
+        )  # fmt: skip
 
     def prepare(self, block: Block, models: Sequence[str], earlier: Sequence[Statistics]) -> Prepared:
         """The coefficients, and the filter of a tensor that has one."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .. import dispatch
+from .. import batching, dispatch
 from ..arrays import takes_arrays
 from ..cutoff import Convention, Cutoff
 from ..errors import InputError
@@ -111,9 +111,9 @@ class Filtered:
         self.like = base
         kernel = dispatch.choose("Filtered", base.device.type, backend)
         first, *others = (_flat(t, (-1, h, w)) for t in (base, *models))
-        limit = limits.limit(h, w)
-        self._filtered = kernel(first, others, list(map(float, weights)), limits.convention, limit, each)
-        self._each = each
+        self._given = first, others, list(map(float, weights)), limits.convention, limits.limit(h, w)
+        self._filtered = kernel(*self._given, each)
+        self._each, self._backend = each, backend
 
     def write(self, start: int, out: Tensor, *, scale: float = 1.0, as_delta: bool = False) -> int:
         """Merge out's elements, of which the first is number `start` in C order; returns its non-finite ones.
@@ -126,7 +126,14 @@ class Filtered:
                 f"Filtered: elements {start} to {stop} of {self.like.numel()} go to a 1-D contiguous out, "
                 f"not {list(out.shape)}"
             )
-        return self._filtered.write(start, float(scale), as_delta, out.detach())  # type: ignore[no-any-return]
+        out = out.detach()
+        if batching.line.get() is not None and out.numel() == self.like.numel() and not self._each:
+            kernel = dispatch.choose("highpass_merge", out.device.type, self._backend)
+            found = kernel(*self._given, float(scale), as_delta, out.view(self._given[0].shape))
+        else:
+            with batching.at_once():
+                found = self._filtered.write(start, float(scale), as_delta, out)
+        return found() if callable(found) else found  # type: ignore[no-any-return]
 
     def each_magnitude(self) -> list[float]:
         """Σ|G(τ_k)| of every model, in float64, once every element is written; needs `each`."""

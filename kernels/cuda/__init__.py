@@ -21,7 +21,7 @@ from .extract_topk import extract_topk
 from .gather import gather
 from .gram import gram
 from .highpass import highpass
-from .highpass_merge import Filtered, highpass_merge
+from .highpass_merge import Filtered, highpass_merge, highpass_merge_many
 from .inner_products import inner_products
 from .kept_sums import kept_sums
 from .kth_magnitude import kth_magnitude
@@ -51,6 +51,7 @@ __all__ = [
     "gram",
     "highpass",
     "highpass_merge",
+    "highpass_merge_many",
     "inner_products",
     "kept_sums",
     "kth_magnitude",

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .kept import Kept, fields, kept_elements, masks, parts, selection, whole_sided
-from .launch import Launch, Row, alike, working
+from .launch import Counts, Launch, Row, alike, counted, working
 from .numeric import HEAD, is_finite, load, number, place, pointer, store
 
 
@@ -250,24 +250,16 @@ def combine(
     return lambda: returned()[0]
 
 
-def combine_many(jobs: Sequence[tuple[Any, ...]]) -> Callable[[], list[int]]:
+def combine_many(jobs: Sequence[tuple[Any, ...]]) -> Counts:
     """combine of each job's arguments; those of equal dtypes, K and options take one launch.
 
     Returns a function that waits for what each returns.
     """
-    launches = launch_combine(jobs, counted=True)
-
-    def returned() -> list[int]:
-        found = [0] * len(jobs)
-        for group, launch in launches:
-            for i, count in zip(group, launch.counts.tolist(), strict=True):
-                found[i] = count
-        return found
-
-    return returned
+    launches = launch_combine(jobs, count=True)
+    return counted([(own, launch.counts.tolist) for own, launch in launches], len(jobs))
 
 
-def launch_combine(jobs: Sequence[tuple[Any, ...]], counted: bool) -> list[tuple[list[int], Launch]]:
+def launch_combine(jobs: Sequence[tuple[Any, ...]], count: bool) -> list[tuple[list[int], Launch]]:
     """The launches, and which jobs each has done; they count non-finite elements if asked to."""
     launches = []
     for group in alike(jobs, lambda base, models, *rest: (base, *models, rest[-1]), _options):
@@ -276,7 +268,7 @@ def launch_combine(jobs: Sequence[tuple[Any, ...]], counted: bool) -> list[tuple
         launch = Launch(_form(options), rows, group.tensors, models, tiled=True)
         launch(
             combine_tile, len(models), BASE=base if base is None else base.dtype, OUT=out.dtype,
-            COUNTED=counted, WORKING=working((base, *models)), **options,
+            COUNTED=count, WORKING=working((base, *models)), **options,
         )  # fmt: skip
         launches.append((group.jobs, launch))
     return launches

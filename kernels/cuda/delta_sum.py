@@ -17,4 +17,4 @@ def delta_sum(base: Tensor | None, models: Sequence[Tensor], weights: Sequence[f
 def delta_sum_many(jobs: Sequence[tuple[Any, ...]]) -> None:
     """delta_sum of each job's arguments; those of equal dtypes and K take one launch."""
     how = 1.0, 1.0, "sum", True, (None, None, None), 0
-    launch_combine([(base, models, weights, *how, out) for base, models, weights, out in jobs], counted=False)
+    launch_combine([(base, models, weights, *how, out) for base, models, weights, out in jobs], count=False)

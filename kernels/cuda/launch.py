@@ -95,6 +95,22 @@ def aligned(tensors: Iterable[Tensor]) -> bool:
     return {t.data_ptr() % 16 for t in tensors} <= {0}
 
 
+Counts = Callable[[], list[int]]
+
+
+def counted(parts: Sequence[tuple[Sequence[int], Callable[[], Sequence[int]]]], jobs: int) -> Counts:
+    """What waits for the numbers of so many jobs: the sums of what parts have found, each of some of them."""
+
+    def wait() -> list[int]:
+        found = [0] * jobs
+        for own, numbers in parts:
+            for i, number in zip(own, numbers(), strict=True):
+                found[i] += number
+        return found
+
+    return wait
+
+
 class Launch:
     """Launches an op's kernels over the rows, all of `models` models and of tensors alike."""
 

@@ -1,7 +1,7 @@
 """What FR-Merging's filter launches beside its transforms: a panel of columns, and the last sweep.
 
 A panel has the planned columns of a matrix's spectrum as rows, which are transformed, multiplied by what is kept of
-them, and transformed back.
+them, and transformed back; those of several matrices of one shape follow each other.
 
 A real row of even length is, where it lies, half as many complex numbers, and transformed as such. With Z for what
 comes of it, M = w / 2 and H[k] = (1 + i · exp(i · π · k / M)) / 2, the planned columns are, of the row's own spectrum,
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import math
-import struct
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -21,7 +21,8 @@ from torch import Tensor
 
 from ..reference.spectrum import Bins, plan
 from .enqueue import enqueue
-from .numeric import is_finite, load, store
+from .launch import Counts, Launch, Row, alike, counted
+from .numeric import is_finite, load, number, place, pointer, store
 from .settings import settings
 
 LINE = tl.constexpr(16)  # complex numbers: a panel's rows begin at multiples of it, which are whole lines of the cache
@@ -42,14 +43,22 @@ def _complex(numbers, places, here):
     return real, tl.load(numbers + 2 * places + 1, mask=here, other=0.0)
 
 
+@triton.jit
+def _matrix(numbers, rows, length):
+    """The complex numbers of this program's matrix, [rows, length]."""
+    return numbers + tl.program_id(1).to(tl.int64) * rows * length * 2
+
+
 @triton.jit(do_not_specialize=["rows", "length", "first", "columns", "row", "pitch"])
 def pack(
     spectrum, halves, panel, rows, length, first, columns, row, pitch, HALVED: tl.constexpr, SIDE: tl.constexpr,
 ):  # fmt: skip
-    """The planned columns of a block's spectra [rows, length] to a panel [columns, pitch], from its column `row` on.
+    """The planned columns of a block's spectra [rows, length] to a panel [columns, pitch], from its column `row` on;
+    a matrix for each program of the second axis.
 
     HALVED: the spectra are of complex numbers that pairs of real ones were taken for.
     """
+    spectrum, panel = _matrix(spectrum, rows, length), _matrix(panel, columns, pitch)
     across = tl.cdiv(columns, SIDE)
     y = (tl.program_id(0) // across).to(tl.int64) * SIDE + tl.arange(0, SIDE)
     column = tl.program_id(0) % across * SIDE + tl.arange(0, SIDE)
@@ -93,6 +102,7 @@ def unpack(
 
     WHOLE: each of their rows begins at a multiple of 16 bytes.
     """
+    spectrum, panel = _matrix(spectrum, rows, length), _matrix(panel, columns, pitch)
     across = tl.cdiv(length, SIDE)
     top = (tl.program_id(0) // across).to(tl.int64) * SIDE
     left = tl.program_id(0) % across * SIDE
@@ -137,13 +147,14 @@ def _keep(
 def keep_tile(
     panel, reaches, unit, columns, h, middle, SUBTRACT: tl.constexpr, TILE: tl.constexpr, WORKING: tl.constexpr,
 ):  # fmt: skip
-    """Multiply the columns of a matrix, which a panel has as rows of complex numbers, by what is kept of them.
+    """Multiply the columns of a matrix, which a panel has as rows of complex numbers, by what is kept of them; a matrix
+    for each program of the second axis.
 
     reaches: of each column and of its mirror image; unit: half of what a bin that is kept is multiplied by.
     """
     tiles = tl.cdiv(2 * h, TILE)
     x, start = tl.program_id(0) // tiles, tl.program_id(0) % tiles * TILE
-    column = panel + x.to(tl.int64) * tl.cdiv(h, LINE) * (2 * LINE)
+    column = panel + (tl.program_id(1).to(tl.int64) * columns + x) * tl.cdiv(h, LINE) * (2 * LINE)
     reach, mirrored, unit = tl.load(reaches + x), tl.load(reaches + columns + x), tl.load(unit)
     if start + TILE <= 2 * h:
         _keep(column, start, reach, mirrored, unit, h, middle, SUBTRACT, True, TILE, WORKING)
@@ -153,57 +164,60 @@ def keep_tile(
 
 @triton.jit
 def _finish(
-    base, v, filtered, scale, out, bad, n, start, PARTS: tl.constexpr, SCALED: tl.constexpr, BASE: tl.constexpr,
-    FULL: tl.constexpr, TILE: tl.constexpr, WORKING: tl.constexpr,
+    row, start, n, PARTS: tl.constexpr, SCALED: tl.constexpr, BASE: tl.constexpr, OUT: tl.constexpr,
+    ALIGNED: tl.constexpr, FULL: tl.constexpr, TILE: tl.constexpr, WORKING: tl.constexpr,
 ):  # fmt: skip
     offsets = start + tl.arange(0, TILE)
     if PARTS == "filtered":
-        d = load(filtered, offsets, n, FULL, WORKING)
+        d = load(pointer(row + 5, WORKING, ALIGNED), offsets, n, FULL, WORKING)
     else:
-        d = load(v, offsets, n, FULL, WORKING)
+        d = load(pointer(row + 4, WORKING, ALIGNED), offsets, n, FULL, WORKING)
         if PARTS == "both":
-            d = d + load(filtered, offsets, n, FULL, WORKING)
+            d = d + load(pointer(row + 5, WORKING, ALIGNED), offsets, n, FULL, WORKING)
     if SCALED:
-        d = scale.to(tl.int64).to(tl.float64, bitcast=True).to(WORKING) * d
-    if BASE:
-        d = load(base, offsets, n, FULL, WORKING) + d
-    store(out, offsets, d, n, FULL)
-    nonfinite = is_finite(d, out.dtype.element_ty) == 0
+        d = number(row + 6, WORKING) * d
+    if BASE is not None:
+        d = load(pointer(row + 3, BASE, ALIGNED), offsets, n, FULL, WORKING) + d
+    store(pointer(row + 7, OUT, ALIGNED), offsets, d, n, FULL)
+    nonfinite = is_finite(d, OUT) == 0
     if not FULL:
         nonfinite = nonfinite & (offsets < n)
     found = tl.sum(nonfinite.to(tl.int32), 0).to(tl.int64)
-    tl.atomic_add(bad, found, mask=found > 0)
+    tl.atomic_add(row + 2, found, mask=found > 0)
 
 
-@triton.jit(do_not_specialize=["scale", "n"])
+@triton.jit(do_not_specialize=["width"])
 def finish_tile(
-    base, v, filtered, scale, out, bad, n, PARTS: tl.constexpr, SCALED: tl.constexpr, BASE: tl.constexpr,
-    TILE: tl.constexpr, WORKING: tl.constexpr,
+    table, owners, width, PARTS: tl.constexpr, SCALED: tl.constexpr, BASE: tl.constexpr, OUT: tl.constexpr,
+    ALIGNED: tl.constexpr, SINGLE: tl.constexpr, TILE: tl.constexpr, WORKING: tl.constexpr,
 ):  # fmt: skip
-    """out = base + scale · d, d being v, what comes back filtered, or the sum of both; bad: non-finite ones, added up.
+    """out = base + scale · d, d being v, what comes back filtered, or the sum of both.
 
-    scale: the bits of a float64, since Triton makes float32 of floats.
+    Row: the count of non-finite elements, in place of the address of sums, base, v, filtered, scale, out.
     """
-    start = tl.program_id(0).to(tl.int64) * TILE
+    row, start, n = place(table, owners, width, SINGLE, TILE)
     if start + TILE <= n:
-        _finish(base, v, filtered, scale, out, bad, n, start, PARTS, SCALED, BASE, True, TILE, WORKING)
-    else:
-        _finish(base, v, filtered, scale, out, bad, n, start, PARTS, SCALED, BASE, False, TILE, WORKING)
+        _finish(row, start, n, PARTS, SCALED, BASE, OUT, ALIGNED, True, TILE, WORKING)
+    elif start < n:
+        _finish(row, start, n, PARTS, SCALED, BASE, OUT, ALIGNED, False, TILE, WORKING)
 
 
-def new_panel(bins: Bins, like: Tensor) -> Tensor:
-    """Memory for the planned columns of a matrix of real numbers like those."""
+def new_panel(bins: Bins, like: Tensor, matrices: int) -> Tensor:
+    """Memory for the planned columns of matrices of real numbers like those."""
     pitch = -(-bins.h // LINE.value) * LINE.value
-    return like.new_empty(planned(bins).columns, pitch, dtype=like.dtype.to_complex())
+    return like.new_empty(matrices * planned(bins).columns, pitch, dtype=like.dtype.to_complex())
 
 
 def transpose(spectrum: Tensor, panel: Tensor, row: int, bins: Bins, back: bool = False) -> None:
-    """The planned columns of a block's spectra to the panel, for rows `row` on; or back, others becoming 0."""
-    own, (rows, length), halved = planned(bins), spectrum.shape, bins.w % 2 == 0
+    """The planned columns of a block's spectra to the panel, for rows `row` on; or back, others becoming 0. Spectra are
+    those of as many matrices as the panel is of."""
+    own, length, halved = planned(bins), spectrum.shape[1], bins.w % 2 == 0
+    matrices = len(panel) // own.columns
+    rows = len(spectrum) // matrices
     numbers, columns = spectrum.view(spectrum.dtype.to_real()), panel.view(panel.dtype.to_real())
     _, _, halves = _tables(bins, numbers.dtype, numbers.device)
     sizes = rows, length, own.first, own.columns, row, panel.shape[1]
-    grid = -(-rows // SIDE) * -(-(length if back else own.columns) // SIDE), 1, 1
+    grid = -(-rows // SIDE) * -(-(length if back else own.columns) // SIDE), matrices, 1
     options = {"HALVED": halved, "SIDE": SIDE, "num_warps": WARPS}
     if back:
         whole = length * spectrum.element_size() % 16 == 0
@@ -219,7 +233,7 @@ def keep(panel: Tensor, bins: Bins) -> None:
     chosen = settings(numbers.element_size())
     enqueue(
         keep_tile,
-        (-(-2 * bins.h // chosen.tile) * own.columns, 1, 1),
+        (-(-2 * bins.h // chosen.tile) * own.columns, len(panel) // own.columns, 1),
         numbers,
         reaches,
         unit,
@@ -250,27 +264,21 @@ def _tables(bins: Bins, real: torch.dtype, device: torch.device) -> tuple[Tensor
     )
 
 
-def finish(
-    base: Tensor | None, v: Tensor | None, filtered: Tensor | None, scale: float, out: Tensor, bad: Tensor
-) -> None:
-    """out = base + scale · (v + filtered), each where given; bad: int64 [1], to which non-finite ones are added."""
-    given = v if v is not None else filtered
-    assert given is not None
-    chosen = settings(max(given.element_size(), out.element_size()))
-    enqueue(
-        finish_tile,
-        (-(-out.numel() // chosen.tile), 1, 1),
-        given if base is None else base,
-        given if v is None else v,
-        given if filtered is None else filtered,
-        int.from_bytes(struct.pack("<d", scale), "little", signed=True),
-        out,
-        bad,
-        out.numel(),
-        PARTS="filtered" if v is None else "v" if filtered is None else "both",
-        SCALED=scale != 1,
-        BASE=base is not None,
-        TILE=chosen.tile,
-        WORKING=given.dtype,
-        num_warps=chosen.warps,
-    )
+def finish_many(jobs: Sequence[tuple[Tensor | None, Tensor | None, Tensor | None, float, Tensor]]) -> Counts:
+    """out = base + scale · (v + filtered) of each job, of what is given of them. Returns what waits for the numbers of
+    elements that are not finite."""
+    launches = []
+    for group in alike(jobs, lambda base, v, filtered, _, out: (out, base, v, filtered), _options):
+        rows = [Row(jobs[i][-1].numel(), jobs[i]) for i in group.jobs]
+        launch, options = Launch("highpass_merge", rows, group.tensors), dict(group.options)
+        launch(finish_tile, OUT=group.tensors[0].dtype, WORKING=group.tensors[-1].dtype, **options)
+        launches.append((group.jobs, launch.counts.tolist))
+    return counted(launches, len(jobs))
+
+
+def _options(
+    base: Tensor | None, v: Tensor | None, filtered: Tensor | None, scale: float, _: Tensor
+) -> tuple[tuple[str, object], ...]:
+    """What the last sweep is compiled for, beside alignment and what it writes."""
+    parts = "filtered" if v is None else "v" if filtered is None else "both"
+    return ("PARTS", parts), ("SCALED", scale != 1), ("BASE", base if base is None else base.dtype)

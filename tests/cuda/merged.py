@@ -6,6 +6,7 @@ import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 TESTS = Path(__file__).parents[1]
 sys.path[:0] = [str(TESTS), str(TESTS / "cuda")]
@@ -14,7 +15,7 @@ import on_cpu
 import torch
 from fastmerge.kernels import cuda
 from fastmerge.kernels.cuda import nvrtc
-from folders import content, near, state, write
+from folders import content, near, read, state, write
 from host_device import HostDevice
 from interpreted import patched
 
@@ -33,11 +34,13 @@ def main(folder: Path) -> None:
     nvrtc.launch = on_cpu.launcher()
     dispatch.DEVICES["cuda"] = ("cpu",)
     counts: list[int] = []
-    for op in ("combine", "elect"):
+    for op in ("combine", "elect", "highpass_merge"):
         counted(op, counts)
     base = state(0, torch.bfloat16, SHAPES)
     root, models = write(folder / "base", base), {f"m{k}": write(folder / f"m{k}", near(base, k + 1)) for k in range(3)}
-    for method, parameters in METHODS.items():
+
+    def merged(method: str, parameters: dict[str, Any]) -> list[Path]:
+        """By the CPU's backend, and by the GPU's."""
         outs = []
         for backends, devices in ((("native", "reference"), []), (("cuda",), [HostDevice()])):
             dispatch.PREFERENCE["cpu"] = backends
@@ -45,11 +48,19 @@ def main(folder: Path) -> None:
             merge.open_devices = lambda _, devices=devices: devices  # type: ignore[assignment, misc]
             outs.append(folder / backends[0] / method)
             merge.execute(replace(plan(method, root, models, outs[-1], parameters, device="cpu"), chunk=BLOCK))
-        files = [{k: v for k, v in content(out).items() if k != "fastmerge.json"} for out in outs]
+        return outs
+
+    for method, parameters in METHODS.items():
+        files = [{k: v for k, v in content(out).items() if k != "fastmerge.json"} for out in merged(method, parameters)]
         assert files[0] == files[1], method
         assert counts.pop() == len(SHAPES), f"{method}: all tensors in one launch"
         assert not counts
         print(f"{method}: the bytes of the CPU", flush=True)
+    expected, found = map(read, merged("fr", {}))
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=0.01, atol=1e-6)
+    assert counts == [len(SHAPES) // 2] * 2, "all matrices together, and all that is not filtered"
+    print("fr: near the CPU's", flush=True)
 
 
 def counted(op: str, counts: list[int]) -> None:

@@ -85,7 +85,8 @@ def test_ptx_of_many_tensors() -> None:
 
 
 @pytest.mark.parametrize(
-    "group", [pytest.param(group, marks=() if group == "nonfinite" else pytest.mark.aot) for group in GROUPS]
+    "group",
+    [pytest.param(group, marks=() if group in ("nonfinite", "together") else pytest.mark.aot) for group in GROUPS],
 )
 def test_ptx_of_the_filter(group: str) -> None:
     with executing(90):
