@@ -1,7 +1,7 @@
 """Random drops by the rank of a magnitude in its row.
 
 A block of threads has a row to itself (rank_drop.cu). Long rows, of which there are too few for that, are sorted by
-torch, and a kernel holds words to the thresholds of their ranks.
+torch, and a kernel holds words to the thresholds of their ranks; to the only one, where rows have one column.
 """
 
 from __future__ import annotations
@@ -30,21 +30,25 @@ SLAB = 1 << 24  # elements sorted together
 
 
 @triton.jit
-def _drop(ranks, thresholds, key, mask, start, n, begin, FULL: tl.constexpr, TILE: tl.constexpr):
+def _drop(
+    ranks, thresholds, key, mask, start, n, begin, RANKED: tl.constexpr, FULL: tl.constexpr, TILE: tl.constexpr
+):  # fmt: skip
     offsets = begin + tl.arange(0, TILE)
-    rank = tl.load(ranks + offsets) if FULL else tl.load(ranks + offsets, mask=offsets < n, other=0)
-    kept = philox(start + begin, tl.load(key), TILE).to(tl.int64) >= tl.load(thresholds + rank)
+    if RANKED:
+        rank = tl.load(ranks + offsets) if FULL else tl.load(ranks + offsets, mask=offsets < n, other=0)
+        thresholds += rank
+    kept = philox(start + begin, tl.load(key), TILE).to(tl.int64) >= tl.load(thresholds)
     store_bits(mask, begin, kept & (offsets < n), n, FULL, TILE)
 
 
 @triton.jit(do_not_specialize=["start"])
-def rank_drop_tile(ranks, thresholds, key, mask, start, n, TILE: tl.constexpr):
-    """Bits of n elements from `start` on, whose ranks in their rows are given (int32); key: int64."""
+def rank_drop_tile(ranks, thresholds, key, mask, start, n, RANKED: tl.constexpr, TILE: tl.constexpr):
+    """Bits of n elements from `start` on, whose ranks in their rows are given (int32), else all 0; key: int64."""
     begin = tl.program_id(0).to(tl.int64) * TILE
     if begin + TILE <= n:
-        _drop(ranks, thresholds, key, mask, start, n, begin, True, TILE)
+        _drop(ranks, thresholds, key, mask, start, n, begin, RANKED, True, TILE)
     else:
-        _drop(ranks, thresholds, key, mask, start, n, begin, False, TILE)
+        _drop(ranks, thresholds, key, mask, start, n, begin, RANKED, False, TILE)
 
 
 def rank_drop(
@@ -62,7 +66,7 @@ def rank_drop(
         return
     if any(t.dtype == torch.float64 for t in (base, *models)):
         base = base.double()
-    drop = _by_rows if columns <= LONGEST else _by_sorting
+    drop = _by_rows if 1 < columns <= LONGEST else _by_ranks
     for model, key, limits, mask in zip(models, keys, thresholds, masks, strict=True):
         drop(base, model, columns, key - (key >> 63 << 64), limits, start, stop, mask)
 
@@ -87,16 +91,19 @@ def _limits_of(thresholds: Tensor) -> Tensor:
     return torch.stack([least, most, ordered.to(torch.int64)])
 
 
-def _by_sorting(
+def _by_ranks(
     base: Tensor, model: Tensor, columns: int, key: int, thresholds: Tensor, start: int, stop: int, mask: Tensor
 ) -> None:
-    rows = slice(start // columns * columns, -(-stop // columns) * columns)
-    chosen = settings(4)
+    n, chosen = stop - start, settings(4)
     with on_device(base):
-        ranks = _ranks(base[rows], model[rows], columns)[start - rows.start : stop - rows.start]
+        ranks = thresholds  # of no use
+        if columns > 1:
+            rows = slice(start // columns * columns, -(-stop // columns) * columns)
+            ranks = _ranks(base[rows], model[rows], columns)[start - rows.start : stop - rows.start]
         enqueue(
-            rank_drop_tile, (-(-len(ranks) // chosen.tile), 1, 1), ranks, thresholds,
-            upload(torch.tensor([key]), base.device), mask, start, len(ranks), TILE=chosen.tile, num_warps=chosen.warps,
+            rank_drop_tile, (-(-n // chosen.tile), 1, 1), ranks, thresholds,
+            upload(torch.tensor([key]), base.device), mask, start, n, RANKED=columns > 1, TILE=chosen.tile,
+            num_warps=chosen.warps,
         )  # fmt: skip
 
 

@@ -237,9 +237,9 @@ def test_experts(dtypes: tuple[torch.dtype, torch.dtype]) -> None:
 @pytest.mark.parametrize("dtypes", PAIRS, ids=str)
 def test_drops_by_rank(dtypes: tuple[torch.dtype, torch.dtype]) -> None:
     """Of rows that end on a byte and of others, of tensors that are aligned and that are not."""
-    for rows, columns in ((17, 1), (1, 7), (31, 24), (13, 65), (8, 200), (3, 1001), (2, 4096), (5, 14336)):
+    for rows, columns in ((1, 7), (31, 24), (13, 65), (8, 200), (3, 1001), (2, 4096), (5, 14336)):
         base, model = pair(dtypes, rows * columns, shift=rows % 2)
-        assert_same_drops(base, model, columns, () if columns in (1, 200) else ("near", "far"))
+        assert_same_drops(base, model, columns, () if columns == 200 else ("near", "far"))
 
 
 @pytest.mark.parametrize("name", HARD)
