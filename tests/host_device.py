@@ -99,6 +99,7 @@ def late(work: Work) -> Work:
     return replace(
         work,
         begin=lambda place: put(lambda: work.begin(place)),
+        release=lambda: put(work.release),
         run=lambda start, sources, memory: put(lambda: work.run(start, sources, memory), memory),
         prepare=prepare and (lambda sources, memory: put(lambda: prepare(sources, memory), memory)),
     )

@@ -182,7 +182,8 @@ class Feed:
             emptied.append(other)
         for other in emptied:
             self._rooms.put(other)
-        room.memory = self._device.empty(nbytes)
+        with self._device.incoming.current():  # who gets memory may fill it once its own stream has done with it
+            room.memory = self._device.empty(nbytes)
         return True
 
     def _held(self) -> int:

@@ -75,10 +75,15 @@ class TensorPass:
 
     def begin(self, device: torch.device) -> None:
         """Forget what was found so far, and sum up on a device."""
-        self.whole = None
+        self.release()
         for share in self.shares:
             share.sums = torch.zeros_like(share.sums, device=device)
             share.nonfinite, share.later = 0, []
+
+    def release(self) -> None:
+        """Let go of the tensor, and of what was prepared of it."""
+        self.whole = None
+        for share in self.shares:
             share.prepared, share.replaced, share.experts = None, None, []
 
     @property
@@ -159,9 +164,8 @@ class TensorPass:
 
     def restore(self, sums: list[Tensor], statistics: Sequence[Statistics]) -> list[Tensor]:
         """What `gather` does, with sums that were found before."""
-        self.whole = None
+        self.release()
         for share, own, gathered in zip(self.shares, sums, statistics, strict=True):
-            share.prepared, share.replaced, share.experts = None, None, []
             if share.one.idle:
                 continue
             gathered.sizes[self.subject.name] = self.subject.numel

@@ -91,12 +91,14 @@ class Pipeline:
         """Carry out works. `finished` is told each and its sums, in any order, `progress` the bytes read."""
         left = Groups(abreast(groups_of(works, chunk)))
         most = self.free() - self.slot_bytes(works, chunk) * self.SLOTS
+        telling = threading.Lock()  # a thread of each device tells
 
         def told(work: Work, sums: list[Tensor]) -> None:
             inputs.check_read()
-            finished(work, sums)
-            if progress:
-                progress(work.bytes_read)
+            with telling:
+                finished(work, sums)
+                if progress:
+                    progress(work.bytes_read)
 
         with ThreadPoolExecutor(len(self.devices) + 1, "fastmerge-gpu") as pool:
             pinning = pool.submit(self._pin, writer, [writer.slot() for _ in writer.slots])
@@ -241,6 +243,8 @@ class _Run:
             )
         self.chunk, self.most, self.scarce = halved(self.chunk), self.most // 2, True
         self.again = deque(self.begun)
+        for work in self.begun:
+            work.release()
         self.device.outgoing.record().synchronize()
         self.results.clear()
         self.device.forget()
@@ -260,6 +264,7 @@ class _Run:
                 for piece in load.pieces:
                     if piece.stop == piece.work.numel:
                         self.begun.popleft()
+                        piece.work.release()  # now: `done` is called when it is computed, and the room may go before
                         drain.put(_Finished(self.finished, piece.work, computed))
                 feed.done(load, computed)
 

@@ -108,7 +108,7 @@ class Target:
 class Work:
     """One tensor. `prepare` gets the sources whole, and the memory of `whole_targets`; `run` the index of a chunk's
     first element, the sources' chunk and the targets' memory; `done` is called after the last chunk and returns the
-    tensor's sums. Off the CPU, or to begin again, `begin` is called first, with the device that all these are on. In
+    tensor's sums; `release` lets go of the sources before, of which no more is asked. Off the CPU, or to begin again, `begin` is called first, with the device that all these are on. In
     place of all this, `restore` takes sums found before; `known` are some that another merge has found. A chunk has
     `least_chunk` elements at least. `by_torch`: as Pass has it."""
 
@@ -117,6 +117,7 @@ class Work:
     targets: tuple[Target, ...]
     run: Callable[[int, list[Tensor], list[Tensor]], None]
     done: Callable[[], list[Tensor]] = list
+    release: Callable[[], None] = lambda: None
     begin: Callable[[torch.device], None] = lambda _: None
     restore: Callable[[list[Tensor]], None] = lambda _: None
     known: list[Tensor] | None = None

@@ -138,6 +138,7 @@ class _Merging:
             tuple(_target(plan, plan.outputs[o], kind, tensor) for o, kind in self.targets),
             self.run,
             self.done,
+            self.state.release,
             self.state.begin,
             self.restore,
             None if self.targets else self.known(),

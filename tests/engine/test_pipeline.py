@@ -202,6 +202,31 @@ def test_memory_is_let_go_of_where_loads_and_computing_run_out_of_it_at_once(
     assert content(tmp_path / "out") == content(tmp_path / "cpu" / "out")
 
 
+@pytest.mark.parametrize("method", ["ties", "fr"])
+def test_tensors_are_let_go_of_before_their_memory_is(
+    method: str, checkpoints: tuple[Path, dict[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was prepared of them too, once all of them is computed, and where memory runs out in their midst."""
+    merge.execute(planned(checkpoints, method, tmp_path / "cpu" / "out"))
+    prepare, done, device = passes.TensorPass.prepare, feed.Feed.done, HostDevice()
+    prepared, held = list[passes.TensorPass](), list[bool]()
+
+    def look() -> None:
+        held.append(any(own.whole is not None or own.shares[0].prepared is not None for own in prepared))
+
+    monkeypatch.setattr(
+        passes.TensorPass, "prepare", lambda self, *given: (prepared.append(self), prepare(self, *given))
+    )
+    monkeypatch.setattr(feed.Feed, "done", lambda *given: (look(), done(*given)))
+    monkeypatch.setattr(device, "forget", look)
+    fail_once_computing(monkeypatch)
+    piped(monkeypatch, planned(checkpoints, method, tmp_path / "out", 4), [device])
+    assert len(prepared) > 1
+    assert len(held) > 1
+    assert not any(held)
+    assert content(tmp_path / "out") == content(tmp_path / "cpu" / "out")
+
+
 def test_out_of_memory_where_sums_are_looked_at(
     checkpoints: tuple[Path, dict[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
