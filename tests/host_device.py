@@ -20,7 +20,7 @@ from fastmerge.engine.stream import Work
 
 POISON = 0xA5
 
-_current: ContextVar[HostStream | None] = ContextVar("current", default=None)
+current_stream: ContextVar[HostStream | None] = ContextVar("current_stream", default=None)
 
 
 class HostEvent:
@@ -75,11 +75,11 @@ class HostStream:
 
     @contextmanager
     def current(self) -> Iterator[None]:
-        token = _current.set(self)
+        token = current_stream.set(self)
         try:
             yield
         finally:
-            _current.reset(token)
+            current_stream.reset(token)
 
 
 def late(work: Work) -> Work:
@@ -87,7 +87,7 @@ def late(work: Work) -> Work:
     poisoned; what it reads is read then."""
 
     def put(task: Callable[[], object], memory: Sequence[Tensor] = ()) -> None:
-        stream = _current.get()
+        stream = current_stream.get()
         if stream is None:
             task()
             return

@@ -104,7 +104,10 @@ class Cuda:
         return torch.empty(nbytes, dtype=torch.uint8, device=self.place)
 
     def staging(self, nbytes: int) -> Tensor:
-        return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
+        try:
+            return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
+        except RuntimeError:  # where little memory may be page-locked copies are only slower
+            return torch.empty(nbytes, dtype=torch.uint8)
 
     def loader(self, staging: Tensor, threads: int) -> Loader | None:
         native = dispatch.load("native")

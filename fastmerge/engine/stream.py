@@ -108,9 +108,9 @@ class Target:
 class Work:
     """One tensor. `prepare` gets the sources whole, and the memory of `whole_targets`; `run` the index of a chunk's
     first element, the sources' chunk and the targets' memory; `done` is called after the last chunk and returns the
-    tensor's sums; `release` lets go of the sources before, of which no more is asked. Off the CPU, or to begin again, `begin` is called first, with the device that all these are on. In
-    place of all this, `restore` takes sums found before; `known` are some that another merge has found. A chunk has
-    `least_chunk` elements at least. `by_torch`: as Pass has it."""
+    tensor's sums; before it, `release` lets go of the sources. Off the CPU, or to begin again, `begin` is called first,
+    with the device that these are on. In place of all this, `restore` takes sums found before; `known` are some that
+    another merge has found. A chunk has `least_chunk` elements at least. `by_torch`: as Pass has it."""
 
     numel: int
     sources: tuple[Source, ...]

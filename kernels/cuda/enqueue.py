@@ -13,6 +13,7 @@ from triton.runtime import cache, driver
 
 # Multiplication and addition round separately on every backend; later releases of Triton fuse them unless told not to.
 OPTIONS = {"enable_fp_fusion": False}
+NO_MEMORY = "[CUDA]: out of memory"  # in what Triton raises
 TYPES = {
     torch.bfloat16: tl.bfloat16,
     torch.float16: tl.float16,
@@ -29,17 +30,23 @@ def enqueue(kernel: Any, grid: tuple[int, int, int], first: Tensor, /, *others: 
     """kernel[grid](first, *others, **constants), on the current GPU.
 
     Constants follow the others in the kernel's signature; Triton's options are among them, and torch's dtypes for its.
+    Raises torch.OutOfMemoryError where a kernel has no room.
     """
     arguments = first, *others
     key = kernel.fn, first.device, *[_kind(x) for x in arguments], *constants, *constants.values()
-    if found := _compiled.get(key):
-        compiled, values = found
-        compiled[grid](*arguments, *values)
-        return
-    named = {name: _typed(value) for name, value in constants.items()}
-    with _hashing:  # else it would be made once more
-        pass
-    compiled = kernel[grid](*arguments, **named, **OPTIONS)
+    try:
+        if found := _compiled.get(key):
+            compiled, values = found
+            compiled[grid](*arguments, *values)
+            return
+        named = {name: _typed(value) for name, value in constants.items()}
+        with _hashing:  # else it would be made once more
+            pass
+        compiled = kernel[grid](*arguments, **named, **OPTIONS)
+    except RuntimeError as error:
+        if NO_MEMORY in str(error):
+            raise torch.OutOfMemoryError(str(error)) from None
+        raise
     if compiled is not None:  # the interpreter compiles nothing
         _compiled[key] = compiled, [named[name] for name in kernel.arg_names[len(arguments) :]]
 

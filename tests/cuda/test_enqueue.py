@@ -27,14 +27,20 @@ class Kernel:
         self.fn, self.arg_names, self.interpreted = lambda: None, NAMES, interpreted
         self.compiled: list[dict[str, Any]] = []
         self.launched: list[tuple[Any, ...]] = []
+        self.error: Exception | None = None  # of the next launch
 
     def __getitem__(self, grid: Any) -> Any:
         def launch(*arguments: Any, **constants: Any) -> Any:
             self.compiled.append(constants)
-            self.launched.append((grid, *arguments))
-            return None if self.interpreted else {GRID: lambda *all_of_them: self.launched.append((GRID, *all_of_them))}
+            self._launched(grid, *arguments)
+            return None if self.interpreted else {GRID: lambda *all_of_them: self._launched(GRID, *all_of_them)}
 
         return launch
+
+    def _launched(self, *what: Any) -> None:
+        if self.error:
+            raise self.error
+        self.launched.append(what)
 
 
 def launch(
@@ -115,3 +121,17 @@ def test_a_compiler_that_is_being_hashed_is_waited_for(monkeypatch: pytest.Monke
     launch(kernel)
     assert hashed == [0]
     assert len(kernel.compiled) == 1
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_kernel_without_room_is_out_of_memory(again: bool) -> None:
+    """By the error that makes a merge go on in smaller blocks; other errors are Triton's own."""
+    kernel = Kernel()
+    for message, expected in (("out of memory", torch.OutOfMemoryError), ("invalid argument", RuntimeError)):
+        kernel.error = None
+        if again:
+            launch(kernel)
+        kernel.error = RuntimeError(f"Triton Error [CUDA]: {message}")
+        with pytest.raises(RuntimeError, match=message) as raised:
+            launch(kernel)
+        assert raised.type is expected

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -14,7 +15,7 @@ import pytest
 import torch
 from adapters import lora, write_adapter
 from folders import content, near, state, write
-from host_device import HostDevice, HostLoader, late
+from host_device import HostDevice, HostLoader, current_stream, late
 
 import fastmerge as fm
 from fastmerge import dispatch, gpus
@@ -93,6 +94,39 @@ def test_same_bytes_as_on_the_cpu(
         monkeypatch.setattr(pipeline, "STAGING", 6 * 30_000 * count)
         piped(monkeypatch, made, [HostDevice(loads=loads) for _ in range(count)])
         assert content(out) == expected
+
+
+def test_progress_is_told_by_one_thread_at_a_time(
+    checkpoints: tuple[Path, dict[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    telling, told = threading.Lock(), list[int]()
+
+    def progress(nbytes: int) -> None:
+        assert telling.acquire(blocking=False), "two at once"
+        time.sleep(0.01)
+        told.append(nbytes)
+        telling.release()
+
+    piped(monkeypatch, planned(checkpoints, "emr", tmp_path / "out"), [HostDevice(), HostDevice()], progress)
+    assert len(told) > 2
+
+
+def test_loads_have_memory_of_the_stream_that_fills_it(
+    checkpoints: tuple[Path, dict[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was let go of in another may still be in use there."""
+    device, own = HostDevice(), list[bool]()
+    empty = device.empty
+
+    def had(nbytes: int) -> torch.Tensor:
+        if threading.current_thread().name == "fastmerge-feed":
+            own.append(current_stream.get() is device.incoming)
+        return empty(nbytes)
+
+    monkeypatch.setattr(device, "empty", had)
+    piped(monkeypatch, planned(checkpoints, "emr", tmp_path / "out"), [device])
+    assert own
+    assert all(own)
 
 
 @pytest.fixture
