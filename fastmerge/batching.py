@@ -51,6 +51,11 @@ class Line:
         if self._waiting == self._batch.made:
             self._batch.make()
 
+    def tell(self, result: Result) -> int:
+        """Let what a call has returned be asked for later; 0 for now."""
+        self._told(result)
+        return 0
+
     def kernel(self, kernel: Callable[..., Any], many: Many | None) -> Callable[..., Any]:
         """What an op calls in place of its kernel. A call that waits returns 0 for now."""
         self.settle()

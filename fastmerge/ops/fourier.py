@@ -127,13 +127,16 @@ class Filtered:
                 f"not {list(out.shape)}"
             )
         out = out.detach()
-        if batching.line.get() is not None and out.numel() == self.like.numel() and not self._each:
+        line = batching.line.get()
+        if line is not None and out.numel() == self.like.numel() and not self._each:
             kernel = dispatch.choose("highpass_merge", out.device.type, self._backend)
             found = kernel(*self._given, float(scale), as_delta, out.view(self._given[0].shape))
         else:
             with batching.at_once():
                 found = self._filtered.write(start, float(scale), as_delta, out)
-        return found() if callable(found) else found  # type: ignore[no-any-return]
+        if callable(found):  # a GPU is still at it
+            return found() if line is None else line.tell(found)
+        return found  # type: ignore[no-any-return]
 
     def each_magnitude(self) -> list[float]:
         """Σ|G(τ_k)| of every model, in float64, once every element is written; needs `each`."""
