@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from ..batching import Result, batch, waiting
 from ._declaration import Block, Method, Pass, Remarks, Subject
 from ._filter import Filter, remarks
 
@@ -50,9 +51,10 @@ def _filtered(chosen: Filter, block: Block) -> list[Tensor]:
 
     assert block.base is not None
     wide = ops.working_dtype([block.base, *block.models])
-    deltas = []
-    for model in block.models:
-        delta = scratch(block.base, wide)
-        chosen.filtered(block, [model], [1.0]).write(0, delta, as_delta=True)
-        deltas.append(delta)
+    deltas = [scratch(block.base, wide) for _ in block.models]
+    counts: list[Result] = []  # of what is not finite, which is met again
+    with batch():
+        for model, delta in zip(block.models, deltas, strict=True):
+            with waiting(counts.append):
+                chosen.filtered(block, [model], [1.0]).write(0, delta, as_delta=True)
     return deltas

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -109,11 +110,15 @@ class Filtered:
         _check("Filtered", {"base": base, **_numbered(models)})
         h, w = _matrix("Filtered", "base", base)
         self.like = base
-        kernel = dispatch.choose("Filtered", base.device.type, backend)
+        self._kernel = dispatch.choose("Filtered", base.device.type, backend)
         first, *others = (_flat(t, (-1, h, w)) for t in (base, *models))
         self._given = first, others, list(map(float, weights)), limits.convention, limits.limit(h, w)
-        self._filtered = kernel(*self._given, each)
         self._each, self._backend = each, backend
+
+    @functools.cached_property
+    def _filtered(self) -> Any:
+        """What holds transforms between pieces."""
+        return self._kernel(*self._given, self._each)
 
     def write(self, start: int, out: Tensor, *, scale: float = 1.0, as_delta: bool = False) -> int:
         """Merge out's elements, of which the first is number `start` in C order; returns its non-finite ones.

@@ -33,41 +33,50 @@ def main(folder: Path) -> None:
     patched()
     nvrtc.launch = on_cpu.launcher()
     dispatch.DEVICES["cuda"] = ("cpu",)
-    counts: list[int] = []
+    counts: list[tuple[str, int]] = []
     for op in ("combine", "elect", "highpass_merge"):
         counted(op, counts)
     base = state(0, torch.bfloat16, SHAPES)
     root, models = write(folder / "base", base), {f"m{k}": write(folder / f"m{k}", near(base, k + 1)) for k in range(3)}
 
+    done: list[str] = []
+
     def merged(method: str, parameters: dict[str, Any]) -> list[Path]:
         """By the CPU's backend, and by the GPU's."""
         outs = []
+        done.append(method)
         for backends, devices in ((("native", "reference"), []), (("cuda",), [HostDevice()])):
             dispatch.PREFERENCE["cpu"] = backends
             dispatch.chosen.cache_clear()
             merge.open_devices = lambda _, devices=devices: devices  # type: ignore[assignment, misc]
-            outs.append(folder / backends[0] / method)
+            outs.append(folder / backends[0] / f"{len(done)}")
             merge.execute(replace(plan(method, root, models, outs[-1], parameters, device="cpu"), chunk=BLOCK))
         return outs
 
     for method, parameters in METHODS.items():
         files = [{k: v for k, v in content(out).items() if k != "fastmerge.json"} for out in merged(method, parameters)]
         assert files[0] == files[1], method
-        assert counts.pop() == len(SHAPES), f"{method}: all tensors in one launch"
-        assert not counts
+        (count,) = [count for _, count in counts]
+        assert count == len(SHAPES), f"{method}: all tensors in one launch"
+        counts.clear()
         print(f"{method}: the bytes of the CPU", flush=True)
-    expected, found = map(read, merged("fr", {}))
-    for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, rtol=0.01, atol=1e-6)
-    assert counts == [len(SHAPES) // 2] * 2, "all matrices together, and all that is not filtered"
-    print("fr: near the CPU's", flush=True)
+    for method, parameters, filters in (
+        ("fr", {}, [3]),  # all matrices together
+        ("task_arithmetic", {"prefilter": {"cutoff": 0.3}}, [3] * 3),  # all models of each
+    ):
+        expected, found = map(read, merged(method, parameters))
+        for name, tensor in expected.items():
+            torch.testing.assert_close(found[name], tensor, rtol=0.01, atol=1e-6)
+        assert [count for op, count in counts if op == "highpass_merge"] == filters, method
+        counts.clear()
+        print(f"{method}: filtered, near the CPU's", flush=True)
 
 
-def counted(op: str, counts: list[int]) -> None:
+def counted(op: str, counts: list[tuple[str, int]]) -> None:
     many = getattr(cuda, f"{op}_many")
 
     def told(jobs: list[object]) -> object:
-        counts.append(len(jobs))
+        counts.append((op, len(jobs)))
         return many(jobs)
 
     setattr(cuda, f"{op}_many", told)
