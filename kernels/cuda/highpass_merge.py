@@ -27,7 +27,9 @@ from .launch import Counts, counted, on_device
 from .panel import finish_many, keep, new_panel, planned, transpose
 
 BLOCK = 1 << 27  # elements worked on together: v and its spectrum are 512 MiB each in float32
-SET, MATRICES = 1 << 22, 16  # elements of a set of several matrices, and how many these are, at most
+# Elements of a set of several matrices, and how many these are, at most: a GPU transforms so many while the host makes the
+# launches for one.
+SET, MATRICES = 1 << 23, 16
 
 Job = tuple[Tensor | None, Sequence[Tensor], Sequence[float], str, int, float, bool, Tensor]
 
