@@ -27,8 +27,8 @@ from .launch import Counts, counted, on_device
 from .panel import finish_many, keep, new_panel, planned, transpose
 
 BLOCK = 1 << 27  # elements worked on together: v and its spectrum are 512 MiB each in float32
-# Elements of a set of several matrices, and how many these are, at most: a GPU transforms so many while the host makes the
-# launches for one.
+# Elements of a set of several matrices, and how many these are, at most: a GPU transforms so many while the host makes
+# the launches for one.
 SET, MATRICES = 1 << 23, 16
 
 Job = tuple[Tensor | None, Sequence[Tensor], Sequence[float], str, int, float, bool, Tensor]
@@ -72,7 +72,7 @@ def highpass_merge_many(jobs: Sequence[Job]) -> Counts:
 
 
 class Filtered:
-    """As the reference's, of which it holds what a Stack does."""
+    """As the reference's. Between pieces it holds what a Stack does."""
 
     def __init__(
         self,
@@ -83,11 +83,17 @@ class Filtered:
         limit: int,
         each: bool = False,
     ) -> None:
-        self.base, self.models, self.filter = base, models, (convention, limit)
-        self.stack = Stack([(base, models, weights)], convention, limit)
+        self.base, self.models, self.weights, self.filter = base, models, weights, (convention, limit)
+
+    @functools.cached_property
+    def stack(self) -> Stack:
+        return Stack([(self.base, self.models, self.weights)], *self.filter)
 
     def write(self, start: int, scale: float, as_delta: bool, out: Tensor) -> Callable[[], int]:
         """As the reference's, but that it returns what waits for the number."""
+        if out.numel() == self.models[0].numel():
+            given = self.base, self.models, self.weights, *self.filter, scale, as_delta
+            return highpass_merge(*given, out.view(self.models[0].shape))
         counts = self.stack.merge([Target(self.stack.parts[0], out, start, scale, as_delta)])
         return lambda: counts()[0]
 
