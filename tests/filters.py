@@ -27,7 +27,9 @@ FILTERS: list[dict[str, Any]] = [
     {"convention": "released", "ratio": 0.35},
     {"convention": "released", "ratio": 0.02},
 ]
-BLOCKS = (128, 5000, 800)  # elements: many blocks a matrix, many matrices a block, and few or one
+# Elements of a block, and of a plan of several matrices: many blocks a matrix; many matrices a plan, and a few; one a
+# plan, of which several go side by side where they are of even size.
+BLOCKS = ((128, 128), (5000, 5000), (5000, 800), (800, 800), (5000, 300))
 SHAPES = [
     (1, 1, 1),
     (1, 1, 30),
@@ -113,9 +115,10 @@ TENSORS: list[tuple[tuple[int, int, int], tuple[torch.dtype, ...], int, dict[str
 
 
 def check_together(device: str) -> int:
-    """Tensors at once have the bits, and the counts of what is not finite, that each has alone."""
-    with in_place_of_cufft(Cufft()) if device == "cpu" else nullcontext():
-        for i in range(2 * len(BLOCKS)):
+    """Tensors at once have the bits, and the counts of what is not finite, that each has alone; by the same plans."""
+    fake = Cufft()
+    with in_place_of_cufft(fake) if device == "cpu" else nullcontext():
+        for i in range(0, 2 * len(BLOCKS), 2):
             take_turns(i)
             jobs: list[Any] = []
             for number, (shape, dtypes, k, options, scale, as_delta) in enumerate(TENSORS):
@@ -124,12 +127,13 @@ def check_together(device: str) -> int:
                     models[1][1, 2, 3] = torch.nan
                 weights = [0.4 - 0.1 * j for j in range(k)]
                 jobs.append((base, models, weights, *limits(options, shape), scale, as_delta, torch.empty_like(base)))
-            counts = cuda.highpass_merge_many(jobs)()
+            counts, plans = cuda.highpass_merge_many(jobs)(), len(fake.made)
             assert [count > 0 for count in counts] == [number == 2 for number in range(len(jobs))]
             for job, count in zip(jobs, counts, strict=True):
                 own = poisoned(job[-1].shape, job[-1].dtype).to(device)
                 assert cuda.highpass_merge(*job[:-1], own)() == count
                 assert_same_bits(own.cpu(), job[-1].cpu(), f"{job[-1].shape} {job[-1].dtype}")
+            assert len(fake.made) == plans
     return len(TENSORS)
 
 
@@ -158,8 +162,9 @@ def check_filter(device: str) -> int:
 
 
 def take_turns(i: int) -> None:
-    """Work on blocks of another size."""
-    sys.modules["fastmerge.kernels.cuda.highpass_merge"].BLOCK = BLOCKS[i // 2 % len(BLOCKS)]  # type: ignore[attr-defined]
+    """Work on blocks, and by plans, of another size."""
+    module: Any = sys.modules["fastmerge.kernels.cuda.highpass_merge"]
+    module.BLOCK, module.PLANNED = BLOCKS[i // 2 % len(BLOCKS)]
 
 
 def check_group(group: str, device: str) -> int:

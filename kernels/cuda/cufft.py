@@ -41,48 +41,53 @@ STATUSES = {
 }
 
 
-def forward(x: Tensor, spectrum: Tensor) -> None:
-    """The half-spectrum of each real row: x [rows, w], spectrum [rows, w // 2 + 1]."""
+def forward(x: Tensor, spectrum: Tensor, at_once: int | None = None) -> None:
+    """The half-spectrum of each real row: x [rows, w], spectrum [rows, w // 2 + 1].
+
+    at_once: how many rows a plan is of at most, here and in what follows.
+    """
     if _is_torchs(x):
         torch.fft.rfft(x, out=spectrum)
     else:
-        _transform("R2C" if x.dtype == torch.float32 else "D2Z", x.shape[1], x.shape[0], x, spectrum)
+        _transform("R2C" if x.dtype == torch.float32 else "D2Z", x.shape[1], at_once, x, spectrum)
 
 
-def inverse(spectrum: Tensor, x: Tensor) -> None:
+def inverse(spectrum: Tensor, x: Tensor, at_once: int | None = None) -> None:
     """The real rows of half-spectra, times w. The spectrum is destroyed."""
     if _is_torchs(x):
         torch.fft.irfft(spectrum, n=x.shape[1], norm="forward", out=x)
     else:
-        _transform("C2R" if x.dtype == torch.float32 else "Z2D", x.shape[1], x.shape[0], spectrum, x)
+        _transform("C2R" if x.dtype == torch.float32 else "Z2D", x.shape[1], at_once, spectrum, x)
 
 
-def rows(source: Tensor, target: Tensor, direction: int) -> None:
+def rows(source: Tensor, target: Tensor, direction: int, at_once: int | None = None) -> None:
     """Complex rows [rows, n], not normalised. The target may be the source; rows may be any distance apart."""
     if _is_torchs(source):
         forwards = direction == FORWARD
         target.copy_(torch.fft.fft(source) if forwards else torch.fft.ifft(source, norm="forward"))
     else:
         kind = "C2C" if source.dtype == torch.complex64 else "Z2Z"
-        _transform(kind, source.shape[1], source.shape[0], source, target, direction)
+        _transform(kind, source.shape[1], at_once, source, target, direction)
 
 
 def _is_torchs(x: Tensor) -> bool:
     return x.device.type == "cpu"
 
 
-def _transform(kind: str, n: int, batch: int, source: Tensor, target: Tensor, direction: int = FORWARD) -> None:
-    """Transforms of length n, `batch` of them by the first dimension, on the current GPU and stream."""
+def _transform(
+    kind: str, n: int, at_once: int | None, source: Tensor, target: Tensor, direction: int = FORWARD
+) -> None:
+    """Transforms of length n by the first dimension, on the current GPU and stream."""
     if n == 1:
         if target is not source:
             target.copy_(source if target.is_complex() else source.real)
         return
     numbers = n * (2 if kind in COMPLEX else 1) * (PART if _largest_prime(n) > PRIME else 1)
     # An even number, so that rows of odd length begin where a complex number may: cuFFT requires it.
-    together = max(2, AT_ONCE // numbers // 2 * 2)
+    together = min(at_once or len(source), max(2, AT_ONCE // numbers // 2 * 2))
     layout = *reversed(source.stride()), *reversed(target.stride())
-    for first in range(0, batch, together):
-        plan = plans(source.device)(kind, n, layout, min(together, batch - first))
+    for first in range(0, len(source), together):
+        plan = plans(source.device)(kind, n, layout, min(together, len(source) - first))
         plan.run(source, target, first, direction)
 
 

@@ -4,10 +4,10 @@ Forward: v = Σ_k w_k · τ_k of a block of rows, their spectra, and of these th
 Across: those are transformed, multiplied by what is kept of them, and transformed back.
 Back: a block's spectra, zero beyond the panel's columns, and the rows they are of, to which v and base are added.
 
-Small matrices of one shape go through side by side, in sets of so many, of whatever tensors; larger ones alone, most in
-one block, and v is kept; of the largest it is formed twice. Sets and blocks are of the shape alone, and a set that is
-not full is transformed as if it were: so a matrix's bits depend neither on the pieces that are asked for nor on what is
-merged with it.
+Small matrices of one shape, of whatever tensors, go through side by side, and several are transformed by one plan;
+larger ones go alone, most in one block, and v is kept; of the largest it is formed twice. Plans are of the shape alone,
+and matrices that one has more of are zeros: so a matrix's bits depend neither on the pieces that are asked for nor on
+what is merged with it.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ from .launch import Counts, counted, on_device
 from .panel import finish_many, keep, new_panel, planned, transpose
 
 BLOCK = 1 << 27  # elements worked on together: v and its spectrum are 512 MiB each in float32
-# Elements of a set of several matrices, and how many these are, at most: a GPU transforms so many while the host makes
-# the launches for one.
-SET, MATRICES = 1 << 23, 16
+TOGETHER = 1 << 25  # elements of matrices that go through side by side, at most
+# Elements of the matrices of a plan, and how many these are, at most: a GPU transforms so many while the host makes the
+# launches for one.
+PLANNED, MATRICES = 1 << 23, 16
 
 Job = tuple[Tensor | None, Sequence[Tensor], Sequence[float], str, int, float, bool, Tensor]
 
@@ -152,8 +153,13 @@ class Stack:
         _, self.h, self.w = tensors[0][1][0].shape
         self.bins = Bins(self.h, self.w, convention, limit)
         self.plan = planned(self.bins)
-        self.matrices = max(1, min(MATRICES, min(SET, BLOCK) // (self.h * self.w)))  # of a set
-        self.rows = min(self.matrices * self.h, max(1, BLOCK // self.w))  # of a block
+        size, count = self.h * self.w, sum(len(models[0]) for _, models, _ in tensors)
+        self.planned = max(1, min(MATRICES, min(PLANNED, BLOCK) // size))  # matrices of a plan
+        plans = min(-(-count // self.planned), max(1, min(TOGETHER, BLOCK) // (self.planned * size)))
+        if self.planned * size % 2:  # the next plan's rows would not begin where a complex number may
+            plans = 1
+        self.together = plans * self.planned  # matrices of a set
+        self.rows = min(self.together * self.h, max(1, BLOCK // self.w))  # of a block
         kept = 1.0 if self.plan.subtract or self.plan.columns else 0.0  # times zero what is not finite is still seen
         self.parts: list[Part] = []
         stop = 0
@@ -179,8 +185,8 @@ class Stack:
 
     @functools.cached_property
     def panel(self) -> Tensor:
-        """The planned columns of a set: [matrices · columns, h or a few more]."""
-        return new_panel(self.bins, self.v, self.matrices)
+        """The planned columns of a set: [together · columns, h or a few more]."""
+        return new_panel(self.bins, self.v, self.together)
 
     @functools.cached_property
     def filtered(self) -> Tensor:
@@ -207,7 +213,7 @@ class Stack:
 
     def _blocks(self, start: int, stop: int) -> Iterator[tuple[int, int, int, int]]:
         """The blocks that have elements start … stop: first elements of its set and of it, and which ones it has."""
-        size, block = self.matrices * self.h * self.w, self.rows * self.w
+        size, block = self.together * self.h * self.w, self.rows * self.w
         for first in range(start - start % size, stop, size):
             for begin in range(first, first + size, block):
                 a, b = max(start, begin), min(stop, begin + block, first + size)
@@ -242,24 +248,24 @@ class Stack:
 
     def _rows_of(self, first: int, block: int) -> int:
         """How many rows a block of a set has."""
-        return min(self.rows, self.matrices * self.h - (block - first) // self.w)
+        return min(self.rows, self.together * self.h - (block - first) // self.w)
 
     def _enter(self, first: int) -> None:
         """Transform the rows of a set, and filter its planned columns."""
         if self.entered == first:
             return
-        for row in range(0, self.matrices * self.h, self.rows):
+        for row in range(0, self.together * self.h, self.rows):
             v = self._sum(first, first + row * self.w)
             spectrum = _rows(self.spectrum, len(v))
             if self.w % 2:
-                cufft.forward(v, spectrum)
+                cufft.forward(v, spectrum, self.planned * self.h)
             else:
-                cufft.rows(v.view(spectrum.dtype), spectrum, cufft.FORWARD)
+                cufft.rows(v.view(spectrum.dtype), spectrum, cufft.FORWARD, self.planned * self.h)
             transpose(spectrum, self.panel, row, self.bins)
-        columns = self.panel[:, : self.h]
-        cufft.rows(columns, columns, cufft.FORWARD)
+        columns, at_once = self.panel[:, : self.h], self.planned * self.plan.columns
+        cufft.rows(columns, columns, cufft.FORWARD, at_once)
         keep(self.panel, self.bins)
-        cufft.rows(columns, columns, cufft.INVERSE)
+        cufft.rows(columns, columns, cufft.INVERSE, at_once)
         self.entered = first
 
     def _return(self, first: int, block: int) -> None:
@@ -267,9 +273,9 @@ class Stack:
         spectrum = _rows(self.spectrum, self._rows_of(first, block))
         transpose(spectrum, self.panel, (block - first) // self.w, self.bins, back=True)
         if self.w % 2:
-            cufft.inverse(spectrum, _rows(self.filtered, len(spectrum)))
+            cufft.inverse(spectrum, _rows(self.filtered, len(spectrum)), self.planned * self.h)
         else:
-            cufft.rows(spectrum, spectrum, cufft.INVERSE)
+            cufft.rows(spectrum, spectrum, cufft.INVERSE, self.planned * self.h)
         self.returned = block
 
 

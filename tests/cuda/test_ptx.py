@@ -45,7 +45,8 @@ MANY += [
 def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(DEVICES, "cuda", "cpu")
     filter_ = sys.modules["fastmerge.kernels.cuda.highpass_merge"]  # the package's attribute is the op
-    monkeypatch.setattr(filter_, "BLOCK", filter_.BLOCK)  # which the filter's cases change
+    for name in ("BLOCK", "PLANNED"):  # which the filter's cases change
+        monkeypatch.setattr(filter_, name, getattr(filter_, name))
 
 
 def check(op: str, cases: list[Case], capability: int) -> None:
