@@ -77,7 +77,7 @@ TRANSFORMED = "highpass", "highpass_merge", "Filtered"  # by cuFFT
 
 
 def check(capability: tuple[int, int], op: str | None = None) -> None:
-    """Raise RuntimeError, saying what to install, where a GPU of this capability cannot compute an op, or any."""
+    """Raise RuntimeError, saying what to install, where a GPU of this capability cannot compute an op, or not all."""
     reason = rejection(capability, triton.__version__)
     if reason:
         raise RuntimeError(reason)
