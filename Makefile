@@ -73,7 +73,7 @@ build/frameworks/tools build/mergekit/tools: pyproject.toml
 	$(@D)/bin/pip install torch==2.13.0
 	touch $@
 
-# What needs a GPU: conformance, compute-sanitizer, and the roofline table; under nine minutes.
+# What needs a GPU: conformance, compute-sanitizer, benchmarks; of whole merges none begins after eight minutes.
 gpu: .venv/installed
 	$(BIN)/python bench/gpu/run.py
 

@@ -11,10 +11,13 @@ import logging
 import pkgutil
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import batching
 from .errors import BackendError, nearest
+
+if TYPE_CHECKING:
+    import torch
 
 log = logging.getLogger(__name__)
 
@@ -37,20 +40,38 @@ def load(backend: str) -> ModuleType | str:
         return str(error)
 
 
-def why_not(op: str, backend: str, device: str) -> str | None:
-    """The reason why `backend` cannot compute `op` on tensors of device type `device`; None if it can."""
+def why_not(op: str, backend: str, device: torch.device | str) -> str | None:
+    """The reason why `backend` cannot compute `op` on this device; None if it can.
+
+    device: a tensor's, or a type ("cpu", "cuda"), of which no GPU is asked anything.
+    """
     module = load(backend)
     if isinstance(module, str):
         return module
     if not hasattr(module, op):
         return f"{op} is not implemented there"
-    if device not in DEVICES.get(backend, (device,)):
-        return f"it computes on {' and '.join(DEVICES[backend])}, the tensors are on {device}"
+    kind, index = (device, None) if isinstance(device, str) else (device.type, device.index)
+    if kind not in DEVICES.get(backend, (kind,)):
+        return f"it computes on {' and '.join(DEVICES[backend])}, the tensors are on {kind}"
+    if backend == "cuda" == kind and index is not None:
+        return lacking(op, index)
     return None
 
 
-def choose(op: str, device: str, backend: str | None = None) -> Callable[..., Any]:
-    """The function that computes `op` on `device` ("cpu", "cuda"), from `backend` or the fastest that can.
+@functools.cache
+def lacking(op: str, gpu: int) -> str | None:
+    """Why the cuda backend, which there is, cannot compute an op on this GPU; it is looked at once."""
+    import torch
+
+    try:
+        load("cuda").check(torch.cuda.get_device_capability(gpu), op)  # type: ignore[union-attr]
+    except RuntimeError as error:
+        return str(error)
+    return None
+
+
+def choose(op: str, device: torch.device | str, backend: str | None = None) -> Callable[..., Any]:
+    """The function that computes `op` on a tensor's device, or a type of them, from `backend` or the fastest that can.
 
     In a batch it may wait for other tensors' calls (fastmerge.batching), where the backend has `<op>_many`, which takes
     a list of the op's arguments. Raises BackendError where the requested backend, or every one, cannot; the message
@@ -62,13 +83,14 @@ def choose(op: str, device: str, backend: str | None = None) -> Callable[..., An
 
 
 @functools.cache
-def chosen(op: str, device: str, backend: str | None) -> tuple[Callable[..., Any], batching.Many | None]:
+def chosen(op: str, device: torch.device | str, backend: str | None) -> tuple[Callable[..., Any], batching.Many | None]:
     """What `choose` chooses, and the backend's `<op>_many`, if it has that."""
     if backend is not None and backend not in backends():
         known = ", ".join(backends())
         raise BackendError(f"unknown backend {backend!r}{nearest(backend, backends())}; there are {known}")
     rejected: list[str] = []
-    for name in (backend,) if backend else PREFERENCE.get(device, ("reference",)):
+    kind = device if isinstance(device, str) else device.type
+    for name in (backend,) if backend else PREFERENCE.get(kind, ("reference",)):
         reason = why_not(op, name, device)
         if reason is None:
             for line in rejected:

@@ -42,12 +42,16 @@ def settle(device: str) -> tuple[str, list[str]]:
     if device == "auto":
         reason = why_not("cuda")
         if reason is not None:
-            there = any(path.exists() for path in HARDWARE)
-            return "cpu", [f"merged on the CPU, though there is a GPU: {reason}"] if there else []
+            return "cpu", [f"merged on the CPU, though there is a GPU: {reason}"] if there_is_one() else []
     import torch
 
     names = ["cuda" if device == "auto" else name for name in device.split(",")]
     return ",".join(f"cuda:{torch.cuda.current_device()}" if name == "cuda" else name for name in names), []
+
+
+def there_is_one() -> bool:
+    """Whether this machine has a GPU, whatever PyTorch makes of it."""
+    return any(path.exists() for path in HARDWARE)
 
 
 def why_not(name: str) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -79,9 +80,9 @@ class Cufft:
     ) -> int:  # fmt: skip
         plan = self.plans[handle]
         assert plan["allocates"] is False
-        assert rank == 1
-        plan |= {"n": n[0], "batch": batch, "type": type}
-        plan |= {"in": (inembed[0], istride, idist), "out": (onembed[0], ostride, odist)}
+        sizes, source, target = (own[0] if rank == 1 else (*own[:rank],) for own in (n, inembed, onembed))
+        plan |= {"n": sizes, "batch": batch, "type": type}
+        plan |= {"in": (source, istride, idist), "out": (target, ostride, odist)}
         size[0] = WORKSPACE
         return self.refuses
 
@@ -100,23 +101,29 @@ class Cufft:
         forwards = real is not None and kind in ("R2C", "D2Z")
         read = _view(source, plan["in"], plan["batch"], real if forwards and real else number)
         written = _view(target, plan["out"], plan["batch"], real if real and not forwards else number)
-        n = plan["n"]
+        n = (plan["n"],) if isinstance(plan["n"], int) else plan["n"]
+        axes = range(1, 1 + len(n))
         if forwards:
-            written[:] = np.fft.rfft(read)
+            written[:] = np.fft.rfftn(read, axes=axes)
         elif real:
-            written[:] = np.fft.irfft(read, n=n) * n
+            written[:] = np.fft.irfftn(read, n, axes, norm="forward")
             read[:] = np.nan  # out of place, its input is destroyed all the same
+        elif direction == cufft.FORWARD:
+            written[:] = np.fft.fftn(read, axes=axes)
         else:
-            written[:] = np.fft.fft(read) if direction == cufft.FORWARD else np.fft.ifft(read) * n
+            written[:] = np.fft.ifftn(read, axes=axes, norm="forward")
         return 0
 
 
-def _view(address: int, layout: tuple[int, int, int], batch: int, dtype: str) -> NDArray[Any]:
-    length, stride, apart = layout
+def _view(address: int, layout: tuple[int | tuple[int, ...], int, int], batch: int, dtype: str) -> NDArray[Any]:
+    """[batch, *sizes]. Elements of the last dimension are `stride` apart, transforms `apart`."""
+    sizes, stride, apart = layout
+    sizes = (sizes,) if isinstance(sizes, int) else sizes
     size = np.dtype(dtype).itemsize
-    extent = ((length - 1) * stride + (batch - 1) * apart + 1) * size
+    strides = [apart, *(stride * math.prod(sizes[i + 1 :]) for i in range(len(sizes)))]
+    extent = (sum((count - 1) * step for count, step in zip((batch, *sizes), strides, strict=True)) + 1) * size
     memory = np.frombuffer((ctypes.c_char * extent).from_address(address), dtype)
-    return np.lib.stride_tricks.as_strided(memory, (batch, length), (apart * size, stride * size))
+    return np.lib.stride_tricks.as_strided(memory, (batch, *sizes), [step * size for step in strides])
 
 
 @contextmanager

@@ -1,11 +1,13 @@
 """Whole merges on a GPU, files in memory, against the floors of moving their bytes once and against mergekit.
 
-    python bench/gpu/run.py merging
+    python bench/gpu/run.py merging [--limit SECONDS]
 
 Floors: every input byte read by all cores; every output byte written to a new file by one thread; every input byte
 copied to the GPU while every output byte comes back, between page-locked memory and the card. What a merge is compared
 with is the slower of the first and the last. Merge and floors alternate in one process, whose first merge is not
-counted: it makes the CUDA context and compiles. Memory is what torch's allocator takes of the card.
+counted: it makes the CUDA context and compiles. Memory is what torch's allocator takes of the card, and what of the
+card is in use while the uncounted merge runs: the context, modules and cuFFT's own too, and what other processes have.
+The floors' buffers are taken off both.
 
 The 7B shape comes whole, the 13B shape with few layers, by all methods, and with as many as memory holds, by two: start
 and end, which take a tenth of a second, weigh on the few alone.
@@ -16,7 +18,9 @@ takes three times as long to write a new file.
 
 from __future__ import annotations
 
+import argparse
 import json
+import math
 import mmap
 import os
 import re
@@ -25,9 +29,12 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +51,7 @@ IN_MEMORY = Path("/dev/shm")
 CORES = len(os.sched_getaffinity(0))
 WRITERS, STAGED = 8, 32 << 20  # threads that write a family, and bytes each brings from the GPU at a time
 ROUNDS = 3
+PERIOD = 0.005  # seconds between two looks at the card's memory
 JOBS: dict[str, dict[str, float]] = {
     "task_arithmetic": {"weights": 0.3},
     "emr": {},
@@ -114,6 +122,10 @@ class Link:
         self.card = [torch.empty(piece, dtype=torch.uint8, device=DEVICE) for _ in range(2)]
         self.streams = [torch.cuda.Stream() for _ in range(2)]
 
+    @property
+    def card_bytes(self) -> int:
+        return sum(memory.nbytes for memory in self.card)
+
     def move(self, incoming: int, outgoing: int) -> None:
         ways = ((incoming, self.card[0], self.host[0]), (outgoing, self.host[1], self.card[1]))
         for stream, (nbytes, to, source) in zip(self.streams, ways, strict=True):
@@ -147,6 +159,25 @@ def files_in_memory() -> Iterator[tuple[str, Path]]:
         yield "tmpfs", Path(folder)
 
 
+def used_during(do: Callable[[], object]) -> int:
+    """The most bytes of the card that are in use meanwhile, as far as looking each few milliseconds shows."""
+    used, done = list[int](), threading.Event()
+
+    def look() -> None:
+        while not used or not done.wait(PERIOD):
+            free, total = torch.cuda.mem_get_info()
+            used.append(total - free)
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        do()
+    finally:
+        done.set()
+        looking.join()
+    return max(used)
+
+
 def layers_held(size: Size, models: int) -> int:
     """As many layers as memory holds of the files of a base, models and their merge."""
     meminfo = Path("/proc/meminfo").read_text()
@@ -169,13 +200,15 @@ def job(method: str, params: dict[str, float], folders: list[Path], scratch: Pat
     named = {model.name: model for model in models}
     out, files = scratch / "out", files_of(folders)
     times: dict[str, list[float]] = {"seconds": [], "read_seconds": [], "link_seconds": [], "write_seconds": []}
+    merge = partial(fm.merge, method, base, named, out, params, device=DEVICE)
     for turn in range(1 + ROUNDS):
         clear(scratch)
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-        report = fm.merge(method, base, named, out, params, device=DEVICE)
         if turn == 0:
+            used = used_during(merge)
             continue
+        report = merge()
         times["seconds"].append(report.seconds)
         times["read_seconds"].append(seconds(lambda: read_all(files, CORES)))
         link_bytes = report.bytes_read, report.bytes_written
@@ -189,7 +222,8 @@ def job(method: str, params: dict[str, float], folders: list[Path], scratch: Pat
         "gigabytes": (report.bytes_read + report.bytes_written) / 1e9,
         **{name: statistics.median(values) for name, values in times.items()},
         "of_floor": statistics.median(took / floor for took, floor in zip(times["seconds"], floors, strict=True)),
-        "gpu_mib": torch.cuda.max_memory_reserved() >> 20,
+        "gpu_mib": (torch.cuda.max_memory_reserved() - link.card_bytes) >> 20,
+        "gpu_used_mib": (used - link.card_bytes) >> 20,
     }
 
 
@@ -227,17 +261,31 @@ def made(scratch: Path, kind: str, name: str, layers: int, models: int) -> tuple
     return folders, {"size": name, "layers": layers, "files": kind}
 
 
-def rows() -> Iterator[dict[str, Any]]:
-    link = Link()
+def rows(limit: float = math.inf) -> Iterator[dict[str, Any]]:
+    """What begins within so many seconds is measured; the rest is named."""
+    link, end = Link(), time.monotonic() + limit
+
+    def late(what: str) -> bool:
+        over = time.monotonic() > end
+        if over:
+            print(f"left out, since the time is up: {what}", flush=True)
+        return over
+
     for name, layers, counts, methods in RUNS:
+        if late(f"{name}, up to {layers} layers, by {', '.join(methods)}"):
+            continue
         with files_in_memory() as (kind, scratch):
             held = layers_held(SIZES[name], max(counts))
             folders, family = made(scratch, kind, name, min(layers, held), max(counts))
             for method in methods:
                 for k in counts:
-                    yield family | job(method, JOBS[method], folders[: k + 1], scratch, link)
+                    if not late(f"{name}, {family['layers']} layers, {k} models, by {method}"):
+                        yield family | job(method, JOBS[method], folders[: k + 1], scratch, link)
             for method in BY_MERGEKIT if methods == tuple(JOBS) and shutil.which("mergekit-yaml") else ():
-                yield family | against_mergekit(method, folders, scratch)
+                if not late(f"{method} by mergekit"):
+                    yield family | against_mergekit(method, folders, scratch)
+    if late(f"7b, {FEW} layers, by task_arithmetic, in {IN_MEMORY}"):
+        return
     with tempfile.TemporaryDirectory(dir=IN_MEMORY) as folder:
         folders, family = made(Path(folder), "tmpfs", "7b", FEW, 3)
         yield family | job("task_arithmetic", JOBS["task_arithmetic"], folders, Path(folder), link)
@@ -255,15 +303,17 @@ def show(row: dict[str, Any]) -> None:
         f"{row['gigabytes']:6.1f} GB  "
         f"{row['seconds']:6.2f} s  {row['gigabytes'] / row['seconds']:5.1f} GB/s  floors: "
         f"read {row['read_seconds']:.2f}, link {row['link_seconds']:.2f}, write {row['write_seconds']:.2f} s  "
-        f"{row['of_floor']:5.2f} of floor  {row['gpu_mib']:5d} MiB",
+        f"{row['of_floor']:5.2f} of floor  {row['gpu_mib']:5d} MiB, {row['gpu_used_mib']} in use",
         flush=True,
     )
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--limit", type=float, default=math.inf, help="seconds; what has not begun by then is left out")
     found = []
     try:
-        for measured in rows():
+        for measured in rows(parser.parse_args().limit):
             found.append(measured)
             show(measured)
     finally:  # what has been measured counts

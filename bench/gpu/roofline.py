@@ -26,7 +26,8 @@ from fastmerge import ops
 FORMS = [(torch.bfloat16, 3), (torch.bfloat16, 1), (torch.bfloat16, 8), (torch.float16, 3), (torch.float32, 3)]
 MAIN = FORMS[0]  # of which tensors are largest, and PyTorch is compiled too
 PEERS, PEERS_WHOLE = 1 << 27, 1 << 25  # elements for PyTorch's ways, and for those that sort or search
-COMPILED = ("elect", "combine", "moments")
+COMPILED = {"elect", "modulate", "mask_against", "combine", "combine, trim and vote", "combine, drop", "moments"}
+COMPILED |= {"inner_products", "kept_sums"}  # each takes seconds to compile
 VIT = [  # CLIP's ViT-B/32
     (768,), (768, 3, 32, 32), (50, 768), *[(768,)] * 4, (512, 768),
     *[(768, 768), (768,)] * 4 * 12, *[(3072, 768), (3072,), (768, 3072), (768,)] * 12, *[(768,)] * 4 * 12,

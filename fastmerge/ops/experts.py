@@ -39,7 +39,7 @@ def extract_topk(
         raise InputError("extract_topk: either k or a cut says how much to extract")
     _check("extract_topk", {"base": base, "model": model})
     _check("extract_topk", {"the expert's values": base.new_empty(0, dtype=dtype or base.dtype)})
-    kernel = dispatch.choose("extract_topk", base.device.type, backend)
+    kernel = dispatch.choose("extract_topk", base.device, backend)
     flat_base, flat_model = _flat(base), _flat(model)
     counts = base.new_empty(-(-base.numel() // BLOCK), dtype=torch.int32)
 
@@ -107,7 +107,7 @@ def scatter_add(theta: Tensor, expert: Expert, scale: float = 1.0, *, backend: s
     _check("scatter_add", {"theta": theta})
     _check("scatter_add", {"the expert's values": expert.values})
     _check_expert(theta, expert, expert.values.dtype)
-    kernel = dispatch.choose("scatter_add", theta.device.type, backend)
+    kernel = dispatch.choose("scatter_add", theta.device, backend)
     with _Flat(theta) as flat:
         _need_elements("scatter_add", theta, [expert], kernel(flat, *map(_flat, expert), float(scale)))
 
@@ -118,7 +118,7 @@ def gather(theta: Tensor, expert: Expert, *, out: Tensor | None = None, backend:
     out = theta.new_empty(expert.offsets.shape) if out is None else out
     _check("gather", {"theta": theta})
     _check_expert(theta, expert._replace(values=out), theta.dtype)
-    kernel = dispatch.choose("gather", theta.device.type, backend)
+    kernel = dispatch.choose("gather", theta.device, backend)
     with _Flat(out) as flat:
         fit = kernel(_flat(theta), _flat(expert.counts), _flat(expert.offsets), flat)
         _need_elements("gather", theta, [expert], fit)
@@ -134,7 +134,7 @@ def scatter(theta: Tensor, experts: Sequence[Expert], *, backend: str | None = N
     _check("scatter", {"theta": theta})
     for expert in experts:
         _check_expert(theta, expert, theta.dtype)
-    kernel = dispatch.choose("scatter", theta.device.type, backend)
+    kernel = dispatch.choose("scatter", theta.device, backend)
     with _Flat(theta) as flat:
         _need_elements("scatter", theta, experts, kernel(flat, [tuple(map(_flat, expert)) for expert in experts]))
 
@@ -146,6 +146,8 @@ def scattering(jobs: Sequence[tuple[Tensor, Sequence[Expert]]], *, backend: str 
     jobs: a contiguous theta and its experts, all on the CPU or all on GPUs. There a call is a launch an expert, on the
     current stream; it neither allocates nor waits, so that a CUDA graph may capture it.
     """
+    import torch
+
     for theta, experts in jobs:
         _check("scattering", {"theta": theta})
         if not theta.is_contiguous():
@@ -153,9 +155,9 @@ def scattering(jobs: Sequence[tuple[Tensor, Sequence[Expert]]], *, backend: str 
         for expert in experts:
             _check_expert(theta, expert, theta.dtype)
     flat = [(_flat(theta), [tuple(map(_flat, expert)) for expert in experts]) for theta, experts in jobs]
-    device = jobs[0][0].device.type if jobs else "cpu"
-    if backend in (None, "cuda") and dispatch.why_not("scattering", "cuda", device) is None:
-        run: Callable[[], None] | None = dispatch.choose("scattering", device, "cuda")(flat)
+    devices = {theta.device for theta, _ in jobs} or {torch.device("cpu")}
+    if backend in (None, "cuda") and not any(dispatch.why_not("scattering", "cuda", device) for device in devices):
+        run: Callable[[], None] | None = dispatch.choose("scattering", devices.pop(), "cuda")(flat)
         if run is None:
             raise InputError("scattering: an expert's counts and offsets are not those of elements of its tensor")
         return run

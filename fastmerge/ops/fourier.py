@@ -42,7 +42,7 @@ def highpass(
         raise InputError(f"highpass: out must be {wide}, the working type of this input, not {out.dtype}")
     h, w = _matrix("highpass", "x", x)
     if x.numel():
-        kernel = dispatch.choose("highpass", x.device.type, backend)
+        kernel = dispatch.choose("highpass", x.device, backend)
         with _Flat(out, (-1, h, w)) as flat:
             kernel(_flat(x, (-1, h, w)), convention, limits.limit(h, w), flat)
     return out
@@ -79,7 +79,7 @@ def highpass_merge(
     h, w = _matrix("highpass_merge", "base", base)
     nonfinite = 0
     if base.numel():
-        kernel = dispatch.choose("highpass_merge", base.device.type, backend)
+        kernel = dispatch.choose("highpass_merge", base.device, backend)
         first, *others = (_flat(t, (-1, h, w)) for t in (base, *models))
         limit = limits.limit(h, w)
         with _Flat(out, (-1, h, w)) as flat:
@@ -110,7 +110,7 @@ class Filtered:
         _check("Filtered", {"base": base, **_numbered(models)})
         h, w = _matrix("Filtered", "base", base)
         self.like = base
-        self._kernel = dispatch.choose("Filtered", base.device.type, backend)
+        self._kernel = dispatch.choose("Filtered", base.device, backend)
         first, *others = (_flat(t, (-1, h, w)) for t in (base, *models))
         self._given = first, others, list(map(float, weights)), limits.convention, limits.limit(h, w)
         self._each, self._backend = each, backend
@@ -134,7 +134,7 @@ class Filtered:
         out = out.detach()
         line = batching.line.get()
         if line is not None and out.numel() == self.like.numel() and not self._each:
-            kernel = dispatch.choose("highpass_merge", out.device.type, self._backend)
+            kernel = dispatch.choose("highpass_merge", out.device, self._backend)
             found = kernel(*self._given, float(scale), as_delta, out.view(self._given[0].shape))
         else:
             with batching.at_once():
@@ -156,6 +156,6 @@ class Filtered:
         """Σ|G(τ_k)| of every model, in float64. It holds the transforms of a matrix of each of them."""
         _check("Filtered", {"base": base, **_numbered(models)})
         h, w = _matrix("Filtered", "base", base)
-        kernel: Any = dispatch.choose("Filtered", base.device.type, backend)
+        kernel: Any = dispatch.choose("Filtered", base.device, backend)
         first, *others = (_flat(t, (-1, h, w)) for t in (base, *models))
         return list(kernel.magnitudes(first, others, limits.convention, limits.limit(h, w)))

@@ -40,7 +40,7 @@ def elect(
     _check("elect", tensors, unified=unified)
     _check_buffer("masks", masks, shape, torch.uint8, base.device)
     sums = _accumulator(sums, (2, len(models)), base)
-    kernel = dispatch.choose("elect", base.device.type, backend)
+    kernel = dispatch.choose("elect", base.device, backend)
     with _Flat(unified) as flat_unified, _Flat(masks, shape) as flat_masks:
         kernel(_flat(base), _flat_all(models), flat_unified, flat_masks, sums)
     return Elected(unified, masks, sums[0], sums[1])
@@ -67,7 +67,7 @@ def modulate(
     out = _empty(base, dtype) if out is None else out
     _check("modulate", {"base": base, "unified": unified}, out=out)
     _check_buffer("mask", mask, (packed_bytes(base.numel()),), torch.uint8, base.device)
-    kernel = dispatch.choose("modulate", base.device.type, backend)
+    kernel = dispatch.choose("modulate", base.device, backend)
     with _Flat(out) as flat:
         kernel(_flat(base), _flat(unified), _flat(mask), float(scale), flat)
     return out
@@ -90,13 +90,13 @@ def modulation(
         if not out.is_contiguous():
             raise InputError(f"modulation: out {list(out.shape)} must be contiguous")
     flat = [(*map(_flat, (base, unified, mask)), float(scale), _flat(out)) for base, unified, mask, scale, out in jobs]
-    device = jobs[0][0].device.type if jobs else "cpu"
-    if backend in (None, "cuda") and dispatch.why_not("modulation", "cuda", device) is None:
-        return dispatch.choose("modulation", device, "cuda")(flat)  # type: ignore[no-any-return]
-    kernel = dispatch.choose("modulate", device, backend)
+    devices = {base.device for base, *_ in jobs} or {torch.device("cpu")}
+    if backend in (None, "cuda") and not any(dispatch.why_not("modulation", "cuda", device) for device in devices):
+        return dispatch.choose("modulation", devices.pop(), "cuda")(flat)  # type: ignore[no-any-return]
+    kernels = [dispatch.choose("modulate", base.device, backend) for base, *_ in jobs]
 
     def run() -> None:
-        for job in flat:
+        for kernel, job in zip(kernels, flat, strict=True):
             kernel(*job)
 
     return run
@@ -128,7 +128,7 @@ def mask_against(
     masks = base.new_empty(shape, dtype=torch.uint8) if out is None else out
     _check_buffer("out", masks, shape, torch.uint8, base.device)
     sums = _accumulator(sums, (2, len(models)), base)
-    kernel = dispatch.choose("mask_against", base.device.type, backend)
+    kernel = dispatch.choose("mask_against", base.device, backend)
     with _Flat(masks, shape) as flat:
         kernel(
             _flat(base), _flat_all(models), _flat(merged), None if tall is None else list(map(float, tall)), flat, sums
@@ -145,7 +145,7 @@ def pack_bits(mask: Tensor, *, out: Tensor | None = None, backend: str | None = 
     _check_buffer("mask", mask, tuple(mask.shape), torch.bool, mask.device)
     out = mask.new_empty(shape, dtype=torch.uint8) if out is None else out
     _check_buffer("out", out, shape, torch.uint8, mask.device)
-    kernel = dispatch.choose("pack_bits", mask.device.type, backend)
+    kernel = dispatch.choose("pack_bits", mask.device, backend)
     with _Flat(out) as flat:
         kernel(_flat(mask), flat)
     return out
@@ -161,7 +161,7 @@ def unpack_bits(
     out = packed.new_empty(tuple(shape), dtype=torch.bool) if out is None else out
     _check_buffer("out", out, tuple(shape), torch.bool, packed.device)
     _check_buffer("packed", packed, (packed_bytes(out.numel()),), torch.uint8, packed.device)
-    kernel = dispatch.choose("unpack_bits", packed.device.type, backend)
+    kernel = dispatch.choose("unpack_bits", packed.device, backend)
     with _Flat(out) as flat:
         kernel(_flat(packed), flat)
     return out

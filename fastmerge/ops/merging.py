@@ -57,7 +57,7 @@ def low_rank(
     own, shared = (t.detach().to(wide).contiguous() for t in (up[rows], down))
     if shared.data_ptr() % wide.itemsize or own.data_ptr() % wide.itemsize:  # in a file they may lie anywhere
         own, shared = own.clone(), shared.clone()
-    kernel = dispatch.choose("low_rank", base.device.type, backend)
+    kernel = dispatch.choose("low_rank", base.device, backend)
     with _Flat(out) as flat:
         kernel(_flat(base), own, shared, float(torch.tensor(scale, dtype=wide)), first % columns, flat)
     return out
@@ -103,7 +103,7 @@ def combine(
     first = models[0] if base is None else base
     out = _empty(first, dtype) if out is None else out
     _check("combine", tensors, out=out)
-    kernel = dispatch.choose("combine", first.device.type, backend)
+    kernel = dispatch.choose("combine", first.device, backend)
     flat_base = None if base is None else _flat(base)
     selection = _selection("combine", kept or Kept(), offset, first, len(models))
     with _Flat(out) as flat:
@@ -143,7 +143,7 @@ def blend(
             f"{inner} and {offset}"
         )
     _check_buffer("weights", weights, (len(models), weights.shape[1]), torch.float32, first.device)
-    kernel = dispatch.choose("blend", first.device.type, backend)
+    kernel = dispatch.choose("blend", first.device, backend)
     flat_base = None if base is None else _flat(base)
     with _Flat(out) as flat:
         nonfinite = kernel(flat_base, _flat_all(models), weights.contiguous(), inner, offset, flat)
@@ -167,7 +167,7 @@ def kept_sums(
     _check("kept_sums", {"base": base, **_numbered(models)})
     selection = _selection("kept_sums", kept, offset, base, len(models))
     sums = _accumulator(sums, (2, len(models)), base)
-    kernel = dispatch.choose("kept_sums", base.device.type, backend)
+    kernel = dispatch.choose("kept_sums", base.device, backend)
     kernel(_flat(base), _flat_all(models), selection, offset, sums)
     return KeptSums(sums[0], sums[1])
 
@@ -227,7 +227,7 @@ def delta_sum(
     _check("delta_sum", tensors, out=out)
     if out.dtype != wide:
         raise InputError(f"delta_sum: out must be {wide}, the working type of these inputs, not {out.dtype}")
-    kernel = dispatch.choose("delta_sum", base.device.type, backend)
+    kernel = dispatch.choose("delta_sum", base.device, backend)
     with _Flat(out) as flat:
         kernel(_flat(base), _flat_all(models), weights, flat)
     return out

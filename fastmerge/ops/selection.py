@@ -53,7 +53,7 @@ def magnitude_histogram(
         if not 0 <= prefix < 1 << (key_bits - bits - shift):
             raise InputError(f"magnitude_histogram: prefix {prefix} has not the {key_bits - bits - shift} bits above")
     counts = _accumulator(counts, (len(models), 1 << bits), base, torch.int64, "counts")
-    kernel = dispatch.choose("magnitude_histogram", base.device.type, backend)
+    kernel = dispatch.choose("magnitude_histogram", base.device, backend)
     kernel(_flat(base), _flat_all(models), shift, bits, prefixes, wide, counts)
     return counts
 
@@ -77,7 +77,7 @@ def kth_magnitude(
     _check_ranks(ranks, len(models), base.numel())
     shape = len(models), len(ranks[0])
     magnitudes, indices = base.new_empty(shape, dtype=torch.float64), base.new_empty(shape, dtype=torch.int64)
-    kernel = dispatch.choose("kth_magnitude", base.device.type, backend)
+    kernel = dispatch.choose("kth_magnitude", base.device, backend)
     kernel(_flat(base), _flat_all(models), [list(row) for row in ranks], magnitudes, indices)
     rows = zip(magnitudes.tolist(), indices.tolist(), strict=True)
     return [[Cut(*cut) for cut in zip(*row, strict=True)] for row in rows]
@@ -129,7 +129,7 @@ def rank_drop(
     shape = k, packed_bytes(stop - start)
     masks = base.new_empty(shape, dtype=torch.uint8) if out is None else out
     _check_buffer("out", masks, shape, torch.uint8, base.device)
-    kernel = dispatch.choose("rank_drop", base.device.type, backend)
+    kernel = dispatch.choose("rank_drop", base.device, backend)
     with _Flat(masks, shape) as flat:
         kernel(
             _flat(base),

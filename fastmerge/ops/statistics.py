@@ -32,7 +32,7 @@ def moments(
     _check("moments", {"base": base, **_numbered(models)})
     sums = _accumulator(sums, (4, len(models)), base)
     nonfinite = _accumulator(nonfinite, (len(models),), base, torch.int64, "nonfinite")
-    dispatch.choose("moments", base.device.type, backend)(_flat(base), _flat_all(models), sums, nonfinite)
+    dispatch.choose("moments", base.device, backend)(_flat(base), _flat_all(models), sums, nonfinite)
     return Moments(sums[0], sums[1], sums[2], sums[3], nonfinite)
 
 
@@ -44,7 +44,7 @@ def inner_products(
     _check("inner_products", {"g": g, **_numbered(models)})
     k = len(models)
     sums = _accumulator(sums, (2 * k + 1,), g)
-    dispatch.choose("inner_products", g.device.type, backend)(_flat(g), _flat_all(models), sums)
+    dispatch.choose("inner_products", g.device, backend)(_flat(g), _flat_all(models), sums)
     return InnerProducts(sums[:k], sums[k : 2 * k], sums[2 * k])
 
 
@@ -57,5 +57,5 @@ def gram(
     _check("gram", tensors)
     sums = _accumulator(sums, (len(models), len(models)), models[0])
     flat_base = None if base is None else _flat(base)
-    dispatch.choose("gram", models[0].device.type, backend)(flat_base, _flat_all(models), sums)
+    dispatch.choose("gram", models[0].device, backend)(flat_base, _flat_all(models), sums)
     return sums

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .. import dispatch, gpus
 from ..errors import InputError
 from ..formats.contents import open_contents
 from ..formats.emr import EmrArtefact
@@ -20,6 +23,9 @@ from .huggingface import build
 from .matching import match
 from .task_model import TaskModel, Wanted, active_of
 from .weights import Active, EmrWeights, ExpertWeights, Weights
+
+log = logging.getLogger(__name__)
+warn_once = functools.cache(log.warning)  # a command looks for its device more than once
 
 
 @well_formed
@@ -37,11 +43,15 @@ def load(
 
     model: gets the weights, in place and in its own dtypes; by default a Hugging Face model is built from the folder's
     configuration. task: the one to begin with. base: where an artefact's base model is now, if no longer where it says;
-    of a folder of experts, what they must have been cut from. device: where the model is moved ("auto": to a GPU, where
-    there is one). rename: (old, new) prefixes that turn the model's names into the folder's. resident: switches between
-    tasks are made ready when first made, an artefact and its base kept in the memory of the model's GPU: from then on
-    they are nothing but launches, as a CUDA graph wants. Raises InputError with every problem found, before a weight is
-    changed.
+    of a folder of experts, what they must have been cut from. device: where the model is moved ("auto": to a GPU that
+    PyTorch can use, where there is one; what keeps it, or fastmerge's kernels, from being used is logged). rename:
+    (old, new) prefixes that turn the model's names into the folder's. Raises InputError with every problem found,
+    before a weight is changed.
+
+    resident: switches between tasks are made ready when first made, an artefact and its base kept in the memory of the
+    model's GPU. From then on a switch to a task of an artefact, or between single sparse experts and the backbone, is
+    nothing but launches, which a CUDA graph can capture. It can capture none that brings something in or waits: of
+    tasks with heads of their own, to several experts or to one with a weight, and of experts of low rank, as twin's.
     """
     contents = open_contents(Path(path).expanduser(), base)
     active = active_of(task, contents.folder)
@@ -107,10 +117,24 @@ def _tensors(model: nn.Module) -> list[Tensor]:
 
 
 def find_device(name: str | torch.device) -> torch.device:
-    """The device of this name; "auto": a GPU where there is one."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The device of this name; "auto": the GPU, or the CPU where PyTorch can use none.
+
+    A model's own computing is PyTorch's, so that it stays on a GPU that fastmerge's kernels cannot use: there PyTorch
+    computes in their place. Why that is, or why there is no use of a GPU at all, is logged as a warning.
+    """
+    automatic = name == "auto"
+    if automatic and not torch.cuda.is_available():
+        if gpus.there_is_one():
+            warn_once("the model is on the CPU, though there is a GPU: %s", gpus.why_not("cuda"))
+        return torch.device("cpu")
     try:
-        return torch.zeros(1, device=name).device
+        device = torch.zeros(1, device="cuda" if automatic else name).device
     except Exception as error:  # an unknown name, a torch without CUDA, no GPU: each is an error of another class
-        raise InputError(f"device {name!r} cannot be used ({str(error).splitlines()[0]}); use auto or cpu") from None
+        reason = str(error).splitlines()[0]
+        if not automatic:
+            raise InputError(f"device {name!r} cannot be used ({reason}); use auto or cpu") from None
+        warn_once("the model is on the CPU, though there is a GPU: %s", reason)
+        return torch.device("cpu")
+    if device.type == "cuda" and (missing := dispatch.why_not("modulation", "cuda", device)):
+        warn_once("fastmerge computes by PyTorch on this GPU, which is slower: %s", missing)
+    return device

@@ -32,8 +32,8 @@ def text_features(
 ) -> Tensor:
     """`mean_pooled` of texts by a folder's model without a task, float32 [N, D], as `RoutedModel` computes them.
 
-    Texts are cut off at `max_length` tokens. device: "auto" takes a GPU where there is one. Raises InputError where
-    transformers cannot build the model or its tokenizer, and where a text has no token.
+    Texts are cut off at `max_length` tokens. device: as in `load`. Raises InputError where transformers cannot build
+    the model or its tokenizer, and where a text has no token.
     """
     tokenizer, place = prepared(folder, base=base, device=device)
     parts = [list(texts[start : start + batch]) for start in range(0, len(texts), batch)]

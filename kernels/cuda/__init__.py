@@ -72,11 +72,17 @@ __all__ = [
 ]
 
 
-def check(capability: tuple[int, int]) -> None:
-    """Raise RuntimeError, saying what to install, where a GPU of this capability cannot be computed on."""
+COMPILED = "magnitude_histogram", "kth_magnitude", "extract_topk", "rank_drop"  # by NVRTC
+TRANSFORMED = "highpass", "highpass_merge", "Filtered"  # by cuFFT
+
+
+def check(capability: tuple[int, int], op: str | None = None) -> None:
+    """Raise RuntimeError, saying what to install, where a GPU of this capability cannot compute an op, or not all."""
     reason = rejection(capability, triton.__version__)
     if reason:
         raise RuntimeError(reason)
     make_ready()
-    nvrtc.library()
-    cufft.library()
+    if op is None or op in COMPILED:
+        nvrtc.library()
+    if op is None or op in TRANSFORMED:
+        cufft.library()

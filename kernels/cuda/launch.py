@@ -16,7 +16,6 @@ from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from ..reference.numeric import working_dtype
@@ -236,17 +235,6 @@ def rejection(capability: tuple[int, int], version: str) -> str | None:
 
 
 def on_device(tensor: Tensor) -> AbstractContextManager[Any]:
-    """The tensor's GPU, made current after checking it; nothing in the interpreter. Raises RuntimeError."""
-    if not tensor.is_cuda:
-        return nullcontext()
-    device = tensor.get_device()
-    reason = _reason(device)
-    if reason:
-        raise RuntimeError(reason)
-    return torch.cuda.device(device)  # a number: to make one of torch's devices takes longer than all the rest
-
-
-@functools.cache
-def _reason(device: int) -> str | None:
-    """As rejection, of one of this process's GPUs."""
-    return rejection(torch.cuda.get_device_capability(device), triton.__version__)
+    """The tensor's GPU, made current; nothing in the interpreter."""
+    # A number: to make one of torch's devices takes longer than all the rest.
+    return torch.cuda.device(tensor.get_device()) if tensor.is_cuda else nullcontext()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
+import functools
+import importlib.util
 import json
 import sys
 import warnings
@@ -19,6 +20,7 @@ sys.path[:0] = [
 import on_cpu
 import timing
 import torch
+from fake_cufft import Cufft, in_place_of_cufft
 from fastmerge.kernels.cuda import nvrtc
 from interpreted import patched
 from offsets import check_offsets
@@ -56,23 +58,30 @@ def main(folder: Path) -> None:
     roofline.FORMS, roofline.BATCHES = [(torch.bfloat16, 3)], {"two matrices": [(32, 32)] * 2}
     tune.ELEMENTS = 2048
     roofline.elements = lambda *_: 2048
-    ways = roofline.ways
-    roofline.ways = lambda name, compiled: ways(name, False)
+    torch.compile = functools.partial(torch.compile, backend="eager", fullgraph=True)
     rows = list(roofline.rows())
     named = calls(torch.zeros(8), [torch.zeros(8)])
     assert {row["op"] for row in rows} >= {name for name in named if implemented(name, "cuda")}
+    assert {row["op"] for row in rows if "torch.compile" in row["times_faster"]} == roofline.COMPILED
     json.dumps(rows)
     roofline.show(rows[0])
 
     filters = importlib.import_module("filter")
-    filters.SHAPES = [(20, 30)]
-    rows = list(filters.rows())
+    filters.SHAPES = [(20, 30), (6, 7)]
+    fake = Cufft()
+    with in_place_of_cufft(fake):
+        rows = list(filters.rows())
+        assert {plan["n"] for plan in fake.made} >= {(20, 30), (6, 7)}
+        assert not any(isinstance(plan["n"], tuple) for plan in fake.plans.values())
     json.dumps(rows)
     filters.show(rows[0])
     print("filter: done", flush=True)
 
     merge_rehearsed()
     print("merging: done", flush=True)
+
+    run_rehearsed(folder)
+    print("run: done", flush=True)
 
     torch.cuda.get_device_name = lambda *_: "a card"
     tune.TILES, tune.WARPS, tune.UNROLLED = (1024, 2048), (4,), (2,)
@@ -84,6 +93,32 @@ def main(folder: Path) -> None:
     print("tune: done", flush=True)
 
 
+def run_rehearsed(folder: Path) -> None:
+    """All parts, of which one fails, in place of what they run; merges get what is left of the time."""
+    import harness
+
+    spec = importlib.util.spec_from_file_location("gpu_run", ROOT / "bench" / "gpu" / "run.py")  # bench has a run too
+    assert spec
+    assert spec.loader
+    run = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(run)
+    part = "import sys; open(sys.argv[1], 'w').write(' '.join(sys.argv[2:])); sys.exit(sys.argv[1].endswith('filter'))"
+    run.commands = lambda: {k: [[sys.executable, "-c", part, str(folder / k)]] for k in run.KINDS} | {"sanitize": []}
+    torch.cuda.is_available, timing.machine, harness.RESULTS = lambda: True, dict, folder
+    sys.argv = ["run.py", "--limit", "70"]
+    assert run.main() == 1
+    (file,) = folder.glob("gpu-run-*.json")
+    kept = json.loads(file.read_text())
+    outcomes = {row["part"]: row["outcome"] for row in kept["rows"]}
+    assert list(outcomes) == ["conformance", "roofline", "filter", "sanitize", "merging"]
+    assert (outcomes["filter"], outcomes["sanitize"], outcomes["merging"]) == ("failed", "left out", "done")
+    assert 0 < sum(row["seconds"] for row in kept["rows"]) <= kept["total_seconds"] < kept["limit_seconds"] == 70
+    option, left = (folder / "merging").read_text().split()
+    assert option == "--limit"
+    assert 60 < float(left) < 70
+    assert not (folder / "tune").exists()
+
+
 def merge_rehearsed() -> None:
     """Every row of whole merges, of small models: on this machine's CPU, without page-locked memory."""
     import family
@@ -93,16 +128,19 @@ def merge_rehearsed() -> None:
     torch.empty = lambda *shape, pin_memory=False, **options: empty(*shape, **options)
     for name in ("synchronize", "empty_cache", "reset_peak_memory_stats"):
         setattr(torch.cuda, name, lambda: None)
-    torch.cuda.max_memory_reserved = lambda: 0
+    torch.cuda.max_memory_reserved = lambda: 5 << 20
+    torch.cuda.mem_get_info = lambda: (3 << 20, 10 << 20)
     torch.cuda.Stream, torch.cuda.stream = object, lambda _: contextlib.nullcontext()
     merging.ROUNDS, merging.BY_MERGEKIT, merging.Link.__init__.__defaults__ = 1, (), (1000,)
     family.VOCABULARY = 50
     merging.SIZES = {name: family.Size(16, 24, 8, 4, layers) for name, layers in (("7b", 9), ("13b", 10))}
     dispatch.PREFERENCE["cpu"] = ("native", "reference")
     dispatch.chosen.cache_clear()
+    assert not [*merging.rows(-1)], "all is left out"
     rows = list(merging.rows())
     json.dumps(rows)
     merging.show(rows[0])
+    assert {(row["gpu_mib"], row["gpu_used_mib"]) for row in rows} == {(4, 6)}, "but for what the floors have"
     assert {(row["size"], row["layers"], row["k"]) for row in rows} == {
         ("7b", 8, 2),
         ("7b", 8, 6),

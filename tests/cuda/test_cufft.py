@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="Triton is not installed")
 from fake_cufft import Cufft, in_place_of_cufft
+from fastmerge.kernels import cuda
 from fastmerge.kernels.cuda import cufft
 
 
@@ -131,3 +134,20 @@ def test_a_missing_library_is_told(cuda: str, install: str, monkeypatch: pytest.
     monkeypatch.setattr(cufft.ctypes, "CDLL", nothing)
     with pytest.raises(RuntimeError, match=rf"cuFFT of CUDA {cuda[:2]} is not installed: pip install {install}"):
         cufft._found()
+
+
+@pytest.mark.parametrize(("library", "ops"), [("cufft", cuda.TRANSFORMED), ("nvrtc", cuda.COMPILED)])
+def test_the_ops_that_need_a_library_are_told(library: str, ops: tuple[str, ...]) -> None:
+    """They are those whose modules import it, by however many steps."""
+    folder = Path(cufft.__file__).parent
+
+    def imported(name: str) -> set[str]:
+        text = (folder / f"{name}.py").read_text("utf-8")
+        lists = re.findall(r"^from \. import (.+)$", text, re.MULTILINE)
+        return {*re.findall(r"^from \.(\w+) import", text, re.MULTILINE), *", ".join(lists).split(", ")} - {""}
+
+    users = {library}
+    while more := {file.stem for file in folder.glob("[!_]*.py") if imported(file.stem) & users} - users:
+        users |= more
+    many = {f"{op}_many" for op in ops}
+    assert {*ops} == {name for name in cuda.__all__ if getattr(cuda, name).__module__.split(".")[-1] in users} - many

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,8 +24,9 @@ from tensors import BF16, F32, F64, assert_same_bits
 from torch import Tensor, nn
 
 import fastmerge as fm
-from fastmerge import ops
+from fastmerge import dispatch, gpus, ops
 from fastmerge.errors import InputError
+from fastmerge.runtime.load import find_device, warn_once
 
 
 @pytest.fixture(scope="module")
@@ -251,16 +253,17 @@ def test_a_resident_switch_only_launches(
     pytest.importorskip("triton", reason="Triton is not installed")
     from compiled import Nothing, compiling
 
+    tasks = ["law", "math", None, "math"] if kind == "folder" else ["law", "math"]  # an artefact's base is copied
     with compiling(90) as found:
         live = fm.runtime.load(request.getfixturevalue(kind), Net(1), resident=True)
-        for task in ("math", "law", "math"):
+        for task in ["math", *tasks]:
             live.set_task(task)
         assert found
         for again in ("modulation", "scattering"):
             monkeypatch.delattr(ops, again)
         with Nothing():
-            live.set_task("law")
-            live.set_task("math")
+            for task in tasks:
+                live.set_task(task)
 
 
 @pytest.mark.parametrize("resident", [False, True], ids=["plain", "resident"])
@@ -433,3 +436,42 @@ def test_resident_experts_give_the_same_bits(tmp_path: Path) -> None:
             plain.set_task(task)
             resident.set_task(task)
             assert same(models[1], bits(models[0])), task
+
+
+@pytest.mark.parametrize(
+    ("driver", "hardware", "zeros", "lacking", "place", "says"),
+    [
+        (False, False, None, None, "cpu", ""),
+        (False, True, None, None, "cpu", "the model is on the CPU, though there is a GPU: "),
+        (True, True, "no kernel image is available", None, "cpu", "though there is a GPU: CUDA error: no kernel image"),
+        (True, True, None, "sm_70 has no bfloat16", "cuda:0", "by PyTorch on this GPU, which is slower: sm_70 has no"),
+        (True, True, None, None, "cuda:0", ""),
+    ],
+    ids=["no GPU", "no driver", "too old for PyTorch", "too old for fastmerge", "a GPU"],
+)
+def test_where_a_model_goes_by_itself(
+    driver: bool,
+    hardware: bool,
+    zeros: str | None,
+    lacking: str | None,
+    place: str,
+    says: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Where PyTorch can compute, since a model mostly does that; what keeps a GPU from its best is told, once."""
+
+    def allocated(*_: object, device: str) -> Any:
+        if zeros:
+            raise RuntimeError(f"CUDA error: {zeros}\nand more")
+        return SimpleNamespace(device=torch.device(device, 0))
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: driver)
+    monkeypatch.setattr(torch, "zeros", allocated)
+    monkeypatch.setattr(gpus, "HARDWARE", (Path("/" if hardware else "/nowhere"),))
+    monkeypatch.setattr(dispatch, "why_not", lambda *_: lacking)
+    warn_once.cache_clear()
+    for _ in range(2):
+        assert find_device("auto") == torch.device(place)
+    warn_once.cache_clear()
+    assert [says in record.message for record in caplog.records] == ([True] if says else [])
