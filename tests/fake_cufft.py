@@ -1,4 +1,7 @@
-"""A cuFFT of the CPU's: by the C interface of the real one, its layouts, what it requires, and what it destroys."""
+"""A cuFFT of the CPU's: by the C interface of the real one, its layouts, what it requires, and what it destroys.
+
+It keeps to the tensors that it is given the addresses of.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ import numpy as np
 import torch
 from fastmerge.kernels.cuda import cufft
 from numpy.typing import NDArray
+from torch import Tensor
 
 LONG, LONGS = c_longlong, POINTER(c_longlong)
 INTERFACE: dict[str, list[Any]] = {  # as in cufft.h
@@ -39,6 +43,7 @@ class Cufft:
         self.refuses = refuses  # the status of every planning
         self.plans: dict[int, dict[str, Any]] = {}
         self.made: list[dict[str, Any]] = []
+        self.memory: list[tuple[int, int]] = []  # from where to where tensors are
         self.library = SimpleNamespace(
             **{name: ctypes.CFUNCTYPE(c_int, *types)(self._safe(name)) for name, types in INTERFACE.items()}
         )
@@ -88,7 +93,7 @@ class Cufft:
     def _execute(self, kind: str, handle: int, source: int, target: int, direction: int = cufft.FORWARD) -> int:
         if handle not in self.plans:
             return 1
-        plan = self.plans[handle]
+        plan, n = self.plans[handle], self.plans[handle]["n"]
         real = REAL.get(kind)
         number = {"R2C": "c8", "C2R": "c8", "C2C": "c8"}.get(kind, "c16")
         if plan["type"] != cufft.TYPES[kind]:
@@ -98,9 +103,10 @@ class Cufft:
         assert source != target or plan["in"] == plan["out"]
         ctypes.memset(plan["area"], 0xFF, WORKSPACE)
         forwards = real is not None and kind in ("R2C", "D2Z")
-        read = _view(source, plan["in"], plan["batch"], real if forwards and real else number)
-        written = _view(target, plan["out"], plan["batch"], real if real and not forwards else number)
-        n = plan["n"]
+        lengths = (n, n) if not real else (n, n // 2 + 1) if forwards else (n // 2 + 1, n)
+        assert (plan["in"][0], plan["out"][0]) == lengths, "sizes in memory are not those of the transform"
+        read = self._view(source, plan["in"], plan["batch"], real if forwards and real else number)
+        written = self._view(target, plan["out"], plan["batch"], real if real and not forwards else number)
         if forwards:
             written[:] = np.fft.rfft(read)
         elif real:
@@ -110,19 +116,26 @@ class Cufft:
             written[:] = np.fft.fft(read) if direction == cufft.FORWARD else np.fft.ifft(read) * n
         return 0
 
-
-def _view(address: int, layout: tuple[int, int, int], batch: int, dtype: str) -> NDArray[Any]:
-    length, stride, apart = layout
-    size = np.dtype(dtype).itemsize
-    extent = ((length - 1) * stride + (batch - 1) * apart + 1) * size
-    memory = np.frombuffer((ctypes.c_char * extent).from_address(address), dtype)
-    return np.lib.stride_tricks.as_strided(memory, (batch, length), (apart * size, stride * size))
+    def _view(self, address: int, layout: tuple[int, int, int], batch: int, dtype: str) -> NDArray[Any]:
+        length, stride, apart = layout
+        size = np.dtype(dtype).itemsize
+        extent = ((length - 1) * stride + (batch - 1) * apart + 1) * size
+        assert any(start <= address and address + extent <= stop for start, stop in self.memory), "beyond its tensors"
+        memory = np.frombuffer((ctypes.c_char * extent).from_address(address), dtype)
+        return np.lib.stride_tricks.as_strided(memory, (batch, length), (apart * size, stride * size))
 
 
 @contextmanager
 def in_place_of_cufft(fake: Cufft) -> Iterator[None]:
     """Transforms are the fake's, of tensors on the CPU too."""
-    before = cufft._found, cufft._is_torchs, torch.cuda.current_stream
+    before = cufft._found, cufft._is_torchs, torch.cuda.current_stream, cufft.Plan.run
+
+    def run(plan: cufft.Plan, source: Tensor, target: Tensor, *others: int) -> None:
+        storages = source.untyped_storage(), target.untyped_storage()
+        fake.memory = [(storage.data_ptr(), storage.data_ptr() + storage.nbytes()) for storage in storages]
+        before[-1](plan, source, target, *others)
+
+    cufft.Plan.run = run
     cufft._found, cufft._is_torchs = lambda: fake.library, lambda _: False
     torch.cuda.current_stream = lambda _=None: SimpleNamespace(cuda_stream=STREAM)
     _forget()
@@ -130,7 +143,7 @@ def in_place_of_cufft(fake: Cufft) -> Iterator[None]:
         yield
     finally:
         _forget()
-        cufft._found, cufft._is_torchs, torch.cuda.current_stream = before
+        cufft._found, cufft._is_torchs, torch.cuda.current_stream, cufft.Plan.run = before
 
 
 def _forget() -> None:
