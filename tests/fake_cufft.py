@@ -1,6 +1,6 @@
 """A cuFFT of the CPU's: by the C interface of the real one, its layouts, what it requires, and what it destroys.
 
-It keeps to the tensors that it is given the addresses of.
+It keeps to the tensors that a plan is run with.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Cufft:
         self.refuses = refuses  # the status of every planning
         self.plans: dict[int, dict[str, Any]] = {}
         self.made: list[dict[str, Any]] = []
-        self.memory: list[tuple[int, int]] = []  # from where to where tensors are
+        self.memory: list[tuple[int, int]] = []  # from where to where tensors are, if it is known
         self.library = SimpleNamespace(
             **{name: ctypes.CFUNCTYPE(c_int, *types)(self._safe(name)) for name, types in INTERFACE.items()}
         )
@@ -120,7 +120,8 @@ class Cufft:
         length, stride, apart = layout
         size = np.dtype(dtype).itemsize
         extent = ((length - 1) * stride + (batch - 1) * apart + 1) * size
-        assert any(start <= address and address + extent <= stop for start, stop in self.memory), "beyond its tensors"
+        inside = any(start <= address and address + extent <= stop for start, stop in self.memory)
+        assert inside or not self.memory, "beyond its tensors"
         memory = np.frombuffer((ctypes.c_char * extent).from_address(address), dtype)
         return np.lib.stride_tricks.as_strided(memory, (batch, length), (apart * size, stride * size))
 
@@ -133,7 +134,10 @@ def in_place_of_cufft(fake: Cufft) -> Iterator[None]:
     def run(plan: cufft.Plan, source: Tensor, target: Tensor, *others: int) -> None:
         storages = source.untyped_storage(), target.untyped_storage()
         fake.memory = [(storage.data_ptr(), storage.data_ptr() + storage.nbytes()) for storage in storages]
-        before[-1](plan, source, target, *others)
+        try:
+            before[-1](plan, source, target, *others)
+        finally:
+            fake.memory = []
 
     cufft.Plan.run = run
     cufft._found, cufft._is_torchs = lambda: fake.library, lambda _: False
