@@ -14,6 +14,10 @@ from fastmerge.cutoff import Cutoff
 
 OF_AN_EXPERT = ("scatter_add", "gather", "scatter")
 OF_ONE_MODEL = ("low_rank", "extract_topk", *OF_AN_EXPERT)
+# By which an entry of the cuda backend's launch settings is measured: a dtype of so many bytes, and the call that
+# stands for those that have no entry of their own.
+OF_BYTES = {1: torch.bfloat16, 2: torch.bfloat16, 4: torch.float32, 8: torch.float64}
+STANDS_FOR = {"*": "modulate"}
 ELEMENTS_FOR_ONE = 100  # of a tensor, for one of its expert's
 CUT = ops.Cut(0.0128, 0)  # about the largest fifth of task vectors near 0.01
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import functools
 import re
 import subprocess
 import sys
@@ -134,11 +135,21 @@ class Nothing(TorchDispatchMode):
 
 
 def read(launched: Launched) -> Code:
-    """Resources and instructions of a compiled kernel, by the tools in Triton's package."""
+    """Resources and instructions of a compiled kernel."""
     kernel, arguments = launched
+    ptx = re.findall(r"^\s*(?:@!?%\w+\s+)?([a-z][\w.]*)\s", kernel.asm["ptx"], re.MULTILINE)
+    elements = arguments.get("TILE", 0) // (32 * arguments.get("num_warps", 4))
+    resources, machine = taken_apart(kernel.asm["cubin"])
+    narrow = narrow_products(kernel.asm["ttir"])
+    return Code(kernel.name, arguments.get("K", 1), elements, *resources, machine, collections.Counter(ptx), narrow)
+
+
+@functools.cache
+def taken_apart(cubin: bytes) -> tuple[tuple[int, int, int], collections.Counter[str]]:
+    """Registers, stack and local memory of machine code, and its instructions; by the tools in Triton's package."""
     with tempfile.TemporaryDirectory() as temporary:
         file = Path(temporary) / "kernel.cubin"
-        file.write_bytes(kernel.asm["cubin"])
+        file.write_bytes(cubin)
         usage = subprocess.run([TOOLS / "cuobjdump", "-res-usage", file], capture_output=True, text=True, check=True)
         listing = subprocess.run([TOOLS / "nvdisasm", "-c", file], capture_output=True, text=True, check=True).stdout
     found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage.stdout + usage.stderr)
@@ -146,11 +157,8 @@ def read(launched: Launched) -> Code:
     # 0 · 0 + |x| is how a magnitude is taken.
     listing = re.sub(r"HFMA2\.\S+ \w+, -RZ\S*, RZ\S*, ", "HABS ", listing)
     machine = re.findall(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", listing, re.MULTILINE)
-    ptx = re.findall(r"^\s*(?:@!?%\w+\s+)?([a-z][\w.]*)\s", kernel.asm["ptx"], re.MULTILINE)
-    counters = collections.Counter(machine), collections.Counter(ptx)
-    elements = arguments.get("TILE", 0) // (32 * arguments.get("num_warps", 4))
-    narrow = narrow_products(kernel.asm["ttir"])
-    return Code(kernel.name, arguments.get("K", 1), elements, *map(int, found.groups()), *counters, narrow)
+    registers, stack, local = map(int, found.groups())
+    return (registers, stack, local), collections.Counter(machine)
 
 
 def narrow_products(code: str) -> set[str]:
@@ -196,6 +204,6 @@ def objections(code: Code) -> list[str]:
         fused += [name for name in code.instructions if name.startswith(("FFMA", "DFMA", "HFMA2.BF16"))]
     if fused:
         found.append("fused multiplication and addition")
-    if code.name.endswith("_tile") and code.narrow:
+    if code.narrow:
         found.append("an address is counted in 32 bits")
     return found

@@ -1,4 +1,7 @@
-"""A cuFFT of the CPU's: by the C interface of the real one, its layouts, what it requires, and what it destroys."""
+"""A cuFFT of the CPU's: by the C interface of the real one, its layouts, what it requires, and what it destroys.
+
+It keeps to the tensors that a plan is run with.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ import numpy as np
 import torch
 from fastmerge.kernels.cuda import cufft
 from numpy.typing import NDArray
+from torch import Tensor
 
 LONG, LONGS = c_longlong, POINTER(c_longlong)
 INTERFACE: dict[str, list[Any]] = {  # as in cufft.h
@@ -40,6 +44,7 @@ class Cufft:
         self.refuses = refuses  # the status of every planning
         self.plans: dict[int, dict[str, Any]] = {}
         self.made: list[dict[str, Any]] = []
+        self.memory: list[tuple[int, int]] = []  # from where to where tensors are, if it is known
         self.library = SimpleNamespace(
             **{name: ctypes.CFUNCTYPE(c_int, *types)(self._safe(name)) for name, types in INTERFACE.items()}
         )
@@ -89,8 +94,7 @@ class Cufft:
     def _execute(self, kind: str, handle: int, source: int, target: int, direction: int = cufft.FORWARD) -> int:
         if handle not in self.plans:
             return 1
-        plan = self.plans[handle]
-        real = REAL.get(kind)
+        plan, real = self.plans[handle], REAL.get(kind)
         number = {"R2C": "c8", "C2R": "c8", "C2C": "c8"}.get(kind, "c16")
         if plan["type"] != cufft.TYPES[kind]:
             return 3
@@ -99,10 +103,14 @@ class Cufft:
         assert source != target or plan["in"] == plan["out"]
         ctypes.memset(plan["area"], 0xFF, WORKSPACE)
         forwards = real is not None and kind in ("R2C", "D2Z")
-        read = _view(source, plan["in"], plan["batch"], real if forwards and real else number)
-        written = _view(target, plan["out"], plan["batch"], real if real and not forwards else number)
         n = (plan["n"],) if isinstance(plan["n"], int) else plan["n"]
         axes = range(1, 1 + len(n))
+        if len(n) == 1:
+            half = n[0] // 2 + 1
+            lengths = (n[0], n[0]) if not real else (n[0], half) if forwards else (half, n[0])
+            assert (plan["in"][0], plan["out"][0]) == lengths, "sizes in memory are not those of the transform"
+        read = self._view(source, plan["in"], plan["batch"], real if forwards and real else number)
+        written = self._view(target, plan["out"], plan["batch"], real if real and not forwards else number)
         if forwards:
             written[:] = np.fft.rfftn(read, axes=axes)
         elif real:
@@ -114,22 +122,35 @@ class Cufft:
             written[:] = np.fft.ifftn(read, axes=axes, norm="forward")
         return 0
 
-
-def _view(address: int, layout: tuple[int | tuple[int, ...], int, int], batch: int, dtype: str) -> NDArray[Any]:
-    """[batch, *sizes]. Elements of the last dimension are `stride` apart, transforms `apart`."""
-    sizes, stride, apart = layout
-    sizes = (sizes,) if isinstance(sizes, int) else sizes
-    size = np.dtype(dtype).itemsize
-    strides = [apart, *(stride * math.prod(sizes[i + 1 :]) for i in range(len(sizes)))]
-    extent = (sum((count - 1) * step for count, step in zip((batch, *sizes), strides, strict=True)) + 1) * size
-    memory = np.frombuffer((ctypes.c_char * extent).from_address(address), dtype)
-    return np.lib.stride_tricks.as_strided(memory, (batch, *sizes), [step * size for step in strides])
+    def _view(
+        self, address: int, layout: tuple[int | tuple[int, ...], int, int], batch: int, dtype: str
+    ) -> NDArray[Any]:
+        """[batch, *sizes]. Elements of the last dimension are `stride` apart, transforms `apart`."""
+        sizes, stride, apart = layout
+        sizes = (sizes,) if isinstance(sizes, int) else sizes
+        size = np.dtype(dtype).itemsize
+        strides = [apart, *(stride * math.prod(sizes[i + 1 :]) for i in range(len(sizes)))]
+        extent = (sum((count - 1) * step for count, step in zip((batch, *sizes), strides, strict=True)) + 1) * size
+        inside = any(start <= address and address + extent <= stop for start, stop in self.memory)
+        assert inside or not self.memory, "beyond its tensors"
+        memory = np.frombuffer((ctypes.c_char * extent).from_address(address), dtype)
+        return np.lib.stride_tricks.as_strided(memory, (batch, *sizes), [step * size for step in strides])
 
 
 @contextmanager
 def in_place_of_cufft(fake: Cufft) -> Iterator[None]:
     """Transforms are the fake's, of tensors on the CPU too."""
-    before = cufft._found, cufft._is_torchs, torch.cuda.current_stream
+    before = cufft._found, cufft._is_torchs, torch.cuda.current_stream, cufft.Plan.run
+
+    def run(plan: cufft.Plan, source: Tensor, target: Tensor, *others: int) -> None:
+        storages = source.untyped_storage(), target.untyped_storage()
+        fake.memory = [(storage.data_ptr(), storage.data_ptr() + storage.nbytes()) for storage in storages]
+        try:
+            before[-1](plan, source, target, *others)
+        finally:
+            fake.memory = []
+
+    cufft.Plan.run = run
     cufft._found, cufft._is_torchs = lambda: fake.library, lambda _: False
     torch.cuda.current_stream = lambda _=None: SimpleNamespace(cuda_stream=STREAM)
     _forget()
@@ -137,7 +158,7 @@ def in_place_of_cufft(fake: Cufft) -> Iterator[None]:
         yield
     finally:
         _forget()
-        cufft._found, cufft._is_torchs, torch.cuda.current_stream = before
+        cufft._found, cufft._is_torchs, torch.cuda.current_stream, cufft.Plan.run = before
 
 
 def _forget() -> None:

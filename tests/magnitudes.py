@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 
 import torch
 from fastmerge.kernels import cuda, reference
@@ -74,8 +75,17 @@ def assert_same_histograms(base: Tensor, model: Tensor) -> None:
         assert torch.equal(*counts)
 
 
-def assert_same_drops(base: Tensor, model: Tensor, columns: int, kinds: Sequence[str] = ("near", "far")) -> None:
-    """By ranks in rows, which parts of long tensors cut. kinds: of thresholds; all, where none is given."""
+def placed(x: Tensor, device: str) -> Tensor:
+    """The same values on a device, as far past an aligned address."""
+    first = x.storage_offset()
+    return x if device == "cpu" else torch.cat([x.new_zeros(first), x]).to(device)[first:]
+
+
+def assert_same_drops(
+    base: Tensor, model: Tensor, columns: int, kinds: Sequence[str] = ("near", "far"), device: str = "cpu"
+) -> None:
+    """By ranks in rows; of long tensors those of a part too, which cuts rows. kinds: of thresholds; all, where none is
+    given. Tensors are on the CPU, and compared on a device."""
     n = base.numel()
     far = thresholds(columns, 0.5, 0.99)
     tables = {
@@ -85,9 +95,22 @@ def assert_same_drops(base: Tensor, model: Tensor, columns: int, kinds: Sequence
         "unordered": far[torch.randperm(columns, generator=torch.Generator().manual_seed(columns))],
         **{str(same): torch.full((columns,), same) for same in (0, 1 << 31, 1 << 32)},
     }
-    for kind in kinds or tables:
-        start, stop = (65_536, n - 3) if n > 65_536 else (0, n)
+    own = placed(base, device), [placed(model, device)]
+    for kind, (start, stop) in product(kinds or tables, [(0, n), (65_536, n - 3)] if n > 65_536 else [(0, n)]):
         masks = [torch.full((1, -(-(stop - start) // 8)), 0x5A, dtype=torch.uint8) for _ in range(2)]
-        for backend, own in zip((cuda, reference), masks, strict=True):
-            backend.rank_drop(base, [model], columns, [(1 << 64) - 123_456_789], [tables[kind]], start, stop, own)
-        assert torch.equal(*masks), (columns, kind)
+        masks[0] = masks[0].to(device)
+        key, limits = (1 << 64) - 123_456_789, tables[kind]
+        cuda.rank_drop(*own, columns, [key], [limits.to(device)], start, stop, masks[0])
+        reference.rank_drop(base, [model], columns, [key], [limits], start, stop, masks[1])
+        assert torch.equal(masks[0].cpu(), masks[1]), (columns, kind, start)
+
+
+# Rows and columns: of tensors that a part of begins in the midst of a row, or ends there.
+CUT = [(10_001, 7), (351, 200), (17, 4099), (5, 14_336), (2, 65_536)]
+
+
+def check_drops(dtypes: tuple[torch.dtype, torch.dtype], rows: Sequence[tuple[int, int]], device: str) -> int:
+    """By ranks in rows of all lengths and by all kinds of thresholds, of tensors that are aligned and that are not."""
+    for count, columns in rows:
+        assert_same_drops(*pair(dtypes, count * columns, shift=count % 2), columns, (), device)
+    return len(rows)

@@ -63,19 +63,22 @@ def thresholds(columns: int, density: float = 0.5, spread: float = 0.3) -> Tenso
 
 
 def rank_drop(base: Tensor, models: Sequence[Tensor], _: torch.dtype, backend: str) -> list[Tensor]:
-    """In rows and in one row, with thresholds in order and not, of the whole and from the second block."""
+    """In rows and in one row, with thresholds in order and not, of the whole and from the second block; and of single
+    elements, which a threshold drops none of, some, or all."""
     n, k = base.numel(), len(models)
     columns = next((c for c in (4096, 257, 64, 9, 7) if n and n % c == 0), 1)
     keys = [2**64 - 1 - 12345678901 * i for i in range(k)]
 
-    def masks(columns: int, limits: Tensor, **part: int) -> Tensor:
-        return ops.rank_drop(base, models, columns, keys, [limits.to(base.device)] * k, backend=backend, **part)
+    def masks(columns: int, *limits: Tensor, **part: int) -> Tensor:
+        tables = [limits[i % len(limits)].to(base.device) for i in range(k)]
+        return ops.rank_drop(base, models, columns, keys, tables, backend=backend, **part)
 
     mixed = thresholds(max(n, 1))[torch.randperm(max(n, 1), generator=torch.Generator().manual_seed(1))]
     found = [masks(columns, thresholds(columns)), masks(max(n, 1), mixed)]
     if n > ops.BLOCK:
         found.append(masks(columns, thresholds(columns), start=ops.BLOCK, stop=n - 1))
-    return found
+    alone = [torch.tensor([(0, 1 << 31, 1 << 32)[(i + n) % 3]]) for i in range(3)]
+    return [*found, masks(1, *alone, start=ops.BLOCK if n > ops.BLOCK else 0, stop=n - (n > 1))]
 
 
 def extract_topk(base: Tensor, models: Sequence[Tensor], dtype: torch.dtype, backend: str) -> list[Tensor]:

@@ -18,20 +18,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from calls import calls, traffic
+from calls import OF_BYTES, STANDS_FOR, calls, traffic
 from fastmerge.kernels.cuda.launch import BLOCK, form
 from fastmerge.kernels.cuda.settings import FILE, Settings, key, table
 from roofline import tensors
 from timing import milliseconds
 
-DTYPES = {1: torch.bfloat16, 2: torch.bfloat16, 4: torch.float32, 8: torch.float64}
 TILES, WARPS = (512, 1024, 2048, 4096), (2, 4, 8)
 UNROLLED = (2, 4, 8)  # each number is compiled when first met, which takes seconds; more share one kernel
 # Of programs that go over several tiles: elements, and tiles and warps.
 SPANS, OF_SPANS = (1024, 2048, 4096, 8192), ((128, 1), (256, 1), (512, 2), (512, 4), (1024, 4))
 GAIN = 0.97
 ELEMENTS = 1 << 27
-STANDS_FOR = {"*": "delta_sum"}  # the op by which the entry of all others is measured
 
 
 def candidates(op: str, now: Settings) -> list[Settings]:
@@ -55,7 +53,7 @@ def best(entry: dict[str, Any]) -> tuple[Settings, str]:
     """The fastest settings of an entry, and why."""
     own = key(entry)
     name, size, aligned = own
-    op, dtype, chosen = STANDS_FOR.get(name, name), DTYPES[size], table()[own]
+    op, dtype, chosen = STANDS_FOR.get(name, name), OF_BYTES[size], table()[own]
     part = slice(0, -1) if aligned else slice(1, None)  # of one element too many
 
     def time_of(settings: Settings, k: int) -> float:

@@ -54,7 +54,7 @@ def sum_spans(partial, blocks, programs, width, peaks, SPANS: tl.constexpr, COLU
     there = (rows[:, None] < programs) & (columns[None, :] < width)
     terms = tl.load(partial + rows[:, None] * width + columns[None, :], mask=there, other=0.0)
     found = tl.where(columns < peaks, tl.sum(terms, 0), tl.max(terms, 0))
-    place = (tl.program_id(1) * tl.num_programs(0) + block) * COLUMNS
+    place = (tl.program_id(1).to(tl.int64) * tl.num_programs(0) + block) * COLUMNS
     tl.store(blocks + place + tl.arange(0, COLUMNS), found)
 
 

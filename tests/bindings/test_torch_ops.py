@@ -178,6 +178,30 @@ def test_is_torchs_kind_of_operator(device: str, name: str) -> None:
     torch.library.opcheck(getattr(lib, name).default, on(device, args), options)
 
 
+def inverting(mask: Tensor, right: Callable[[Tensor], Tensor] = ops.pack_bits) -> Tensor:
+    packed = right(mask)
+    mask.logical_not_()
+    return packed
+
+
+@pytest.mark.parametrize(
+    ("name", "function", "wrong", "told"),
+    [
+        pytest.param("pack_bits", "packed_bytes", lambda _: 5, "Shapes", id="shape"),
+        pytest.param("delta_sum", "working_dtype", lambda _: F64, "Dtypes", id="dtype"),
+        pytest.param("pack_bits", "pack_bits", inverting, "mutate", id="mutation"),
+        pytest.param("low_rank", "low_rank", lambda base, *_, **__: base, "alias", id="alias"),
+    ],
+)
+def test_what_is_not_torchs_kind_is_told(
+    name: str, function: str, wrong: Callable[..., Any], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fakes that differ from what the op gives, and ops that do what their schemas do not say."""
+    monkeypatch.setattr(ops, function, wrong)
+    with pytest.raises(Exception, match=rf"opcheck.* failed with .*{told}"):
+        test_is_torchs_kind_of_operator("cpu", name)
+
+
 def merge_and_mask(base: Tensor, models: list[Tensor], weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     merged, bad = lib.combine(base, models, weights.softmax(0), scale=0.8)
     unified, masks, magnitude, kept = lib.elect(base, models)

@@ -83,6 +83,14 @@ template <auto KERNEL, typename... A> void unpack(void (*kernel)(A...)) {
   call<KERNEL>(kernel, std::index_sequence_for<A...>{});
 }
 
+// Of each argument of a kernel: its bytes, and those of what it points to, or 0. Returns how many there are.
+template <typename T> constexpr unsigned pointed = 0;
+template <typename T> constexpr unsigned pointed<T*> = sizeof(T);
+template <typename... A> unsigned describe(void (*)(A...), unsigned* found) {
+  ((*found++ = sizeof(A), *found++ = pointed<A>), ...);
+  return sizeof...(A);
+}
+
 template <auto KERNEL> void launch(unsigned blocks, unsigned block_threads, void** given) {
   arguments = given;
   body = [] { unpack<KERNEL>(KERNEL); };

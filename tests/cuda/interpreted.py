@@ -26,6 +26,7 @@ from fastmerge.kernels import cuda
 from fastmerge.kernels.cuda import launch
 from fastmerge.kernels.cuda.settings import settings, table
 from filters import GROUPS, check_group
+from magnitudes import assert_same_drops, pair
 from misfits import check_misfits
 from tensors import BF16, F16, F32, F64, make
 from test_conformance import DEVICES, compare
@@ -97,6 +98,10 @@ def check(op: str) -> int:
         cases += check_selections("cuda", "cpu") + check_overflows("cuda", "cpu")
     if op == "low_rank":
         cases += check_low_ranks("cuda", "cpu")
+    if op == "rank_drop":
+        for columns in (1, 147):  # of a tensor long enough for a part that cuts rows
+            assert_same_drops(*pair((BF16, F32), 66_003), columns, ("unordered",))
+        cases += 2
     made_ready = {"modulate": check_modulation, "scatter": check_scattering}.get(op)
     return cases + (made_ready("cpu", "cuda") if made_ready else 0)
 

@@ -5,6 +5,7 @@ The gates are shown to fail where they should. What -m aot adds is every dtype, 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -16,7 +17,7 @@ triton = pytest.importorskip("triton", reason="Triton is not installed")
 import compiled  # noqa: E402
 import triton.language as tl  # noqa: E402
 from batches import job  # noqa: E402
-from calls import calls  # noqa: E402
+from calls import OF_BYTES, STANDS_FOR, calls  # noqa: E402
 from compiled import OPS, TARGETS, Code, compiling, objections, read  # noqa: E402
 from fastmerge.kernels import cuda  # noqa: E402
 from fastmerge.kernels.cuda import enqueue, launch, settings  # noqa: E402
@@ -25,7 +26,7 @@ from tensors import BF16, DTYPES, F16, F32, F64  # noqa: E402
 
 from fastmerge import ops  # noqa: E402
 
-N = 65_536
+N, COLUMNS = 65_536, 1000  # of a product whose rows begin at odd places
 NAMES = [name for name in calls(torch.zeros(N), [torch.zeros(N)]) if name.partition(",")[0] in OPS]
 MANY = [op for op in OPS if hasattr(cuda, f"{op}_many")]
 FEW = [((BF16,), 3), ((BF16,), 8), ((BF16,), 9), ((F32,), 3)]
@@ -76,6 +77,67 @@ def test_machine_code(name: str, capability: int) -> None:
     """No spills, whole loads, no fused arithmetic, few registers; on one target of more than one form."""
     for dtypes, k in FEW if capability == 90 else FEW[:1]:
         assert complaints(capability, call_of(name, dtypes, k)) == [], (ids(dtypes), k)
+
+
+@pytest.mark.parametrize("entry", settings.table(), ids=str)
+def test_machine_code_of_every_entry(entry: settings.Key, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the settings: it is what its call is compiled by, with models that stay in registers."""
+    name, size, aligned = entry
+    chosen, used = settings.table()[entry], list[settings.Settings]()
+    look_up = launch.settings
+    monkeypatch.setattr(launch, "settings", lambda *of: used.append(look_up(*of)) or used[-1])
+    launch.form.cache_clear()
+    k = min(3, max(1, chosen.unrolled))
+    found = complaints(90, call_of(STANDS_FOR.get(name, name), (OF_BYTES[size],), k, aligned))
+    assert [o for o in found if aligned or "128-bit" not in o] == []
+    assert any(own is chosen for own in used)
+
+
+def runs_of(runs: str, dtypes: tuple[torch.dtype, ...], k: int) -> Callable[[], object]:
+    """blend of tensors whose weights are of each element, or of a few in a row."""
+    base, *models = inputs(dtypes, k)
+    groups, inner = {"single": (4096, 1), "any": (100, 7)}[runs]
+    table = torch.zeros(k, groups)
+    return lambda: ops.blend(base, models, table, inner=inner, backend="cuda")
+
+
+def product_of(dtypes: tuple[torch.dtype, ...], _: int) -> Callable[[], object]:
+    """low_rank of rows that begin where wide loads may not."""
+    base, *_ = inputs(dtypes, 0)
+    up, down = torch.zeros(-(-N // COLUMNS), 2), torch.zeros(2, COLUMNS)
+    return lambda: ops.low_rank(base, up, down, backend="cuda")
+
+
+def of_single_elements(dtypes: tuple[torch.dtype, ...], k: int) -> Callable[[], object]:
+    """rank_drop of rows of one column, whose ranks need not be read."""
+    base, *models = inputs(dtypes, k)
+    return lambda: ops.rank_drop(base, models, 1, range(k), [torch.zeros(1, dtype=torch.int64)] * k, backend="cuda")
+
+
+OTHER_FORMS: dict[str, Callable[..., Callable[[], object]]] = {
+    **{f"blend, {runs}": functools.partial(runs_of, runs) for runs in ("single", "any")},
+    "low_rank, uneven": product_of,
+    "rank_drop, alone": of_single_elements,
+}
+NARROW = ("low_rank, uneven", "rank_drop, alone")  # forms without wide loads
+
+
+def complaints_of_form(capability: int, name: str, dtypes: tuple[torch.dtype, ...], k: int) -> list[str]:
+    found = complaints(capability, OTHER_FORMS[name](dtypes, k))
+    return [o for o in found if name not in NARROW or "128-bit" not in o]
+
+
+@pytest.mark.parametrize("name", OTHER_FORMS)
+def test_machine_code_of_other_forms(name: str) -> None:
+    assert complaints_of_form(90, name, (BF16,), 3) == []
+
+
+@pytest.mark.aot
+@pytest.mark.parametrize("capability", TARGETS)
+@pytest.mark.parametrize("form", ALL, ids=ids)
+@pytest.mark.parametrize("name", OTHER_FORMS)
+def test_all_machine_code_of_other_forms(name: str, form: tuple[tuple[torch.dtype, ...], int], capability: int) -> None:
+    assert complaints_of_form(capability, name, *form) == []
 
 
 @pytest.mark.parametrize("op", MANY)
@@ -186,15 +248,15 @@ def test_fusion_gate(kernel: Any, options: dict[str, Any], objects: bool) -> Non
 
 
 @triton.jit
-def striding_tile(x, out, stride, SIZE: tl.constexpr):
+def striding(x, out, stride, SIZE: tl.constexpr):
     offsets = tl.arange(0, SIZE)
     tl.store(out + offsets, tl.load(x + tl.program_id(0) * stride + offsets))
 
 
 def test_address_gate_can_fail() -> None:
     x = torch.zeros(1024)
-    found = complaints(90, lambda: striding_tile[(1,)](x, x, 48, SIZE=1024, **enqueue.OPTIONS))
-    assert "striding_tile: an address is counted in 32 bits" in found
+    found = complaints(90, lambda: striding[(1,)](x, x, 48, SIZE=1024, **enqueue.OPTIONS))
+    assert "striding: an address is counted in 32 bits" in found
 
 
 @triton.jit

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from ctypes import c_longlong
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,24 @@ def transformed(x: Tensor) -> Tensor:
     return spectrum
 
 
+def forward() -> None:
+    x = torch.randn(5, 9)
+    torch.testing.assert_close(transformed(x), torch.fft.rfft(x))
+
+
+def inverse() -> None:
+    x, back = torch.randn(5, 9), torch.empty(5, 9)
+    cufft.inverse(torch.fft.rfft(x), back)
+    torch.testing.assert_close(back, 9 * x)
+
+
+def rows() -> None:
+    x = torch.randn(5, 16, dtype=torch.complex64)
+    part, whole = x[:, :9], torch.zeros_like(x)
+    cufft.rows(part, whole[:, :9], cufft.FORWARD)
+    torch.testing.assert_close(whole, torch.cat([torch.fft.fft(part), torch.zeros(5, 7)], 1))
+
+
 @pytest.mark.parametrize("real", [F32, F64], ids=str)
 @pytest.mark.parametrize("shape", [(1, 1), (7, 1), (1, 8), (5, 9), (6, 10), (4, 27)], ids=str)
 @pytest.mark.parametrize("at_once", [1, 40, 1 << 27])
@@ -57,6 +76,40 @@ def test_transforms_are_those_of_torch(
     back = torch.empty_like(x)
     cufft.inverse(torch.fft.rfft(x), back)
     torch.testing.assert_close(back, x * shape[1])
+
+
+# By where it is among what a plan is made of.
+WRONG = {
+    "length": (2, lambda n: (c_longlong * 1)(n[0] - 1)),
+    "size-read": (3, lambda size: (c_longlong * 1)(size[0] + 1)),
+    "stride-read": (4, lambda stride: 2 * stride),
+    "distance-read": (5, lambda distance: distance - 1),
+    "size-written": (6, lambda size: (c_longlong * 1)(size[0] + 1)),
+    "stride-written": (7, lambda stride: 2 * stride),
+    "distance-written": (8, lambda distance: distance + 1),
+    "type": (9, lambda kind: kind ^ 6),
+    "fewer-rows": (10, lambda batch: batch - 1),
+    "more-rows": (10, lambda batch: batch + 1),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+@pytest.mark.parametrize("transforms", [forward, inverse, rows])
+def test_wrong_plans_are_told(
+    transforms: Callable[[], None], name: str, fake: Cufft, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the numbers, or by the stand-in, which keeps to its tensors."""
+    transforms()
+    place, change = WRONG[name]
+    plan = fake._MakePlanMany64
+
+    def wrongly(*given: Any) -> int:
+        return plan(*given[:place], change(given[place]), *given[place + 1 :])
+
+    monkeypatch.setattr(fake, "_MakePlanMany64", wrongly)
+    cufft.plans.cache_clear()
+    with pytest.raises((AssertionError, RuntimeError)):
+        transforms()
 
 
 def test_complex_rows_are_planned_where_they_lie(fake: Cufft) -> None:

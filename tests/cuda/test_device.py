@@ -12,6 +12,7 @@ from batches import check_batches
 from combined import check_low_ranks, check_overflows, check_selections
 from fastmerge.kernels import cuda
 from fastmerge.kernels.cuda import brackets
+from magnitudes import CUT, PAIRS, assert_same_drops, check_drops
 from misfits import check_misfits
 from offsets import check_offsets
 from ops.test_conformance import compare
@@ -64,6 +65,18 @@ def test_what_does_not_fit_changes_nothing(op: str) -> None:
 @pytest.mark.parametrize("check", [check_selections, check_overflows, check_low_ranks])
 def test_what_must_be_told_apart(check: Callable[[str, str], int]) -> None:
     assert check("cuda", "cuda") > 0
+
+
+@pytest.mark.parametrize("dtypes", PAIRS, ids=str)
+def test_drops_by_rank(dtypes: tuple[torch.dtype, torch.dtype]) -> None:
+    """Of single elements, and in rows of all lengths."""
+    assert check_drops(dtypes, [(66_003, 1), *CUT], "cuda") > 0
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_drops_by_rank_of_hard_tensors(name: str) -> None:
+    """Where more wait for their ranks than there is room for at a time."""
+    assert_same_drops(*HARD[name](2 * 6007), 6007, device="cuda")
 
 
 LARGE = 2**22 + 3  # elements, of which a sample is taken first

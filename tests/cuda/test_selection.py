@@ -11,12 +11,14 @@ import on_cpu
 import pytest
 import torch
 from magnitudes import (
+    CUT,
     PAIRS,
     assert_same_cuts,
     assert_same_drops,
     assert_same_expert,
     assert_same_experts,
     assert_same_histograms,
+    check_drops,
     cuts,
     pair,
 )
@@ -240,6 +242,11 @@ def test_drops_by_rank(dtypes: tuple[torch.dtype, torch.dtype]) -> None:
     for rows, columns in ((1, 7), (31, 24), (13, 65), (8, 200), (3, 1001), (2, 4096), (5, 14336)):
         base, model = pair(dtypes, rows * columns, shift=rows % 2)
         assert_same_drops(base, model, columns, () if columns == 200 else ("near", "far"))
+
+
+def test_drops_by_rank_in_parts() -> None:
+    """As a GPU is tested, in fewer rows: the others take minutes here."""
+    assert check_drops((BF16, F32), CUT[2:4], "cpu") > 0
 
 
 @pytest.mark.parametrize("name", HARD)
