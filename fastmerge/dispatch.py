@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 PREFERENCE = {"cpu": ("native", "reference"), "cuda": ("cuda", "reference")}  # by device type, the fastest first
 DEVICES = {"native": ("cpu",), "cuda": ("cuda",)}  # where a backend can compute; the others can anywhere
+WITHOUT_CUDA = "this PyTorch is built without CUDA; install one with it (https://pytorch.org/get-started)"
 
 
 def backends() -> list[str]:
@@ -63,6 +64,8 @@ def lacking(op: str, gpu: int) -> str | None:
     """Why the cuda backend, which there is, cannot compute an op on this GPU; it is looked at once."""
     import torch
 
+    if torch.version.hip is not None:  # its GPUs are called "cuda" too
+        return WITHOUT_CUDA
     try:
         load("cuda").check(torch.cuda.get_device_capability(gpu), op)  # type: ignore[union-attr]
     except RuntimeError as error:

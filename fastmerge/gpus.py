@@ -59,7 +59,7 @@ def why_not(name: str) -> str | None:
     import torch
 
     if torch.version.cuda is None:
-        return "this PyTorch is built without CUDA; install one with it (https://pytorch.org/get-started)"
+        return dispatch.WITHOUT_CUDA
     if not torch.cuda.is_available():
         return (
             f"PyTorch for CUDA {torch.version.cuda} finds no GPU: there is none, CUDA_VISIBLE_DEVICES hides it, or its "

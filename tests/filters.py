@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import torch
 from fake_cufft import Cufft, in_place_of_cufft
 from fastmerge.kernels import cuda, reference
+from fastmerge.kernels.cuda import cufft
 from tensors import BF16, F16, F32, F64, assert_same_bits, make, poisoned
 from torch import Tensor
 
@@ -134,7 +135,46 @@ def check_together(device: str) -> int:
                 assert cuda.highpass_merge(*job[:-1], own)() == count
                 assert_same_bits(own.cpu(), job[-1].cpu(), f"{job[-1].shape} {job[-1].dtype}")
             assert len(fake.made) == plans
+        check_failures(device)
     return len(TENSORS)
+
+
+def check_failures(device: str) -> None:
+    """After a piece has failed, whichever sum or transform it was at, all pieces can be had."""
+    transform, add, shape = cufft.rows, module().delta_sum_many, (2, 9, 40)
+    base, model = (noise(shape, F32, i).to(device) for i in range(2))
+    given, half = (base, [model], [1.0], *limits(FILTERS[2], shape)), base.numel() // 2
+    whole, left = torch.empty_like(base), [0]
+    cuda.highpass_merge(*given, 1.0, False, whole)
+
+    def counted() -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            raise torch.OutOfMemoryError("simulated")
+
+    def transforming(*arguments: Any) -> None:
+        counted()
+        transform(*arguments)
+
+    def adding(jobs: Any) -> None:
+        for *_, out in jobs:
+            out.fill_(torch.nan)
+        counted()
+        add(jobs)
+
+    for block, at in itertools.product((360, 120), range(1, 24)):
+        module().BLOCK = module().PLANNED = block
+        filtered, out = cuda.Filtered(*given), torch.full_like(whole.view(-1), torch.nan)
+        filtered.write(0, 1.0, False, out[:half])
+        left[0], cufft.rows, module().delta_sum_many = at, transforming, adding
+        try:
+            with suppress(torch.OutOfMemoryError):
+                filtered.write(half, 1.0, False, out[half:])
+        finally:
+            cufft.rows, module().delta_sum_many = transform, add
+        for piece in (slice(half, None), slice(0, half))[:: 1 if at % 2 else -1]:
+            filtered.write(piece.start, 1.0, False, out[piece])
+        assert_same_bits(out.view(shape).cpu(), whole.cpu(), f"after step {at} of blocks of {block}")
 
 
 def cases(group: str) -> Iterator[dict[str, Any]]:
@@ -163,8 +203,12 @@ def check_filter(device: str) -> int:
 
 def take_turns(i: int) -> None:
     """Work on blocks, and by plans, of another size."""
-    module: Any = sys.modules["fastmerge.kernels.cuda.highpass_merge"]
-    module.BLOCK, module.PLANNED = BLOCKS[i // 2 % len(BLOCKS)]
+    module().BLOCK, module().PLANNED = BLOCKS[i // 2 % len(BLOCKS)]
+
+
+def module() -> Any:
+    """The package's attribute is the op."""
+    return sys.modules["fastmerge.kernels.cuda.highpass_merge"]
 
 
 def check_group(group: str, device: str) -> int:

@@ -121,10 +121,13 @@ class FourierMethod(Filter, Method):
             return self.prepare(block, models, earlier)
 
         def merge(block: Block, earlier: Sequence[Statistics]) -> None:
+            import torch
+
             assert block.sums is not None
             prepared = block.prepared or Prepared(self.coefficients_of(block, models, earlier))
             if block.start == 0:
-                block.sums[0] = block.sums.new_tensor(prepared.coefficients)
+                own = torch.tensor(prepared.coefficients, dtype=block.sums.dtype)
+                block.sums[0].copy_(own, non_blocking=True)  # a GPU may still compute what was launched before
             self.merge(block, prepared)
 
         plain = subject is not None and self.matrices(subject) is None and self.coefficients != "tensor"

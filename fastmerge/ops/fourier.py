@@ -91,8 +91,8 @@ class Filtered:
     """highpass_merge in pieces: Σ_k w_k · τ_k filtered, of which `write` merges any elements, to the bits of the whole.
 
     base and models: [..., H, W], and as they are until the last piece; limits: the filter. Between two pieces it holds
-    the transforms of one matrix; in order they cost least. `each`: filter every model on its own, which costs K filters
-    and no more for `each_magnitude`; the sum is that of what is filtered.
+    the transforms of one matrix, on a GPU of those that go through together; in order they cost least. `each`: filter
+    every model on its own, which costs K filters and no more for `each_magnitude`; the sum is that of what is filtered.
     """
 
     def __init__(
@@ -153,7 +153,8 @@ class Filtered:
     def magnitudes(
         base: Tensor, models: Sequence[Tensor], limits: Cutoff, *, backend: str | None = None
     ) -> list[float]:
-        """Σ|G(τ_k)| of every model, in float64. It holds the transforms of a matrix of each of them."""
+        """Σ|G(τ_k)| of every model, in float64. It holds the transforms of a matrix of each of them, on a GPU all that
+        comes of one at least."""
         _check("Filtered", {"base": base, **_numbered(models)})
         h, w = _matrix("Filtered", "base", base)
         kernel: Any = dispatch.choose("Filtered", base.device, backend)

@@ -4,8 +4,8 @@ Forward: v = Σ_k w_k · τ_k of a block of rows, their spectra, and of these th
 Across: those are transformed, multiplied by what is kept of them, and transformed back.
 Back: a block's spectra, zero beyond the panel's columns, and the rows they are of, to which v and base are added.
 
-Small matrices of one shape, of whatever tensors, go through side by side, and several are transformed by one plan;
-larger ones go alone, most in one block, and v is kept; of the largest it is formed twice. Plans are of the shape alone,
+Matrices of one shape, of whatever tensors, go through side by side, of small ones several are transformed by one plan;
+large ones go alone, most in one block, and v is kept; of the largest it is formed twice. Plans are of the shape alone,
 and matrices that one has more of are zeros: so a matrix's bits depend neither on the pieces that are asked for nor on
 what is merged with it.
 """
@@ -31,6 +31,7 @@ TOGETHER = 1 << 25  # elements of matrices that go through side by side, at most
 # Elements of the matrices of a plan, and how many these are, at most: a GPU transforms so many while the host makes the
 # launches for one.
 PLANNED, MATRICES = 1 << 23, 16
+MOST = 65_535  # matrices that go through side by side: of a grid's second axis
 
 Job = tuple[Tensor | None, Sequence[Tensor], Sequence[float], str, int, float, bool, Tensor]
 
@@ -106,11 +107,13 @@ class Filtered:
     @staticmethod
     def magnitudes(base: Tensor, models: Sequence[Tensor], convention: str, limit: int) -> list[float]:
         """As the reference's."""
-        filtered = torch.empty(base.numel(), dtype=_working(base, models), device=base.device)
+        at_once = max(1, TOGETHER // base.numel())
+        outs = base.new_empty(min(at_once, len(models)), *base.shape, dtype=_working(base, models))
         found = []
-        for model in models:
-            Filtered(base, [model], [1.0], convention, limit).write(0, 1.0, True, filtered)
-            found.append(filtered.abs().sum(dtype=torch.float64))
+        for first in range(0, len(models), at_once):
+            own = list(zip(models[first : first + at_once], outs, strict=False))
+            highpass_merge_many([(base, [model], [1.0], convention, limit, 1.0, True, out) for model, out in own])
+            found += [out.abs().sum(dtype=torch.float64) for _, out in own]
         return [float(sum) for sum in found]
 
 
@@ -155,7 +158,8 @@ class Stack:
         self.plan = planned(self.bins)
         size, count = self.h * self.w, sum(len(models[0]) for _, models, _ in tensors)
         self.planned = max(1, min(MATRICES, min(PLANNED, BLOCK) // size))  # matrices of a plan
-        plans = min(-(-count // self.planned), max(1, min(TOGETHER, BLOCK) // (self.planned * size)))
+        most = min(MOST // self.planned, min(TOGETHER, BLOCK) // (self.planned * size))
+        plans = max(1, min(-(-count // self.planned), most))
         if self.planned * size % 2:  # the next plan's rows would not begin where a complex number may
             plans = 1
         self.together = plans * self.planned  # matrices of a set
@@ -234,6 +238,7 @@ class Stack:
         """v of a block: [rows, w], those after the last matrix zeros."""
         v = _rows(self.v, self._rows_of(first, block))
         if self.summed != block:
+            self.summed = -1  # until all of it is there: what fails may be asked for again
             jobs = []
             for i, begin, end in _within(self.parts, block, block + v.numel()):
                 base, models, weights, start, _ = self.parts[i]
@@ -254,6 +259,7 @@ class Stack:
         """Transform the rows of a set, and filter its planned columns."""
         if self.entered == first:
             return
+        self.entered = self.returned = -1
         for row in range(0, self.together * self.h, self.rows):
             v = self._sum(first, first + row * self.w)
             spectrum = _rows(self.spectrum, len(v))
@@ -270,6 +276,7 @@ class Stack:
 
     def _return(self, first: int, block: int) -> None:
         """Transform a block's rows back."""
+        self.returned = -1
         spectrum = _rows(self.spectrum, self._rows_of(first, block))
         transpose(spectrum, self.panel, (block - first) // self.w, self.bins, back=True)
         if self.w % 2:

@@ -9,6 +9,7 @@ from tensors import BF16, F32, F64
 pytest.importorskip("triton", reason="Triton is not installed")
 from compiled import TARGETS, compiling, objections, read
 from fastmerge.kernels.cuda import panel
+from fastmerge.kernels.cuda.highpass_merge import Stack
 from fastmerge.kernels.reference.spectrum import Bins, plan
 
 
@@ -46,3 +47,9 @@ def test_most_launches_compile_nothing() -> None:
             filter_rows(bins, F32)
             panel.finish_many([(v, v, v, h / 64, torch.empty_like(v))])
     assert len(found) == 4
+
+
+def test_a_grid_has_room_for_all_matrices() -> None:
+    """CUDA has no more than 65 535 programs by its second axis."""
+    x = torch.zeros(70_000, 2, 2)
+    assert 1 < Stack([(None, [x], [1.0])], "paper", 1).together < 1 << 16

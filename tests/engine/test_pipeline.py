@@ -496,6 +496,7 @@ def test_without_a_gpu() -> None:
 
 STATES = {
     "no CUDA": ({"version": None}, "built without CUDA"),
+    "ROCm": ({"version": None, "hip": "6.4"}, "built without CUDA"),
     "no driver": ({"available": False}, "driver is missing or too old"),
     "too few": ({"index": 3}, "numbered from 0"),
     "old": ({"capability": (7, 0)}, "sm_80 is the least"),
@@ -527,6 +528,7 @@ def state_of_a_gpu(
 
     given, expected = STATES[request.param]
     monkeypatch.setattr(torch.version, "cuda", given.get("version", "12.8"))
+    monkeypatch.setattr(torch.version, "hip", given.get("hip"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: given.get("available", True))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
@@ -574,7 +576,7 @@ def test_what_computes_where_a_gpu_cannot_be_used(
     name, _, expected = state_of_a_gpu
     every = {"Filtered", *ops.OPS} & {*cuda.__all__}
     wants = {"no NVRTC": cuda.COMPILED, "CUDA 11": cuda.COMPILED, "no cuFFT": cuda.TRANSFORMED}
-    lacking = wants.get(name, every if name in ("old", "no compiler", "no Triton") else ())
+    lacking = wants.get(name, every if name in ("ROCm", "old", "no compiler", "no Triton") else ())
     assert every > {*cuda.COMPILED, *cuda.TRANSFORMED}
     for op in every:
         caplog.clear()
