@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import gc
-import logging
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,14 +18,13 @@ from folders import content, near, state, write
 from host_device import HostDevice, HostLoader, current_stream, late
 
 import fastmerge as fm
-from fastmerge import dispatch, gpus, ops
+from fastmerge import dispatch, gpus
 from fastmerge.engine import feed, merge, passes, pipeline
 from fastmerge.engine.feed import ROOMS
-from fastmerge.engine.identity import backend
 from fastmerge.engine.statistics import Kept
 from fastmerge.engine.stream import Target
 from fastmerge.engine.works import Reading
-from fastmerge.errors import BackendError, InputError, MergeError
+from fastmerge.errors import MergeError
 from fastmerge.formats.mapping import Inputs
 from fastmerge.methods._declaration import Statistics
 from fastmerge.ops import BLOCK
@@ -469,147 +467,6 @@ def test_what_does_not_wait_shows(
     except MergeError:  # what had not arrived was no number
         return
     assert content(tmp_path / "out") != content(tmp_path / "cpu" / "out")
-
-
-def test_backend_of_a_device() -> None:
-    """A device's backend goes into what tells one merge from another."""
-    assert backend("cpu") in dispatch.backends()
-    assert backend("cuda:0,cuda:1") in ("cuda", "reference")
-
-
-@pytest.mark.parametrize(
-    ("device", "wrong"),
-    [("gpu", "expected auto"), ("cuda:x", "expected auto"), ("cuda:0,cuda:0", "once"), ("cuda,cuda:1", "once")],
-)
-def test_device_names(device: str, wrong: str) -> None:
-    with pytest.raises(InputError, match=wrong):
-        gpus.settle(device)
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu() -> None:
-    """An explicit request says what is missing, auto goes on without, and says so where there is hardware."""
-    with pytest.raises(InputError, match=r"'cuda:1' cannot be used: .*; or use cpu"):
-        gpus.settle("cuda:1")
-    assert gpus.settle("auto")[0] == "cpu"
-
-
-STATES = {
-    "no CUDA": ({"version": None}, "built without CUDA"),
-    "ROCm": ({"version": None, "hip": "6.4"}, "built without CUDA"),
-    "no driver": ({"available": False}, "driver is missing or too old"),
-    "too few": ({"index": 3}, "numbered from 0"),
-    "old": ({"capability": (7, 0)}, "sm_80 is the least"),
-    "no compiler": ({"compiler": False}, "install a C compiler"),
-    "CUDA 11": ({"version": "11.8", "nvrtc": False}, "install one for CUDA 12 or 13"),
-    "no NVRTC": ({"nvrtc": False}, "pip install 'nvidia-cuda-nvrtc"),
-    "no cuFFT": ({"cufft": False}, "pip install 'nvidia-cufft"),
-    "no Triton": ({"backend": "Triton is not installed: pip install"}, "pip install"),
-    "fine": ({}, None),
-}
-
-
-class Compilerless:
-    """Triton's, where it finds no compiler."""
-
-    @property
-    def active(self) -> object:
-        raise RuntimeError("Failed to find C compiler.")
-
-
-@pytest.fixture(params=STATES)
-def state_of_a_gpu(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[tuple[str, dict[str, Any], str | None]]:
-    """Two GPUs that are not there, with one of the states."""
-    pytest.importorskip("triton", reason="Triton is not installed")
-    from fastmerge.kernels import cuda
-    from fastmerge.kernels.cuda import cufft, enqueue, nvrtc
-
-    given, expected = STATES[request.param]
-    monkeypatch.setattr(torch.version, "cuda", given.get("version", "12.8"))
-    monkeypatch.setattr(torch.version, "hip", given.get("hip"))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: given.get("available", True))
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: given.get("capability", (9, 0)))
-    for what, module in (("nvrtc", nvrtc), ("cufft", cufft)):
-        if given.get(what, True):
-            monkeypatch.setattr(module, "library", lambda: None)
-        else:
-            monkeypatch.setattr(module.ctypes, "CDLL", lambda *_: (_ for _ in ()).throw(OSError()))
-            module.library.cache_clear()
-    if given.get("compiler", True):
-        monkeypatch.setattr(cuda, "make_ready", lambda: None)
-    else:
-        monkeypatch.setattr(enqueue, "driver", Compilerless())
-    if "backend" in given:
-        load = dispatch.load
-        monkeypatch.setattr(dispatch, "load", lambda name: given["backend"] if name == "cuda" else load(name))
-    for cached in (dispatch.chosen, dispatch.lacking):
-        cached.cache_clear()
-    yield request.param, given, expected
-    for cached in (dispatch.chosen, dispatch.lacking):
-        cached.cache_clear()
-
-
-def test_why_a_gpu_cannot_be_used(
-    state_of_a_gpu: tuple[str, dict[str, Any], str | None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each reason says what to do."""
-    name, given, expected = state_of_a_gpu
-    reason = gpus.why_not(f"cuda:{given.get('index', 1)}")
-    assert reason is None if expected is None else expected in str(reason)
-    monkeypatch.setattr(gpus, "HARDWARE", (Path("/"),))
-    device, notes = gpus.settle("auto")
-    if expected is not None and name != "too few":
-        assert device == "cpu"
-        assert expected in notes[0]
-
-
-def test_what_computes_where_a_gpu_cannot_be_used(
-    state_of_a_gpu: tuple[str, dict[str, Any], str | None], caplog: pytest.LogCaptureFixture
-) -> None:
-    """The reference, with the reason logged, of the ops that want what is missing; by name it is an error."""
-    from fastmerge.kernels import cuda
-
-    name, _, expected = state_of_a_gpu
-    every = {"Filtered", *ops.OPS} & {*cuda.__all__}
-    wants = {"no NVRTC": cuda.COMPILED, "CUDA 11": cuda.COMPILED, "no cuFFT": cuda.TRANSFORMED}
-    lacking = wants.get(name, every if name in ("ROCm", "old", "no compiler", "no Triton") else ())
-    assert every > {*cuda.COMPILED, *cuda.TRANSFORMED}
-    for op in every:
-        caplog.clear()
-        with caplog.at_level(logging.INFO):
-            kernel = dispatch.choose(op, torch.device("cuda", 1))
-        assert kernel.__module__.split(".")[2] == ("reference" if op in lacking else "cuda"), op
-        assert (str(expected) in caplog.text) == (op in lacking)
-        if op in lacking:
-            with pytest.raises(BackendError, match=f"{op} on cuda:1: backend 'cuda' cannot be used .*{expected}"):
-                dispatch.choose(op, torch.device("cuda", 1), "cuda")
-
-
-def test_each_gpu_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By its own capability, when its first tensor comes; for no other device, and for no type of them."""
-    pytest.importorskip("triton", reason="Triton is not installed")
-    from fastmerge.kernels import cuda
-
-    asked: list[int] = []
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda gpu: asked.append(gpu) or ((9, 0), (6, 1))[gpu])
-    monkeypatch.setattr(cuda, "make_ready", lambda: None)
-    for cached in (dispatch.chosen, dispatch.lacking):
-        cached.cache_clear()
-    try:
-        for device in ("cuda", "cpu", torch.device("cpu"), torch.device("meta")):
-            dispatch.choose("elect", device)
-        assert not asked
-        for _ in range(3):
-            kernels = [dispatch.choose("elect", torch.device("cuda", gpu)) for gpu in (0, 1)]
-        assert [kernel.__module__.split(".")[2] for kernel in kernels] == ["cuda", "reference"]
-        assert asked == [0, 1]
-    finally:
-        for cached in (dispatch.chosen, dispatch.lacking):
-            cached.cache_clear()
 
 
 @pytest.mark.parametrize(("method", "noted"), [("emr", False), ("fr", True)])
