@@ -16,7 +16,7 @@ from .blend import blend
 from .combine import combine, combine_many
 from .delta_sum import delta_sum, delta_sum_many
 from .elect import elect, elect_many
-from .enqueue import make_ready
+from .enqueue import check_target, make_ready
 from .extract_topk import extract_topk
 from .gather import gather
 from .gram import gram
@@ -81,8 +81,9 @@ def check(capability: tuple[int, int], op: str | None = None) -> None:
     reason = rejection(capability, triton.__version__)
     if reason:
         raise RuntimeError(reason)
+    check_target(capability)
     make_ready()
     if op is None or op in COMPILED:
-        nvrtc.library()
+        nvrtc.check(capability)
     if op is None or op in TRANSFORMED:
         cufft.library()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import subprocess
 import threading
 from collections.abc import Hashable
 from typing import Any
 
 import torch
+import triton
 import triton.language as tl
 from torch import Tensor
 from triton.runtime import cache, driver
@@ -51,6 +54,7 @@ def enqueue(kernel: Any, grid: tuple[int, int, int], first: Tensor, /, *others: 
         _compiled[key] = compiled, [named[name] for name in kernel.arg_names[len(arguments) :]]
 
 
+@functools.cache
 def make_ready() -> None:
     """Have Triton build, where it has not yet, what it launches kernels by, and begin what its first launch would wait
     for: the keys of its cache hold a hash of the compiler, half a gigabyte. Raises RuntimeError where it cannot.
@@ -63,6 +67,24 @@ def make_ready() -> None:
         raise RuntimeError(
             f"Triton cannot build what it launches kernels by ({what}); install a C compiler and the headers of Python"
         ) from error
+
+
+@functools.cache
+def check_target(capability: tuple[int, int]) -> None:
+    """Raise RuntimeError where the assembler that Triton calls has no GPUs of this capability; else a launch would."""
+    number = 10 * capability[0] + capability[1]
+    try:  # documented nowhere: where a release has it otherwise, its first launch tells
+        from triton.backends.nvidia import compiler
+
+        tool, target = compiler.get_ptxas(number), compiler.sm_arch_from_capability(number)
+        said = subprocess.run([tool.path, f"--gpu-name={target}"], capture_output=True, text=True, check=False).stderr
+    except Exception:
+        return
+    if "is not defined" in said:
+        raise RuntimeError(
+            f"Triton {triton.__version__} does not compile for sm_{number}, which its ptxas of CUDA {tool.version} "
+            "does not know; install a newer Triton, or a newer PyTorch, which brings one"
+        )
 
 
 def _hash_compiler() -> None:

@@ -49,9 +49,12 @@ def library() -> ctypes.CDLL:
                 ctypes.CDLL(str(part))
         with suppress(OSError):
             return ctypes.CDLL(candidate)
-    major = majors[0]
-    package = "nvidia-cuda-nvrtc" + ("-cu12" if major == 12 else "")
-    raise RuntimeError(f"NVRTC of CUDA {major} is not installed: pip install '{package}=={major}.*'")
+    raise RuntimeError(f"NVRTC of CUDA {majors[0]} is not installed: pip install {package(majors[0])}")
+
+
+def package(major: int) -> str:
+    """What pip installs NVRTC of a CUDA version by."""
+    return f"'nvidia-cuda-nvrtc{'-cu12' if major == 12 else ''}=={major}.*'"
 
 
 def version() -> tuple[int, int]:
@@ -59,6 +62,27 @@ def version() -> tuple[int, int]:
     major, minor = c_int(), c_int()
     library().nvrtcVersion(byref(major), byref(minor))
     return major.value, minor.value
+
+
+@functools.cache
+def architectures() -> list[int]:
+    """What NVRTC compiles for, in order: 90 for sm_90."""
+    count = c_int()
+    library().nvrtcGetNumSupportedArchs(byref(count))
+    found = (c_int * count.value)()
+    library().nvrtcGetSupportedArchs(found)
+    return sorted(found)
+
+
+def check(capability: tuple[int, int]) -> None:
+    """Raise RuntimeError, saying what to install, without an NVRTC that compiles for GPUs of this capability."""
+    known, number = architectures(), 10 * capability[0] + capability[1]
+    if number not in known:
+        (major, minor), age = version(), "a newer" if number > known[0] else "an older"
+        raise RuntimeError(
+            f"NVRTC {major}.{minor} does not compile for sm_{number}, but for sm_{', '.join(map(str, known))}; install "
+            f"{age} one (pip install --upgrade {package(major)}), or PyTorch for {age} CUDA"
+        )
 
 
 def compile_source(source: str, capability: tuple[int, int], defines: Mapping[str, int]) -> bytes:

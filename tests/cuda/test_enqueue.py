@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-pytest.importorskip("triton", reason="Triton is not installed")
-import triton.language as tl
-from fastmerge.kernels.cuda import enqueue as module
-from fastmerge.kernels.cuda.enqueue import OPTIONS, enqueue
+triton = pytest.importorskip("triton", reason="Triton is not installed")
+import triton.language as tl  # noqa: E402
+from fastmerge.kernels.cuda import enqueue as module  # noqa: E402
+from fastmerge.kernels.cuda.enqueue import OPTIONS, enqueue  # noqa: E402
 
 GRID = 3, 1, 1
 ROOM = torch.zeros(64)
@@ -116,11 +116,28 @@ def test_a_compiler_that_is_being_hashed_is_waited_for(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(module.cache, "triton_key", triton_key)
     monkeypatch.setattr(module, "driver", SimpleNamespace(active=SimpleNamespace(utils=None)))
-    module.make_ready()
+    module.make_ready.__wrapped__()
     begun.wait()
     launch(kernel)
     assert hashed == [0]
     assert len(kernel.compiled) == 1
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (8, 9), (9, 0), (10, 0), (12, 0)])
+def test_what_triton_assembles_for_is_known_beforehand(capability: tuple[int, int]) -> None:
+    """By the assembler that it calls."""
+    module.check_target.__wrapped__(capability)
+    unknown = rf"Triton {triton.__version__} does not compile for sm_999, .* CUDA \d+\.\d+ .*; install a newer Triton"
+    with pytest.raises(RuntimeError, match=unknown):
+        module.check_target.__wrapped__((99, 9))
+
+
+@pytest.mark.parametrize("lacks", ["get_ptxas", "sm_arch_from_capability"])
+def test_a_triton_that_cannot_be_asked_is_tried(lacks: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is asked is documented nowhere."""
+    compiler = pytest.importorskip("triton.backends.nvidia.compiler")
+    monkeypatch.delattr(compiler, lacks)
+    module.check_target.__wrapped__((99, 9))
 
 
 @pytest.mark.parametrize("again", [False, True])

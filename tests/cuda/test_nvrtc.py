@@ -165,6 +165,23 @@ def test_what_does_not_compile_is_told() -> None:
         nvrtc.compile_source("nonsense", (9, 0), {})
 
 
+def test_what_is_compiled_for_is_known_beforehand() -> None:
+    """Of every GPU by what NVRTC itself says: those of the cases compile, and what it does not name is refused."""
+    for capability in {capability for capability, *_ in CASES}:
+        nvrtc.check(capability)
+    known = nvrtc.architectures()
+    for number in (10, *range(75, known[-1] + 10)):
+        capability = divmod(number, 10)
+        if number in known:
+            nvrtc.check(capability)
+            assert nvrtc.compile_source("", capability, {})
+            continue
+        with pytest.raises(RuntimeError, match=f"does not compile for sm_{number}, "):
+            nvrtc.check(capability)
+        with pytest.raises(RuntimeError, match=f"refuses -arch=sm_{number}: "):
+            nvrtc.compile_source("", capability, {})
+
+
 def test_an_unknown_gpu_is_told() -> None:
     with pytest.raises(RuntimeError, match="refuses -arch=sm_10: "):
         nvrtc.compile_source("", (1, 0), {})

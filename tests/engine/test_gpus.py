@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,16 @@ STATES = {
     "no driver": ({"available": False}, "driver is missing or too old"),
     "too few": ({"index": 3}, "numbered from 0"),
     "old": ({"capability": (7, 0)}, "sm_80 is the least"),
+    "new for Triton": ({"capability": (99, 9)}, "Triton 3.9.0 does not compile for sm_999"),
+    "new for NVRTC": (
+        {"capability": (10, 3), "architectures": [80, 90, 100, 120]},
+        "NVRTC 12.8 does not compile for sm_103, but for sm_80, 90, 100, 120; install a newer one "
+        "(pip install --upgrade 'nvidia-cuda-nvrtc-cu12==12.*'), or PyTorch for a newer CUDA",
+    ),
+    "old for NVRTC": (
+        {"capability": (8, 0), "architectures": [90, 100, 120]},
+        "NVRTC 12.8 does not compile for sm_80, but for sm_90, 100, 120; install an older one",
+    ),
     "no compiler": ({"compiler": False}, "install a C compiler"),
     "CUDA 11": ({"version": "11.8", "nvrtc": False}, "install one for CUDA 12 or 13"),
     "no NVRTC": ({"nvrtc": False}, "pip install 'nvidia-cuda-nvrtc"),
@@ -59,6 +70,22 @@ class Compilerless:
     @property
     def active(self) -> object:
         raise RuntimeError("Failed to find C compiler.")
+
+
+class Nvrtc:
+    """NVRTC 12.8, as ctypes calls it, which compiles for these."""
+
+    def __init__(self, architectures: list[int]) -> None:
+        self.architectures = architectures
+
+    def nvrtcVersion(self, major: Any, minor: Any) -> None:  # noqa: N802 - the library's names
+        major._obj.value, minor._obj.value = 12, 8
+
+    def nvrtcGetNumSupportedArchs(self, count: Any) -> None:  # noqa: N802
+        count._obj.value = len(self.architectures)
+
+    def nvrtcGetSupportedArchs(self, found: Any) -> None:  # noqa: N802
+        found[:] = self.architectures
 
 
 @pytest.fixture(params=STATES)
@@ -77,9 +104,11 @@ def state_of_a_gpu(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: given.get("capability", (9, 0)))
+    monkeypatch.setattr(cuda.triton, "__version__", "3.9.0")
     for what, module in (("nvrtc", nvrtc), ("cufft", cufft)):
         if given.get(what, True):
-            monkeypatch.setattr(module, "library", lambda: None)
+            made = Nvrtc(given.get("architectures", [80, 90]))
+            monkeypatch.setattr(module, "library", lambda made=made: made)
         else:
             monkeypatch.setattr(module.ctypes, "CDLL", lambda *_: (_ for _ in ()).throw(OSError()))
             module.library.cache_clear()
@@ -90,10 +119,11 @@ def state_of_a_gpu(
     if "backend" in given:
         load = dispatch.load
         monkeypatch.setattr(dispatch, "load", lambda name: given["backend"] if name == "cuda" else load(name))
-    for cached in (dispatch.chosen, dispatch.lacking):
+    remembered = dispatch.chosen, dispatch.lacking, nvrtc.architectures, enqueue.make_ready
+    for cached in remembered:
         cached.cache_clear()
     yield request.param, given, expected
-    for cached in (dispatch.chosen, dispatch.lacking):
+    for cached in remembered:
         cached.cache_clear()
 
 
@@ -119,8 +149,9 @@ def test_what_computes_where_a_gpu_cannot_be_used(
 
     name, _, expected = state_of_a_gpu
     every = {"Filtered", *ops.OPS} & {*cuda.__all__}
-    wants = {"no NVRTC": cuda.COMPILED, "CUDA 11": cuda.COMPILED, "no cuFFT": cuda.TRANSFORMED}
-    lacking = wants.get(name, every if name in ("ROCm", "old", "no compiler", "no Triton") else ())
+    wants = dict.fromkeys(("no NVRTC", "CUDA 11", "new for NVRTC", "old for NVRTC"), cuda.COMPILED)
+    wants["no cuFFT"] = cuda.TRANSFORMED
+    lacking = wants.get(name, every if name in ("ROCm", "old", "new for Triton", "no compiler", "no Triton") else ())
     assert every > {*cuda.COMPILED, *cuda.TRANSFORMED}
     for op in every:
         caplog.clear()
@@ -129,7 +160,8 @@ def test_what_computes_where_a_gpu_cannot_be_used(
         assert kernel.__module__.split(".")[2] == ("reference" if op in lacking else "cuda"), op
         assert (str(expected) in caplog.text) == (op in lacking)
         if op in lacking:
-            with pytest.raises(BackendError, match=f"{op} on cuda:1: backend 'cuda' cannot be used .*{expected}"):
+            reason = rf"{op} on cuda:1: backend 'cuda' cannot be used .*{re.escape(str(expected))}"
+            with pytest.raises(BackendError, match=reason):
                 dispatch.choose(op, torch.device("cuda", 1), "cuda")
 
 
