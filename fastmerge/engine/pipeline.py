@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 import queue
 import threading
+import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -101,20 +102,21 @@ class Pipeline:
                     progress(work.bytes_read)
 
         with ThreadPoolExecutor(len(self.devices) + 1, "fastmerge-gpu") as pool:
-            pinning = pool.submit(self._pin, writer, [writer.slot() for _ in writer.slots])
-            runs = [
+            runs = [pool.submit(self._pin, writer, [writer.slot() for _ in writer.slots])]
+            runs += [
                 pool.submit(_Run(device, left, chunk, most, self.staging, inputs, writer, told).run)
                 for device in self.devices
             ]
             try:
-                for run in runs:
-                    run.result()
+                for _ in map(Future.result, runs):  # a name for one would hold its error, which holds this frame
+                    pass
             finally:
                 left.stop()
-                wait([pinning, *runs])
+                wait(runs)
                 for slot in writer.slots:
                     self.devices[0].unpin(slot.bytes)
-        pinning.result()
+                while runs:
+                    _let_go(runs.pop())
 
     def _pin(self, writer: Writer, slots: Sequence[Slot]) -> None:
         """Hand slots out once they are pinned, one by one: the first load waits for one alone. Their pages are had
@@ -431,6 +433,13 @@ class _Drain:
                 self._device.forget()
                 sums = item.work.done()
         item.finished(item.work, sums)
+
+
+def _let_go(run: Future[None]) -> None:
+    """Of what the thread of a run that has failed held, devices' memory among it: its error would keep it."""
+    error = run.exception()
+    if error is not None:
+        traceback.clear_frames(error.__traceback__)
 
 
 def group_bytes(groups: Sequence[Sequence[Work]], chunk: int) -> int:

@@ -83,11 +83,11 @@ class Publication:
         lasting = isinstance(error, MergeError) and not isinstance(error, ResumableError)
         kept = self._resumable and not lasting
         try:
+            if isinstance(error, OSError):
+                raise self._told(error) from None
             if error is None:
                 self._publish()
                 kept = False
-            if isinstance(error, OSError):
-                raise error
         except OSError as trouble:
             raise self._told(trouble) from None
         finally:

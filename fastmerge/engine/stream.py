@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -233,11 +233,13 @@ def stream(
         beside = [pool.submit(run_beside, lane) for lane in others]
         try:
             run(first)
-            for lane in beside:
-                lane.result()
+            for _ in map(Future.result, beside):  # a name for one would hold its error, which holds this frame
+                pass
         except BaseException:
             stop.set()
             raise
+        finally:
+            beside.clear()
 
 
 @contextmanager

@@ -162,8 +162,11 @@ class Writer:
         except OSError as error:
             self._error = self._error or error
         self._close()
-        if failure is None:
-            self._raise()
+        try:
+            if failure is None:
+                self._raise()
+        finally:
+            self._error = None  # which holds the frames that hold this writer
 
     def slot(self) -> Slot:
         """Memory for the next chunk, as soon as there is some."""

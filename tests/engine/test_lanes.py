@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import gc
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -16,6 +19,8 @@ from folders import content, family, near, state, write
 
 import fastmerge as fm
 from fastmerge.engine import merge, stream
+from fastmerge.engine.works import _Merging
+from fastmerge.engine.writer import Writer
 from fastmerge.errors import InputError, MergeError
 from fastmerge.formats.mapping import Inputs
 from fastmerge.ops import BLOCK
@@ -49,7 +54,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[st
 def planned(checkpoints: tuple[Path, dict[str, Path]], method: str, out: Path, lanes: int) -> MergePlan:
     base, models = checkpoints
     used = dict(list(models.items())[:1]) if method in ("slerp", "nearswap") else models
-    return replace(plan(method, base, used, out, METHODS[method]), chunk=BLOCK, lanes=lanes)
+    return replace(plan(method, base, used, out, METHODS.get(method)), chunk=BLOCK, lanes=lanes)
 
 
 @pytest.fixture
@@ -123,6 +128,48 @@ def test_an_error_ends_both(tensor: str, checkpoints: tuple[Path, dict[str, Path
         merge.execute(planned((base, wrong), "ties", tmp_path / "out", 2))
     assert threading.active_count() == before
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("where", ["a tensor of either lane", "the disk"])
+@pytest.mark.parametrize("method", ["linear", "ties"])
+def test_no_file_is_held_once_an_error_is_gone(
+    method: str,
+    where: str,
+    checkpoints: tuple[Path, dict[str, Path]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without the collector, which comes when it likes."""
+    begin, held = Inputs.__init__, list[weakref.ref[Inputs]]()
+    monkeypatch.setattr(
+        Inputs, "__init__", lambda self, *args, **more: (held.append(weakref.ref(self)), begin(self, *args, **more))[1]
+    )
+
+    def failing(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    faults = [name for name in SHAPES if name.startswith("layers")] if where != "the disk" else ["bias"]
+    if where == "the disk":
+        monkeypatch.setattr(Writer, "_write", failing)
+    gc.collect()
+    gc.disable()
+    try:
+        for tensor in faults:
+            run, made = _Merging.run, planned(checkpoints, method, tmp_path / tensor, 2)
+
+            def wrong(self: _Merging, *given: Any, run: Any = run, tensor: str = tensor) -> None:
+                if where != "the disk" and self.tensor.name == tensor:
+                    raise MergeError("simulated")
+                run(self, *given)
+
+            with monkeypatch.context() as patch, suppress(MergeError):
+                patch.setattr(_Merging, "run", wrong)
+                merge.execute(made)
+                pytest.fail("nothing has failed")
+            assert not [own for ref in held if (own := ref()) is not None]
+    finally:
+        gc.enable()
+    assert len(held) == len(faults)
 
 
 def test_memory_for_one(checkpoints: tuple[Path, dict[str, Path]]) -> None:

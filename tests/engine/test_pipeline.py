@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import threading
 import time
@@ -15,16 +16,16 @@ import pytest
 import torch
 from adapters import lora, write_adapter
 from folders import content, near, state, write
-from host_device import HostDevice, HostLoader, current_stream, late
+from host_device import POISON, HostDevice, HostLoader, HostStream, current_stream, late
 
 import fastmerge as fm
 from fastmerge import dispatch, gpus
-from fastmerge.engine import feed, merge, passes, pipeline
+from fastmerge.engine import feed, merge, passes, pipeline, writer
 from fastmerge.engine.feed import ROOMS
 from fastmerge.engine.statistics import Kept
-from fastmerge.engine.stream import Target
+from fastmerge.engine.stream import Source, Target
 from fastmerge.engine.works import Reading
-from fastmerge.errors import MergeError
+from fastmerge.errors import MergeError, ResumableError
 from fastmerge.formats.mapping import Inputs
 from fastmerge.methods._declaration import Statistics
 from fastmerge.ops import BLOCK
@@ -402,6 +403,70 @@ def test_an_error_ends_all_devices(
         piped(monkeypatch, planned((base, wrong), "ties", tmp_path / "out"), [HostDevice(), HostDevice()])
     left = {thread.name.partition("_")[0] for thread in threading.enumerate()}
     assert not left & {"fastmerge-feed", "fastmerge-drain", "fastmerge-reader", "fastmerge-gpu"}
+
+
+FAILING: dict[str, tuple[type, str]] = {
+    "loading": (feed.Feed, "_begun"),
+    "reading": (Source, "copy"),
+    "waiting for a load": (feed.Feed, "arrived"),
+    "computing": (pipeline._Run, "_chunks"),
+    "sending": (HostStream, "wait"),
+    "looking at sums": (pipeline._Drain, "_finish"),
+    "writing": (writer.Writer, "_write"),
+}
+
+
+def fail_in(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a merge fail once some of it is on the device."""
+    kind, name = FAILING[where]
+    method, calls = getattr(kind, name), [0]
+
+    def failing(*given: Any) -> Any:
+        calls[0] += 1
+        if calls[0] >= 3:
+            raise OSError("simulated")
+        return method(*given)
+
+    monkeypatch.setattr(kind, name, failing)
+
+
+class Releasing(HostDevice):
+    """Lets go of memory as soon as nobody else has it, and remembers what was had."""
+
+    def __init__(self, loads: bool) -> None:
+        super().__init__(loads=loads)
+        self.had: list[weakref.ref[torch.Tensor]] = []
+
+    def empty(self, nbytes: int) -> torch.Tensor:
+        memory = torch.full((nbytes,), POISON, dtype=torch.uint8)
+        self.had.append(weakref.ref(memory))
+        return memory
+
+
+@pytest.mark.parametrize("count", [1, 2], ids=["one device", "two devices"])
+@pytest.mark.parametrize("where", FAILING)
+def test_no_memory_is_held_once_an_error_is_gone(
+    where: str, count: int, checkpoints: tuple[Path, dict[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the collector, which comes when it likes: a program that has caught the error may want all of the GPU."""
+    devices = [Releasing(loads=where != "reading") for _ in range(count)]
+    fail_in(where, monkeypatch)
+    held = list[weakref.ref[Any]]()  # what knows all works, which have numbers of their own on the device
+    begin = pipeline.Groups.__init__
+    monkeypatch.setattr(
+        pipeline.Groups, "__init__", lambda self, groups: (held.append(weakref.ref(self)), begin(self, groups))[1]
+    )
+    gc.collect()
+    gc.disable()
+    try:
+        with contextlib.suppress(OSError, ResumableError):
+            piped(monkeypatch, planned(checkpoints, "ties", tmp_path / "out", 1), devices)
+            pytest.fail("nothing has failed")
+        held += [ref for device in devices for ref in device.had]
+        assert len(held) > 1
+        assert not [own for ref in held if (own := ref()) is not None]
+    finally:
+        gc.enable()
 
 
 def test_progress_counts_every_byte_once(
