@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, PlainValidator, WithJsonSchema
 
 from . import _quantiles
-from ._declaration import FLOAT32, Block, Pass, Statistics, Subject, exact, single
+from ._declaration import FLOAT32, Block, Method, Pass, Remarks, Statistics, Subject, exact, single
 from ._fourier import FourierMethod, Prepared, absolute_sums
 from ._rows import largest_of_rows
 
@@ -73,7 +73,8 @@ class FREE(FourierMethod):
         default=0.01, gt=0, le=1, description="d, the fraction of a task vector that its expert keeps"
     )
     scope: Literal["tensor", "global", "row"] = Field(
-        default="tensor", description="keep the largest of each tensor, of the whole task vector, or of each row"
+        default="tensor",
+        description="keep the largest ⌈d · n⌉ of each tensor, or of the whole task vector, or ⌊d · n⌋ of each row",
     )
     rescale: Rescale = Field(
         default="released",
@@ -85,6 +86,23 @@ class FREE(FourierMethod):
         if self.rescale == "paper" and self.coefficients == "tensor":
             problems.append("free: rescale=paper needs one coefficient a model; choose others than coefficients=tensor")
         return problems
+
+    def remarks(self, tensors: Sequence[tuple[Subject, Method]]) -> Remarks:
+        """Also of rows so short that nothing is kept of them, which is wrong where it is so of all."""
+        found, some = super().remarks(tensors), [subject for subject, _ in tensors if subject.numel]
+        short = [subject for subject in some if self.scope == "row" and not self.row_size(subject)]
+        if not short:
+            return found
+        which = "any tensor"
+        if len(short) < len(some):
+            which = f"{len(short)} of {len(some)} tensors, such as {short[0].name!r}"
+        text = (
+            f"of rows of fewer than {math.ceil(1 / self.density)} elements expert_density={self.expert_density:g} "
+            f"keeps none, so that experts are empty of {which}; keep more, or the largest of each tensor (scope=tensor)"
+        )
+        if len(short) == len(some):
+            return Remarks([*found.problems, f"free: {text}"], found.notes)
+        return Remarks(found.problems, [*found.notes, text])
 
     @property
     def density(self) -> Fraction:

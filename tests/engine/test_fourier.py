@@ -185,6 +185,34 @@ def test_a_filter_that_hardly_filters_is_noted(method: str, params: dict[str, An
     assert not fm.plan(method, tmp_path / "base", models, tmp_path / "new", quiet).notes
 
 
+@pytest.mark.parametrize(
+    ("scope", "columns", "empty"),
+    [
+        ("row", (64, 200, 33), 2),
+        ("row", (99, 100, 101), 1),
+        ("row", (100, 200, 300), 0),
+        ("row", (64, 1, 99), 3),
+        ("tensor", (64, 1, 99), 0),
+    ],
+)
+def test_experts_that_are_empty_are_told(scope: str, columns: tuple[int, ...], empty: int, tmp_path: Path) -> None:
+    """Rows have no hundredth where they are short: that is noted, and refused where no expert has an element."""
+    shapes = {f"layers.{i}.weight": (7, own) for i, own in enumerate(columns)}
+    base = state(0, torch.bfloat16, shapes)
+    models, params = {"m": write(tmp_path / "m", near(base, 1))}, {"scope": scope, "cutoff": 0.9}
+    given = write(tmp_path / "base", base), models, tmp_path / "out", params
+    if empty == len(shapes):
+        with pytest.raises(InputError, match=r"rows of fewer than 100 elements .* of any tensor; .*scope=tensor"):
+            fm.merge("free", *given)
+        return
+    notes = [note for note in fm.plan("free", *given).notes if "rows" in note]
+    assert [f"are empty of {empty} of 3 tensors" in note for note in notes] == [True] * bool(empty)
+    assert {*notes} <= {*fm.merge("free", *given).notes}
+    folder = ExpertsFolder(tmp_path / "out")
+    found = [parts[2].numel for parts in folder.experts["m"].values()]
+    assert found.count(0) + len(shapes) - len(found) == empty
+
+
 RECIPE = """
 method: fr
 base: base

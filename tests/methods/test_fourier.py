@@ -223,6 +223,11 @@ def test_experts_are_exact_about_density() -> None:
         ("free", {"rescale": "relased"}, "expected 'released', 'paper', or a number"),
         ("free", {"rescale": "paper", "coefficients": "tensor"}, "needs one coefficient a model"),
         ("free", {"nonfinite": "allow"}, "nonfinite is 'allow'"),
+        (
+            "free",
+            {"scope": "row", "expert_density": 0.001},
+            "free: of rows of fewer than 1000 elements .* of any tensor",
+        ),
         ("ties", {"prefilter": {"cutoff": -1}}, r"prefilter\.cutoff is -1"),
         ("ties", {"prefilter": {"cutof": 1}}, "prefilter has no parameter 'cutof'; did you mean 'cutoff'"),
         ("ties", {"prefilter": {"targets": ["nothing"]}}, "ties: prefilter: targets 'nothing' matches no tensor"),
