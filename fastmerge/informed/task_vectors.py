@@ -14,6 +14,7 @@ from ..errors import InputError
 from ..fw.candidates import Candidates, Scores, Use
 from ..methods._declaration import Block, Pass, Statistics, Subject
 from ..methods._quantiles import local_ranks, passes
+from ..ops.memory import widened
 
 
 class TaskVectors:
@@ -91,7 +92,7 @@ class ElectedTaskVectors(TaskVectors):
 
         def score(start: int, chunks: list[Tensor], _: list[Tensor]) -> None:
             base, *models = (chunk.to(g.device) for chunk in chunks)
-            wide = ops.working_dtype(chunks)
+            wide, base = ops.working_dtype(chunks), widened(base, models)
             elected = ops.combine(
                 base,
                 models,

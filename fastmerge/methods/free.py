@@ -135,6 +135,7 @@ class FREE(FourierMethod):
         merging = super().merging(models, subject, wide)
         n = 0 if subject is None else subject.numel
         held = merging.held + len(models) * ops.extraction_room(math.ceil(self.density * n), n) * (10 if wide else 6)
+        held += 8 * n if wide else 0  # base, where it is widened
         return replace(merging, rows=4, prepare=prepare, experts=sizes, held=held)
 
     def sizes(self, subject: Subject, models: Sequence[str], earlier: Sequence[Statistics], wide: bool) -> list[int]:
@@ -173,12 +174,14 @@ class FREE(FourierMethod):
     def _take_experts(self, block: Block, sizes: Sequence[int]) -> None:
         """M(τ_k, d) of a whole tensor, in the working type."""
         from .. import ops
+        from ..ops.memory import widened
 
         base, models = block.base, block.models
         assert base is not None
         assert block.sums is not None
         if self.scope == "row":
             row = self.row_size(block.subject)
+            base = widened(base, models)
             experts = [largest_of_rows(base, model, block.subject.columns, row) for model in models]
         else:
             experts = ops.extract_largest(base, models, sizes)

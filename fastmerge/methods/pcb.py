@@ -53,6 +53,7 @@ class PCB(Method):
         import torch
 
         from .. import ops
+        from ..ops.memory import widened
 
         base, models, numel = block.base, block.models, block.subject.numel
         assert base is not None
@@ -63,8 +64,9 @@ class PCB(Method):
         scores = torch.empty_like(base, dtype=ops.working_dtype([base, *models]))
         for k, bounds in enumerate(found if part else ()):
             for own in _select.slabs(base):
-                total = ops.delta_sum(base[own], [model[own] for model in models])
-                scores[own] = score(_clamped(base[own], models[k][own], bounds), total, len(models), bounds)
+                lead = widened(base[own], models)
+                total = ops.delta_sum(lead, [model[own] for model in models])
+                scores[own] = score(_clamped(lead, models[k][own], bounds), total, len(models), bounds)
             low, high = _select.cuts(scores, [part, 1])
             found[k] = bounds._replace(low=low.magnitude, high=high.magnitude)
         return found
@@ -73,11 +75,12 @@ class PCB(Method):
         import torch
 
         from .. import ops
+        from ..ops.memory import widened
 
         assert block.base is not None
         assert block.merged is not None
         for own in _select.slabs(block.base):
-            base, models = block.base[own], [model[own] for model in block.models]
+            base, models = widened(block.base[own], block.models), [model[own] for model in block.models]
             total = ops.delta_sum(base, models)
             delta, weight = torch.zeros_like(total), torch.zeros_like(total)
             for model, bounds in zip(models, block.prepared, strict=True):

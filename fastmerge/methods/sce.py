@@ -93,13 +93,14 @@ def _energy(base: Tensor, models: Sequence[Tensor], found: Prepared) -> Tensor:
     import torch
 
     from .. import ops
+    from ..ops.memory import widened
 
     energy = torch.zeros(len(models), dtype=torch.float64, device=base.device)
     wide = ops.working_dtype([base, *models])
     for own in _select.slabs(base):
-        kept = found.kept(own.start, own.stop - own.start, 1)
+        kept, lead = found.kept(own.start, own.stop - own.start, 1), widened(base[own], models)
         for k, model in enumerate(models):
-            tau = ops.combine(base[own], [model[own]], kept=kept, as_delta=True, dtype=wide).merged
+            tau = ops.combine(lead, [model[own]], kept=kept, as_delta=True, dtype=wide).merged
             energy[k] += ops.inner_products(tau, [tau]).gradient_norm
     return energy
 
@@ -109,13 +110,15 @@ def variance(base: Tensor, models: Sequence[Tensor]) -> Tensor:
     import torch
 
     from .. import ops
+    from ..ops.memory import widened
 
     found = torch.empty_like(base, dtype=ops.working_dtype([base, *models]))
     for own in _select.slabs(base):
         pieces = [model[own] for model in models]
-        mean = ops.delta_sum(base[own], pieces).div_(len(models))
+        lead = widened(base[own], models)
+        mean = ops.delta_sum(lead, pieces).div_(len(models))
         total = torch.zeros_like(mean)
         for piece in pieces:
-            total += ops.delta_sum(base[own], [piece]).sub_(mean).square_()
+            total += ops.delta_sum(lead, [piece]).sub_(mean).square_()
         found[own] = total.div_(len(models)).nan_to_num_(0, 0)
     return found

@@ -63,6 +63,7 @@ class TSVM(Method):
         import torch
 
         from .. import ops
+        from ..ops.memory import widened
 
         shape = self.matrices(block.subject)
         if shape is None:
@@ -72,7 +73,8 @@ class TSVM(Method):
         merged = []
         for start in range(0, count * h * w, h * w):
             own = slice(start, start + h * w)
-            taus = (ops.delta_sum(block.base[own], [model[own]]).view(h, w) for model in block.models)
+            base = widened(block.base[own], block.models)
+            taus = (ops.delta_sum(base, [model[own]]).view(h, w) for model in block.models)
             merged.append(merge_matrices(taus, self.kept(min(h, w), len(block.models))).view(-1))
         return merged[0] if count == 1 else torch.cat(merged)
 

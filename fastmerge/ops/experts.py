@@ -10,6 +10,7 @@ from ..arrays import takes_arrays
 from ..errors import InputError
 from ..forms import explained
 from ._arguments import _check, _check_buffer, _Flat, _flat, _flat_all, _numbered, working_dtype
+from .memory import widened
 from .records import BLOCK
 from .results import Cut, Expert
 from .selection import _check_ranks, kth_magnitude
@@ -33,26 +34,31 @@ def extract_topk(
 
     Values have `dtype`, or base's (Zheng & Wang 2025, Section 5.3). NaN are never among them, and may make them fewer.
     """
-    import torch
-
     if (k is None) == (cut is None):
         raise InputError("extract_topk: either k or a cut says how much to extract")
     _check("extract_topk", {"base": base, "model": model})
     _check("extract_topk", {"the expert's values": base.new_empty(0, dtype=dtype or base.dtype)})
+    if k is not None:
+        ((cut,),) = kth_magnitude(base, [model], [[k]], backend=backend)
+    assert cut is not None
+    return _above(base, model, cut, k or 0, dtype or base.dtype, backend)
+
+
+def _above(base: Tensor, model: Tensor, cut: Cut, room: int, dtype: torch.dtype, backend: str | None) -> Expert:
+    """The elements of a task vector above a cut, of which there are `room`, unless it takes a second reading."""
+    import torch
+
     kernel = dispatch.choose("extract_topk", base.device, backend)
     flat_base, flat_model = _flat(base), _flat(model)
     counts = base.new_empty(-(-base.numel() // BLOCK), dtype=torch.int32)
 
-    def extract(cut: Cut, room: int) -> tuple[int, Tensor, Tensor]:
-        offsets, values = base.new_empty(room, dtype=torch.uint16), base.new_empty(room, dtype=dtype or base.dtype)
+    def extract(room: int) -> tuple[int, Tensor, Tensor]:
+        offsets, values = base.new_empty(room, dtype=torch.uint16), base.new_empty(room, dtype=dtype)
         return kernel(flat_base, flat_model, *cut, counts, offsets, values), offsets, values
 
-    if k is not None:
-        ((cut,),) = kth_magnitude(base, [model], [[k]], backend=backend)
-    assert cut is not None
-    found, offsets, values = extract(cut, k or 0)
-    if found > offsets.numel():
-        found, offsets, values = extract(cut, found)
+    found, offsets, values = extract(room)
+    if found > room:
+        found, offsets, values = extract(found)
     return Expert(counts, offsets[:found], values[:found])
 
 
@@ -68,6 +74,7 @@ def extract_largest(
     """extract_topk of ks[k] elements of every model, in the working type: in one reading, where there is a kernel.
 
     There may be fewer than that where there are NaN, which are never among them; how many may depend on the backend.
+    Where a model alone is float64, base is widened, which takes memory for it.
     """
     import torch
 
@@ -76,6 +83,7 @@ def extract_largest(
     _check("extract_largest", {"base": base, **_numbered(models)})
     wide, n = working_dtype([base, *models]), base.numel()
     _check_ranks([[k] for k in ks], len(models), n)
+    base = widened(base, models)  # or models of fewer bits would have task vectors of another type than their cuts
     found: list[Expert | None] = [None for _ in ks]
     device = base.device.type
     if backend in (None, "native") and dispatch.why_not("extract_largest", "native", device) is None:
@@ -97,7 +105,7 @@ def extract_largest(
     left = [k for k, own in enumerate(found) if own is None]
     cuts = kth_magnitude(base, [models[k] for k in left], [[ks[k]] for k in left], backend=backend) if left else []
     for k, (cut,) in zip(left, cuts, strict=True):
-        found[k] = extract_topk(base, models[k], cut=cut, dtype=wide, backend=backend)
+        found[k] = _above(base, models[k], cut, ks[k], wide, backend)
     return [own for own in found if own is not None]
 
 

@@ -1,10 +1,12 @@
-"""Memory for what is made of a whole tensor on the way to a result."""
+"""Memory for what is made of a tensor on the way to a result."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from .. import dispatch
+from ._arguments import working_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -27,3 +29,9 @@ def zeros(like: Tensor, dtype: torch.dtype) -> Tensor:
         return like.new_zeros(like.numel(), dtype=dtype)
     shared: Tensor = native.pages.zeros(like.numel(), dtype)
     return shared
+
+
+def widened(base: Tensor, models: Sequence[Tensor]) -> Tensor:
+    """Base, as float64 where that is the working type by a model alone: so each single task vector has it, too."""
+    wide = working_dtype([base, *models])
+    return base if wide == working_dtype([base]) else base.to(wide)

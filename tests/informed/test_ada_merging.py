@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 import fastmerge as fm
 from fastmerge.errors import InputError, MergeError
+from fastmerge.fw.candidates import Candidates
 from fastmerge.informed import AdaMergingRecord
+from fastmerge.informed.task_vectors import ElectedTaskVectors
 
 TASKS = {"a": [features(0), features(1), features(2)], "b": [features(3), features(4)]}
 DENSITY = 0.4
@@ -203,3 +205,17 @@ def test_wrong_arguments(options: dict[str, Any], message: str) -> None:
     call: dict[str, Any] = {"pool": members(2), "batches": [features(0)]} | options
     with pytest.raises(InputError, match=message):
         fm.ada_merging(Classifier(0), call.pop("pool"), call.pop("batches"), **call)
+
+
+def test_elected_task_vectors_are_float64_where_one_model_is() -> None:
+    """Each by itself too: of the elements that all models together keep, and with the bits of inputs widened before."""
+    order = [torch.randperm(400, generator=torch.Generator().manual_seed(k)) for k in range(3)]
+    pool = {f"m{k}": {"weight": (own * 2.0**-30).view(20, 20)} for k, own in enumerate(order)}
+    found = []
+    for dtypes in ((torch.float32, torch.float64, torch.float32), (torch.float64,) * 3):
+        model = nn.Linear(20, 20, bias=False).to(torch.float64 if dtypes[0] == torch.float64 else torch.float32)
+        nn.init.ones_(model.weight)
+        own = {name: {"weight": t["weight"].to(dtype)} for (name, t), dtype in zip(pool.items(), dtypes, strict=True)}
+        vectors = ElectedTaskVectors(Candidates.of(model, own, "base", (), False), 0.2)
+        found.append(vectors.dots({"weight": torch.arange(400.0)}, "now"))
+    assert torch.equal(*found)

@@ -159,6 +159,36 @@ def test_chunks_may_cut_rows(
     assert_same_bits(read(tmp_path / "out")["w"], expected, method)
 
 
+ONE_BY_ONE: dict[str, list[dict[str, object]]] = {  # where one model is looked at after the other
+    "sce": [{"select_topk": 0.3}],
+    "free": [{"expert_density": 0.02, "scope": scope} for scope in ("tensor", "row", "global")],
+    "dare_ties": [{"rescale": "l1"}],
+}
+
+
+def nearly_equal(dtype: torch.dtype, seed: int) -> torch.Tensor:
+    """What differs from one in ways that float64 tells apart, and float32 rounds away."""
+    order = torch.randperm(4000, generator=torch.Generator().manual_seed(seed))
+    return (order * 2.0**-30 + (order % 9 == 0) * 0.3).to(dtype).view(20, 200)
+
+
+@pytest.mark.parametrize(
+    ("method", "params"), [(name, params) for name in methods.names() for params in ({}, *ONE_BY_ONE.get(name, ()))]
+)
+def test_one_float64_model_makes_all_arithmetic_float64(method: str, params: dict[str, object]) -> None:
+    """The bits of inputs that are widened beforehand, rounded once."""
+    dtypes = [torch.float64, torch.float32, torch.bfloat16][: count(method)]
+    mixed = {f"m{k}": {"w": nearly_equal(dtype, k)} for k, dtype in enumerate(dtypes)}
+    wide = {name: {"w": own["w"].double()} for name, own in mixed.items()}
+    found = fm.merge_state_dicts(method, {"w": torch.ones(20, 200)}, mixed, **params)  # type: ignore[arg-type]
+    expected = fm.merge_state_dicts(method, {"w": torch.ones(20, 200).double()}, wide, **params)  # type: ignore[arg-type]
+    assert found.stats == expected.stats
+    assert_same_bits(found.state_dict["w"], expected.state_dict["w"].float(), method)
+    for task, own in expected.experts.items():
+        for part, as_wide in zip(found.experts[task]["w"], own["w"], strict=True):
+            assert_same_bits(part, as_wide.to(part.dtype), task)
+
+
 @pytest.mark.parametrize("method", methods.names())
 def test_backends_give_the_same(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     base = state(0)

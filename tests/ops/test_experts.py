@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -32,6 +34,22 @@ def test_scatter_is_undone_by_what_was_gathered(seeds: list[int], backend: str) 
         assert_same_bits(theta[some(seed)], expert.values, "values")
     ops.scatter(theta, taken[::-1], backend=backend)
     assert torch.equal(theta.view(torch.int16), original.view(torch.int16))
+
+
+@pytest.mark.parametrize("sizes", [(5, 700), (0, SIZE)])
+def test_experts_of_known_sizes_are_cut_in_one_reading(sizes: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which the CUDA backend waits for: their number is known beforehand, without NaN."""
+    choose, rooms = dispatch.choose, list[int]()
+    kernel = choose("extract_topk", "cpu", "reference")
+
+    def counted(*given: Any) -> int:
+        rooms.append(given[-1].numel())
+        return int(kernel(*given))
+
+    monkeypatch.setattr(dispatch, "choose", lambda op, *_: counted if op == "extract_topk" else choose(op, *_))
+    base, *models = (make(SIZE, BF16, seed, special=False) for seed in range(3))
+    experts = ops.extract_largest(base, models, sizes, backend="reference")
+    assert [expert.values.numel() for expert in experts] == rooms == [*sizes]
 
 
 def test_any_shape_and_stride() -> None:
