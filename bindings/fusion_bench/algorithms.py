@@ -15,7 +15,7 @@ from ... import methods
 from ...engine.state_dicts import Merged, merge_state_dicts
 from ...errors import InputError
 from . import pools
-from .tasks import Modulated
+from .tasks import OTHERWISE, Modulated
 
 
 class Algorithm(BaseAlgorithm):
@@ -60,7 +60,7 @@ class Algorithm(BaseAlgorithm):
         if any("unified" in one.writes or one.experts for one in passes):
             raise InputError(
                 f"merged_model_save_path: a {type(pool).__name__} saves Hugging Face's models, not those with tasks, "
-                f"which {self.method} gives; leave it out and save state_dict() in a program, or use fastmerge merge"
+                f"which {self.method} gives; leave it out, and {OTHERWISE}"
             )
 
     def kept(self, names: Mapping[str, Any]) -> Sequence[str]:

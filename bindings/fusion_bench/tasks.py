@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import cast
+from typing import Any, NoReturn, cast
 
 import torch
 from fusion_bench.models.modulator import ModulatedModel, TaskModulator
@@ -14,16 +14,45 @@ from ... import ops
 from ...engine.state_dicts import Merged
 from ...errors import InputError
 
+OTHERWISE = (
+    "in a program save each task's (model.set_task(name), then the pool's save_model(model.backbone, folder)), or "
+    "model.state_dict(), which has them all; fastmerge merge writes them as one small folder"
+)
+
 
 class Modulated(ModulatedModel):
     """A backbone whose weights `set_task` changes in place; every task's, and the backbone's own, to the bit.
 
-    base, unified: what masks are applied to; empty where tasks are experts.
+    base, unified: what masks are applied to; empty where tasks are experts. `backbone` is the model that is Hugging
+    Face's, or whichever it was.
     """
 
     def __init__(self, backbone: nn.Module, base: Mapping[str, Tensor], unified: Mapping[str, Tensor]) -> None:
         super().__init__(backbone, {})
         self.base, self.unified = _stored(base), _stored(unified)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """With the backbone as it is without a task; of a model that has one now, in memory of its own."""
+        task = self._current_task
+        if task is None:
+            return super().state_dict(*args, **kwargs)
+        self.modulators[task].remove(self)
+        found, copies = super().state_dict(*args, **kwargs), dict[object, Tensor]()
+        for name, tensor in self.backbone.state_dict().items():
+            place = tensor.data_ptr(), tensor.shape
+            copies[place] = found[f"{kwargs.get('prefix', '')}backbone.{name}"] = copies.get(place, tensor.clone())
+        self.set_task(task)
+        return found
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Afterwards the model is without a task."""
+        if self._current_task is not None:
+            self.modulators[self._current_task].remove(self)
+        return super().load_state_dict(*args, **kwargs)
+
+    def save_pretrained(self, *_: Any, **__: Any) -> NoReturn:
+        """What pools of Hugging Face's models save by; InputError, which says how tasks are saved."""
+        raise InputError(f"a model with tasks is none of Hugging Face's; {OTHERWISE}")
 
     @classmethod
     def with_masks(cls, backbone: nn.Module, merged: Merged) -> Modulated:

@@ -110,6 +110,11 @@ def test_tasks_are_set_to_the_bit(name: str) -> None:
     model = configured(name, task_specific=["head.*"], **({"expert_density": 0.1} if params else {})).run(models)
     assert not any(p.requires_grad for key, p in model.named_parameters() if not key.startswith("backbone"))
     other = configured(name, task_specific=["head.*"], **({"expert_density": 0.1} if params else {})).run(pool())
+    saved = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    model.set_task("map")
+    assert_equal(model.state_dict(), saved)  # whatever task is set
+    assert_equal(tensors(model.backbone), expected.task("map"))
+    other.set_task("art")
     other.load_state_dict(model.state_dict())
     for task in ("law", "art", "law", "map"):
         for one in (model, other):
@@ -356,6 +361,26 @@ def test_models_with_tasks_are_not_saved_as_hugging_faces(
         InputError, match=rf"not those with tasks, which {changed.get('method', name)} gives; leave it out"
     ):
         algorithm.run(pool)
+
+
+@pytest.mark.parametrize("name", ["emr", "free"])
+def test_a_tasks_model_is_saved_as_hugging_faces(checkpoints: Path, name: str, tmp_path: Path) -> None:
+    """By the way that is named where a model with all tasks cannot be: it is what `fastmerge task` writes."""
+    paths = {own: str(checkpoints / own) for own in ("art", "law")}
+    pool = CausalLMPool({"_pretrained_": str(checkpoints / "base"), **paths}, tokenizer=None)
+    model = configured(name).run(pool)
+    with pytest.raises(InputError, match=r"none of Hugging Face's; .* save_model\(model\.backbone, folder\)"):
+        pool.save_model(model, str(tmp_path / "all"))
+    assert not (tmp_path / "all").exists()
+    fm.merge(name, base=checkpoints / "base", models=paths, out=tmp_path / "merged")
+    from safetensors.torch import load_file
+
+    for task in paths:
+        model.set_task(task)
+        pool.save_model(model.backbone, str(tmp_path / task))
+        fm.task(tmp_path / "merged", task, tmp_path / f"{task}-again")
+        saved, again = (load_file(tmp_path / own / "model.safetensors") for own in (task, f"{task}-again"))
+        assert_equal(saved, again)
 
 
 def test_command_line(checkpoints: Path, tmp_path: Path) -> None:
