@@ -27,12 +27,13 @@ def takes_arrays(*written: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
     def taking(function: Callable[P, R]) -> Callable[P, R]:
         function = explained(function)
+        names = functools.cache(lambda: [*inspect.signature(function).parameters])
 
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
             if not _any_array((*args, *kwargs.values())):
                 return function(*args, **kwargs)
-            named = dict(zip(inspect.signature(function).parameters, args, strict=False)) | kwargs
+            named = dict(zip(names(), args, strict=False)) | kwargs
             arrays = _Arrays()
             converted = {n: arrays.take(n, value, n in (*WRITTEN, *written)) for n, value in named.items()}
             call_by_name: Callable[..., R] = function

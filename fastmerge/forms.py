@@ -7,7 +7,7 @@ import operator
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from inspect import Parameter, signature, unwrap
+from inspect import Parameter, Signature, signature, unwrap
 from itertools import islice
 from numbers import Integral
 from pathlib import Path
@@ -55,20 +55,24 @@ def explained(function: Callable[P, R]) -> Callable[P, R]:
 
 def form_problems(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[str]:
     """What is wrong with the arguments of a call; nothing where Python itself says that they are not the function's."""
-    declared = signature(function)
+    declared, hints = _declared(function, "torch" in sys.modules)
     try:
         given = declared.bind(*args, **kwargs).arguments
     except TypeError:
         return []
-    found: list[_Fault] = []
-    for name, value in given.items():
-        parameter = declared.parameters[name]
-        if isinstance(parameter.annotation, str) and parameter.kind not in (
-            Parameter.VAR_POSITIONAL,
-            Parameter.VAR_KEYWORD,
-        ):
-            found += _faults(name, value, _meaning(parameter.annotation, function))
-    return [fault.text for fault in found]
+    found = [_faults(name, value, hints[name]) for name, value in given.items() if name in hints]
+    return [fault.text for faults in found for fault in faults]
+
+
+@functools.cache
+def _declared(function: Callable[..., Any], _: bool) -> tuple[Signature, dict[str, Any]]:
+    """A function's signature, and the hints of its parameters, which are others once torch is loaded."""
+    declared, several = signature(function), (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+    return declared, {
+        name: _meaning(parameter.annotation, function)
+        for name, parameter in declared.parameters.items()
+        if isinstance(parameter.annotation, str) and parameter.kind not in several
+    }
 
 
 class _Fault(NamedTuple):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .. import dispatch, gpus
 from ..errors import InputError
-from ..formats.contents import open_contents
+from ..formats.contents import Contents, open_contents
 from ..formats.emr import EmrArtefact
 from ..formats.mapping import Inputs
 from ..formats.tasks import TasksRecord
@@ -60,22 +60,27 @@ def load(
         model = build(contents)
     if place is not None:
         model.to(place)
-    matched = match(model, contents, rename)
-    files = Inputs(contents.headers(contents.folder.tasks))
-    weights: Weights
-    if isinstance(contents.folder, EmrArtefact):
-        weights = EmrWeights(model, contents, matched, files, contents.folder, resident)
-    else:
-        weights = ExpertWeights(model, contents, matched, files, contents.folder, resident)
-    weights.prepare(active)
     opened: dict[str, Any] = {"path": contents.folder.path.resolve(), "rename": rename, "resident": resident}
     if base is not None and isinstance(contents.folder, EmrArtefact):
         opened["base"] = contents.source.place
-    live = TaskModel(model, contents.folder, weights, Heads(model, contents, matched, files), opened)
+    live = _around(model, contents, opened)
+    live._weights.prepare(active)
     live.fill()
     live.set_task(task)
-    files.check_unchanged()
+    live._weights.files.check_unchanged()
     return live
+
+
+def _around(model: nn.Module, contents: Contents, opened: dict[str, Any]) -> TaskModel:
+    """A live model of a folder around a model, which is as it is."""
+    matched = match(model, contents, opened["rename"])
+    files = Inputs(contents.headers(contents.folder.tasks))
+    weights: Weights
+    if isinstance(contents.folder, EmrArtefact):
+        weights = EmrWeights(model, contents, matched, files, contents.folder, opened["resident"])
+    else:
+        weights = ExpertWeights(model, contents, matched, files, contents.folder, opened["resident"])
+    return TaskModel(model, contents.folder, weights, Heads(model, contents, matched, files), opened)
 
 
 def restored(
@@ -87,17 +92,13 @@ def restored(
 ) -> TaskModel:
     """A live model from its pickle: what is its own, and of its folder the tasks in force, the record, and the heads
     and labels of no task. InputError where the folder is not there, or another by now."""
-    model: nn.Module = own["_modules"]["model"]
+    model, opened = own["_modules"]["model"], own["_opened"]
     _unshare(model)
-    held = [tensor.detach().clone() for tensor in _tensors(model)]
-    live = load(model=model, **own["_opened"])
+    live = _around(model, open_contents(opened["path"], opened.get("base")), opened)
     if live._folder.record != record:
         raise InputError(f"{live._folder.path}: is of another merge than the live model was when it was pickled")
     live._heads.first, live._heads.labels = first, labels
-    live.set_task(active)
-    with torch.no_grad():
-        for tensor, value in zip(_tensors(model), held, strict=True):
-            tensor.copy_(value)
+    live.assume(active)
     live.__dict__.update(own)
     return live
 
@@ -105,15 +106,11 @@ def restored(
 def _unshare(model: nn.Module) -> None:
     """Give a model memory of its own: what multiprocessing sends is the sender's, whose task would change with ours."""
     storages: dict[int, Any] = {}
-    for tensor in _tensors(model):
+    for tensor in (*model.parameters(), *model.buffers()):
         theirs: Any = tensor.untyped_storage()
         if theirs.is_shared() and theirs.nbytes():
             ours = storages.setdefault(theirs.data_ptr(), theirs.clone())
             tensor.data = tensor.data.new_empty(0).set_(ours, tensor.storage_offset(), tensor.shape, tensor.stride())
-
-
-def _tensors(model: nn.Module) -> list[Tensor]:
-    return [*model.parameters(), *model.buffers()]
 
 
 def find_device(name: str | torch.device) -> torch.device:

@@ -83,6 +83,13 @@ class TaskModel(nn.Module):
             self._heads.apply(None)
         self._active = {}
 
+    def assume(self, active: Active) -> None:
+        """Take the weights that the model has for those with these tasks in force."""
+        self._weights.prepare(active)
+        self._weights.assume(active)
+        self._weights.files.check_read()
+        self._active = active
+
     def set_task(self, task: Wanted) -> None:
         """Become the model of a task, of several experts with weights, or with None base or the backbone itself.
 

@@ -54,6 +54,10 @@ class Weights(ABC):
     def apply(self, active: Active) -> None:
         """Bring the model's weights to a set of tasks; none of them is the model without a task."""
 
+    @abstractmethod
+    def assume(self, active: Active) -> None:
+        """Go on from a model that has a set of tasks, for which this was made ready, in force."""
+
     def fill(self) -> None:
         """Give the model every tensor of the source, integers included."""
         for name in self.source:
@@ -106,6 +110,9 @@ class EmrWeights(Weights):
                 f"{self.artefact.path}: an EMR artefact gives one task at a time, not {active}; several with weights "
                 "need a folder of experts"
             )
+
+    def assume(self, active: Active) -> None:
+        pass  # every switch starts from the files
 
     def apply(self, active: Active) -> None:
         if self.resident:
@@ -210,6 +217,18 @@ class ExpertWeights(Weights):
                 read = {name: ops.expert_of(parts) for name, parts in self.folder.read(task, self.files).items()}
                 self._products[task] = {name: own for name, own in read.items() if isinstance(own, ops.LowRank)}
                 self._sparse[task] = {name: own for name, own in read.items() if isinstance(own, ops.Expert)}
+
+    def assume(self, active: Active) -> None:
+        self._touched = list(active)
+        for task in active:
+            for name, place in self._places_of({*self._sparse[task]}):
+                theta, expert = tensor_of(self.model, place).detach(), self._sparse[task][name]
+                kept = ops.gather(self.source[name], expert)
+                if kept.dtype != theta.dtype:
+                    kept = ops.combine(None, [kept], dtype=theta.dtype).merged
+                part = _Part(expert).like(theta)
+                part.kept = kept.to(theta.device)
+                self._parts[task, place] = part
 
     def apply(self, active: Active) -> None:
         self._touched = [task for task in self.folder.tasks if task in active or task in self._touched]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
 import sys
 from collections.abc import Callable
@@ -185,3 +186,22 @@ def test_every_annotation_has_a_meaning(loaded: bool, monkeypatch: pytest.Monkey
             inner = inner.__wrapped__
         for annotation in (text for name, text in inner.__annotations__.items() if name != "return"):
             assert forms._told(forms._meaning(annotation, inner)), function
+
+
+@pytest.mark.parametrize("kind", ["checked", "arrays"])
+def test_a_signature_is_looked_at_once(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes longer than a small call."""
+    looked, signature = list[object](), inspect.signature
+    counted = lambda function: (looked.append(function), signature(function))[1]  # noqa: E731
+    monkeypatch.setattr(forms, "signature", counted)
+    monkeypatch.setattr(arrays.inspect, "signature", counted)
+
+    def add(x: float, y: int = 1) -> float:
+        return x + y
+
+    call = forms.well_formed(add) if kind == "checked" else arrays.takes_arrays()(add)
+    one = 1.0 if kind == "checked" else np.ones(())
+    assert [call(one), call(one, y=2)] == [2, 3]  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="expected a whole number, not 'z'"):
+        call(one, "z")  # type: ignore[arg-type]
+    assert len(looked) == (1 if kind == "checked" else 2)  # of which one tells what was wrong

@@ -22,6 +22,7 @@ from folders import read
 from live import SCALES, TASKS, Net, bits, changes, emr, free, same, stored
 from tensors import BF16, F32, F64, assert_same_bits
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastmerge as fm
 from fastmerge import dispatch, gpus, ops
@@ -312,6 +313,33 @@ def test_a_pickle_switches_on(kind: str, resident: bool, request: pytest.Fixture
         first.set_task(task)
         assert same(other.model, bits(first.model)), task
     assert same(again(other).model, bits(first.model))
+
+
+class Allocated(TorchDispatchMode):
+    """Counts the bytes of tensors that are made of others, views apart."""
+
+    nbytes = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = function(*args, **(kwargs or {}))
+        if isinstance(made, Tensor):
+            given = {own.untyped_storage().data_ptr() for own in args if isinstance(own, Tensor)}
+            self.nbytes += made.nbytes if made.untyped_storage().data_ptr() not in given else 0
+        return made
+
+
+@pytest.mark.parametrize("dtype", [BF16, F32], ids=str)
+@pytest.mark.parametrize("kind", ["artefact", "folder"])
+def test_a_pickle_takes_no_second_models_memory(kind: str, dtype: torch.dtype, request: pytest.FixtureRequest) -> None:
+    """Nor is its model written to: what it has is what was pickled."""
+    first = fm.runtime.load(request.getfixturevalue(kind), Net(1, dtype), task="math")
+    made, given = first.__reduce_ex__(2)
+    versions = {name: tensor._version for name, tensor in first.model.named_parameters()}
+    with Allocated() as allocated:
+        other = made(*given)
+    # Of a folder, what the backbone has at the task's elements is had anew: here a tenth of all.
+    assert allocated.nbytes < sum(p.nbytes for p in first.model.parameters()) / 2
+    assert {name: tensor._version for name, tensor in other.model.named_parameters()} == versions
 
 
 def test_a_pickle_in_another_process(folder: Path, tmp_path: Path) -> None:
