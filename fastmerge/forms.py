@@ -93,7 +93,9 @@ class _Fault(NamedTuple):
         elif isinstance(self.value, str) and not _faults("", [self.value], self.hint):
             advice = f"; write [{_kind(self.value)}]"
         elif (
-            _is_iterable(self.value) and not isinstance(self.value, (Mapping, bytes)) and not _faults("", [], self.hint)
+            _is_iterable(self.value)
+            and not isinstance(self.value, (Mapping, bytes, list))
+            and not _faults("", [], self.hint)
         ):
             advice = "; make a list of it"
         return f"{self.where}: expected {_told(self.hint)}, not {_kind(self.value)}{advice}"

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import __version__
+from ..errors import InputError
 from . import choice
 from .candidates import Candidates, check_combined, rewrite
 from .line_search import line_search
@@ -209,7 +210,11 @@ class Iterate:
                 flat, room = tensor.detach().view(-1), self.gradient.of.get(name)
                 self._before[name] = flat.clone() if room is None else room.copy_(flat)
                 own = [self.candidates.whole(name, k).to(tensor.device) for k in vertices[row].tolist()]
-                tensor.copy_(merge_fn(tensor.detach(), own, [gamma] * len(own)))
+                made = merge_fn(tensor.detach(), own, [gamma] * len(own))
+                if not isinstance(made, Tensor) or made.shape != tensor.shape:
+                    what = list(made.shape) if isinstance(made, Tensor) else f"a {type(made).__name__}"
+                    raise InputError(f"merge_fn: must return a tensor {list(tensor.shape)} for {name!r}, not {what}")
+                tensor.copy_(made)
                 if not tensor.isfinite().all():
                     bad.append(name)
         torch.clear_autocast_cache()

@@ -51,6 +51,8 @@ def slots(model: nn.Module, task_specific: Sequence[str]) -> dict[str, Slot]:
     )
     if not chosen:
         problems.append("model: has no tensor to merge")
+    if any(tensor.is_inference() for tensor in chosen.values()):
+        problems.append("model: was made in inference mode, where alone it can be changed; load it outside of that")
     if problems:
         raise InputError(problems)
     return {

@@ -30,6 +30,20 @@ class Part:
     batches: Batches
 
 
+def need_gradients() -> None:
+    """InputError where torch computes none, whatever is asked of it."""
+    if torch.is_inference_mode_enabled():
+        raise InputError("there are no gradients in torch.inference_mode(); call this outside of it")
+
+
+def need_gradient(loss: Tensor) -> None:
+    """InputError for a loss that no parameter has a part in."""
+    if not loss.requires_grad:
+        raise InputError(
+            "loss_fn: what it returns has no gradient; compute it of the model's parameters, not under torch.no_grad()"
+        )
+
+
 class Gradient:
     """∇ℓ of parameters, float32 (float64 of float64 ones), summed batch by batch.
 
@@ -38,6 +52,7 @@ class Gradient:
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        need_gradients()
         self.of = {
             name: torch.zeros(
                 p.numel(), dtype=torch.promote_types(p.dtype, torch.float32), device=p.device, requires_grad=False
@@ -72,6 +87,7 @@ class Gradient:
     def add(self, weight: float, loss: Tensor, batches: int) -> None:
         """Add weight / batches · ∇loss."""
         self._share = weight / batches
+        need_gradient(loss)
         loss.backward()  # type: ignore[no-untyped-call]
 
     def _adder(self, own: Tensor) -> Callable[[Tensor], None]:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from ..errors import InputError, MergeError, nearest
 from ..forms import well_formed
 from ..fw.matching import slots
-from ..fw.objective import Batches, LossFn, check_batches
+from ..fw.objective import Batches, LossFn, check_batches, need_gradient, need_gradients
 from ..fw.objectives import cross_entropy, logits, unlabelled
+from ..runtime.router import generator_of
 
 Labels = Literal["expectation", "sample", "empirical"]
 
@@ -49,7 +50,7 @@ def fisher_information(
     state = model.state_dict(keep_vars=True)
     parameters = {n: p for n in slots(model, task_specific) if isinstance(p := state[n], nn.Parameter)}
     found = {n: torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for n, p in parameters.items()}
-    generator, count = torch.Generator().manual_seed(int(seed)), 0
+    generator, count = generator_of(seed), 0
     with _differentiable(parameters.values()), torch.enable_grad():
         for batch in batches:
             for sample in _samples(batch):
@@ -89,6 +90,7 @@ def _terms(
 def _add_squares(
     found: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter], share: float, log_p: Tensor
 ) -> None:
+    need_gradient(log_p)
     gradients = torch.autograd.grad(log_p, list(parameters.values()), retain_graph=True, allow_unused=True)
     for own, gradient in zip(found.values(), gradients, strict=True):
         if gradient is not None:
@@ -124,6 +126,7 @@ def _mapped(batch: Any, use: Callable[[Tensor], Tensor]) -> Any:
 @contextmanager
 def _differentiable(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
     """Within, gradients of frozen parameters are found too."""
+    need_gradients()
     frozen = [p for p in parameters if not p.requires_grad]
     for p in frozen:
         p.requires_grad_(True)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import InputError
 from ..forms import explained
 
 INPUTS = ("token_type_ids", "inputs_embeds", "pixel_values")  # that describe what a sample is, beside ids and mask
@@ -23,6 +24,8 @@ def mean_pooled(
     """
     given = {"input_ids": input_ids, "attention_mask": attention_mask} | {name: inputs.get(name) for name in INPUTS}
     found: Any = model
+    if not hasattr(found, "base_model") or not hasattr(found, "config"):
+        raise InputError("features: the model is none of Hugging Face's; pass a function that computes its features")
     body = found.get_encoder() if getattr(found.config, "is_encoder_decoder", False) else found.base_model
     with torch.no_grad():
         output = body(**{name: value for name, value in given.items() if value is not None})

@@ -179,13 +179,21 @@ def held_out(target: Tensor, tasks: int, share: float, seed: int) -> Tensor:
     """Which samples `fit` keeps back, bool [N]: the share of each task's, of which one at least is trained on.
 
     target: the place of each sample's task among `tasks` of them."""
-    generator = torch.Generator().manual_seed(int(seed))
+    generator = generator_of(seed)
     kept_back = torch.zeros(len(target), dtype=torch.bool)
     for k in range(tasks):
         own = (target == k).nonzero().flatten()
         own = own[torch.randperm(len(own), generator=generator)]
         kept_back[own[: min(round(share * len(own)), len(own) - 1)]] = True
     return kept_back
+
+
+def generator_of(seed: int) -> torch.Generator:
+    """Random numbers of a seed; InputError where it is none of torch's."""
+    try:
+        return torch.Generator().manual_seed(int(seed))
+    except (ValueError, RuntimeError):
+        raise InputError(f"seed: is {seed}; expected a whole number of 64 bits") from None
 
 
 def _labels(labels: Tensor | Sequence[str] | Sequence[int], tasks: Sequence[str] | None) -> tuple[list[str], Tensor]:

@@ -132,6 +132,14 @@ def test_merge_fn() -> None:
         fm.frank_wolfe(model, POOL, linear, [G], merge_fn=ties)
 
 
+@pytest.mark.parametrize(("made", "told"), [(None, "a NoneType"), (torch.ones(3), r"\[3\]")])
+def test_a_merge_fn_that_returns_something_else(made: Any, told: str) -> None:
+    model = Weights({"x": torch.zeros(2), "y": torch.zeros(1)})
+    with pytest.raises(fm.errors.InputError, match=rf"merge_fn: must return a tensor \[2\] for 'x', not {told}"):
+        fm.frank_wolfe(model, POOL, linear, [G], merge_fn=lambda *_: made, step=0.5, steps=1)
+    assert model.state_dict()["x"].tolist() == [0, 0]
+
+
 class BrokenError(Exception):
     """What ends a merge function."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -125,3 +126,38 @@ def test_a_loss_that_is_no_number_is_named() -> None:
     assert model.weight.item() == pytest.approx(1.2)
     assert model.weight.grad is None
     assert not model.weight._post_accumulate_grad_hooks
+
+
+ONES = [torch.ones(2, 4)]
+GRADIENTS: dict[str, Callable[..., object]] = {
+    "frank_wolfe": lambda model, loss: fm.frank_wolfe(model, [nn.Linear(4, 3).state_dict()], loss, ONES, steps=1),
+    "ada_merging": lambda model, loss: fm.ada_merging(model, [nn.Linear(4, 3).state_dict()], ONES, loss, steps=1),
+    "fisher": lambda model, loss: fm.fisher(
+        model, {"m": nn.Linear(4, 3).state_dict()}, batches={"m": ONES}, labels="empirical", loss_fn=loss
+    ),
+}
+
+
+@pytest.mark.parametrize("method", GRADIENTS)
+@pytest.mark.parametrize(
+    ("where", "expected"),
+    [
+        ("loss", "loss_fn: what it returns has no gradient"),
+        ("mode", r"there are no gradients in torch\.inference_mode\(\)"),
+        ("model", "model: was made in inference mode"),
+    ],
+)
+def test_what_has_no_gradients_is_told(method: str, where: str, expected: str) -> None:
+    """And the model stays what it was, but for AdaMerging's, whose first coefficients a loss is the first to be of."""
+    with torch.inference_mode(where == "model"):
+        model = nn.Linear(4, 3)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    def loss(own: nn.Module, batch: Tensor) -> Tensor:
+        value: Tensor = own(batch).mean()
+        return value.detach() if where == "loss" else value
+
+    with torch.inference_mode(where == "mode"), pytest.raises(InputError, match=expected):
+        GRADIENTS[method](model, loss)
+    stays = all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert stays == ((method, where) != ("ada_merging", "loss"))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fastmerge.errors import InputError, MergeError
 from fastmerge.formats import folder as folder_files
-from fastmerge.runtime import Router
+from fastmerge.runtime import Router, mean_pooled
 
 TASKS = ["t0", "t1", "t2"]
 
@@ -189,7 +189,12 @@ def wild(value: float) -> Tensor:
         (lambda: Router.fit(X, LABELS, validation=1.0), "validation is 1.0"),
         (
             lambda: Router.fit(X, ["t0", *range(29)]),
-            r"labels: expected Tensor or \[str, …\] or \[a whole number, …\], not a list",
+            r"labels: expected Tensor or \[str, …\] or \[a whole number, …\], not a list$",
+        ),
+        (lambda: Router.fit(X, LABELS, seed=1 << 70), "seed: is 1180591620717411303424; expected a whole number of 64"),
+        (
+            lambda: mean_pooled(torch.nn.Linear(1, 1), X),
+            "features: the model is none of Hugging Face's; pass a function",
         ),
         (lambda: Router.fit(X, LABELS).weights(X[:, 1:]), r"features must be \[N, 40\]"),
     ],
