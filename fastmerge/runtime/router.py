@@ -132,7 +132,8 @@ class Router:
             fastmerge=__version__, tasks=list(self.tasks), features=self.width, accuracy=self.accuracy
         )
         shapes = [(name, "F32", tuple(tensor.shape)) for name, tensor in self._tensors().items()]
-        header, _ = write_header(shapes, {"format": "pt", "fastmerge.format": "router"})
+        metadata = {"format": "pt", "fastmerge.format": "router", "tasks": _listed(self.tasks)}
+        header, _ = write_header(shapes, metadata)
         data = b"".join(tensor.cpu().contiguous().numpy().tobytes() for tensor in self._tensors().values())
         write_whole(path / TENSORS, header + data)
         text = json.dumps(record.model_dump(), indent=2, ensure_ascii=False) + "\n"
@@ -155,6 +156,9 @@ class Router:
         )
         if found != {name: ("F32", shape) for name, shape in shapes.items()} or len(set(record.tasks)) != k or not k:
             raise damaged
+        written = _listed(record.tasks)  # a save that was cut short leaves one file of two routers each
+        if header.metadata.get("tasks", written) != written:
+            raise damaged
         files = Inputs([header])
         tensors = {name: files.whole(info).clone() for name, info in header.tensors.items()}
         files.check_unchanged()
@@ -173,6 +177,10 @@ class Router:
         weight, bias, mean, deviation = (t.to(features.device) for t in self._tensors().values())
         with torch.no_grad():
             return ((features.float() - mean) / deviation) @ weight.T + bias
+
+
+def _listed(tasks: Sequence[str]) -> str:
+    return json.dumps(list(tasks))
 
 
 def held_out(target: Tensor, tasks: int, share: float, seed: int) -> Tensor:

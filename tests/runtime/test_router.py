@@ -102,6 +102,17 @@ def test_a_router_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Mon
     assert not [*(tmp_path / "folder").iterdir()]
 
 
+@pytest.mark.parametrize("written", ["router.safetensors", "router.json"])
+def test_a_save_that_was_cut_short_is_no_router(written: str, tmp_path: Path) -> None:
+    """Of other tasks, or the same in another order: weights of one would stand beside the names of the other."""
+    x, labels = samples()
+    Router.fit(x, labels, TASKS).save(tmp_path / "before")
+    Router.fit(x, labels, TASKS[::-1]).save(tmp_path / "after")
+    (tmp_path / "after" / written).replace(tmp_path / "before" / written)
+    with pytest.raises(InputError, match="the router is damaged: train it again"):
+        Router.load(tmp_path / "before")
+
+
 def test_another_task_list(tmp_path: Path) -> None:
     """Neither saved beside, nor loaded from beside, experts of other tasks."""
     folder = experts_folder(tmp_path / "free", state(0), 2)
