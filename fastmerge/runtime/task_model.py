@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from ..errors import InputError, MergeError
 from ..formats.tasks import TaskFolder
 from ..forms import well_formed
+from ..methods._declaration import FLOAT32
 from .heads import Heads
 from .weights import Active, Weights
 
@@ -28,9 +29,11 @@ def active_of(task: Wanted, folder: TaskFolder) -> Active:
     wanted = {task: 1.0} if isinstance(task, str) else dict(task or {})
     folder.need(wanted)
     active = {name: _number(wanted[name]) for name in folder.tasks if name in wanted}
-    wrong = [name for name, weight in active.items() if not math.isfinite(weight)]
+    wrong = [name for name, weight in active.items() if not abs(weight) <= FLOAT32]
     if wrong:
-        raise InputError(f"task {name}: its weight is {wanted[name]!r}; expected a finite number" for name in wrong)
+        raise InputError(
+            f"task {name}: its weight is {wanted[name]!r}; expected a number that float32 can hold" for name in wrong
+        )
     return active
 
 

@@ -237,6 +237,10 @@ class ExpertWeights(Weights):
         for name, place in self._places_of(multiplied):
             self._multiply(name, place, active)
         thetas = [(name, place, tensor_of(self.model, place).detach()) for name, place in self._places_of(changed)]
+        for name, place, theta in thetas:  # an expert's elements may be there in a tensor of another shape, too
+            if theta.shape != self.source[name].shape:
+                shapes = f"{list(theta.shape)} by now, the folder's is {list(self.source[name].shape)}"
+                raise InputError(f"model: {place!r} is {shapes}; load the folder into this model anew")
         if self.resident and list(active.values()) in ([], [1.0]):
             self._switch(active, thetas)
         else:

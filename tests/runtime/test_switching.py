@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastmerge as fm
 from fastmerge import dispatch, gpus, ops
-from fastmerge.errors import InputError
+from fastmerge.errors import InputError, MergeError
 from fastmerge.runtime.load import find_device, warn_once
 
 
@@ -390,6 +390,17 @@ def test_a_live_model_is_not_copied_halfway(folder: Path) -> None:
         copy.copy(fm.runtime.load(folder, Net(1)))
 
 
+@pytest.mark.parametrize("kind", ["artefact", "folder"])
+def test_a_module_of_another_shape_is_not_written_to(kind: str, request: pytest.FixtureRequest) -> None:
+    """Though an expert's elements are fewer than it has."""
+    live = fm.runtime.load(request.getfixturevalue(kind), Net(1))
+    live.model.up = nn.Linear(8, 9001, bias=False).to(BF16)
+    before = live.model.up.weight.clone()
+    with pytest.raises((InputError, MergeError), match=r"9001, 8\].*9000, 8\]"):
+        live.set_task("math")
+    assert torch.equal(live.model.up.weight, before)
+
+
 def test_misuse_changes_nothing(artefact: Path, folder: Path) -> None:
     experts, masks = fm.runtime.load(folder, Net(1), task="math"), fm.runtime.load(artefact, Net(1), task="math")
     before, masked = bits(experts.model), bits(masks.model)
@@ -397,6 +408,7 @@ def test_misuse_changes_nothing(artefact: Path, folder: Path) -> None:
         (lambda: experts.set_task("maths"), "did you mean 'math'"),
         (lambda: experts.set_task({"math": 1.0, "cod": 1.0}), "did you mean 'code'"),
         (lambda: experts.add_expert("code", float("nan")), "weight is nan"),
+        (lambda: experts.add_expert("code", 1e39), r"weight is 1e\+39; expected a number that float32"),
         (lambda: experts.add_expert("code", "1"), "weight: expected a number, not '1'"),  # type: ignore[arg-type]
         (lambda: experts.set_task(["math"]), "a task is a name"),  # type: ignore[arg-type]
         (lambda: experts.remove_expert("code"), "not in force; those are: math"),
