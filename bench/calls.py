@@ -13,12 +13,13 @@ from fastmerge import dispatch, ops
 from fastmerge.cutoff import Cutoff
 
 OF_AN_EXPERT = ("scatter_add", "gather", "scatter")
-OF_ONE_MODEL = ("low_rank", "extract_topk", *OF_AN_EXPERT)
+OF_ONE_MODEL = ("low_rank", "extract_topk", "row_divergence", *OF_AN_EXPERT)
 # By which an entry of the cuda backend's launch settings is measured: a dtype of so many bytes, and the call that
 # stands for those that have no entry of their own.
 OF_BYTES = {1: torch.bfloat16, 2: torch.bfloat16, 4: torch.float32, 8: torch.float64}
 STANDS_FOR = {"*": "modulate"}
 ELEMENTS_FOR_ONE = 100  # of a tensor, for one of its expert's
+BOUNDS = ops.Bounds(0.0, 0.05, 0.001, 0.02)
 CUT = ops.Cut(0.0128, 0)  # about the largest fifth of task vectors near 0.01
 
 
@@ -55,6 +56,11 @@ def calls(base: Tensor, models: list[Tensor], backend: str | None = None) -> dic
         "moments": lambda: ops.moments(base, models, **how),
         "inner_products": lambda: ops.inner_products(base, models, **how),
         "gram": lambda: ops.gram(base, models, **how),
+        "row_gram": lambda: ops.row_gram(base, models, columns, **how),
+        "row_divergence": lambda: ops.row_divergence(base, models[0], columns, **how),
+        "variance": lambda: ops.variance(base, models, out=wide, **how),
+        "compete": lambda: ops.compete(base, models, 0, least=0.0, most=0.05, out=wide, **how),
+        "balance": lambda: ops.balance(base, models, [BOUNDS] * k, out=out, **how),
         "kept_sums": lambda: ops.kept_sums(base, models, trim, **how),
         "magnitude_histogram": lambda: ops.magnitude_histogram(base, models, **how),
         "kth_magnitude": lambda: ops.kth_magnitude(base, models, [[n // 5]] * k, **how),

@@ -1,12 +1,12 @@
 """Everything that needs a GPU, in one command.
 
-    python bench/gpu/run.py [--limit SECONDS] [conformance] [roofline] [filter] [sanitize] [merging] [tune]
+    python bench/gpu/run.py [--limit SECONDS] [conformance] [roofline] [filter] [sanitize] [merging] [pipeline] [tune]
 
 Conformance to the reference, the roofline table, FR's filter, compute-sanitizer's memory and race checks where it is
 installed, and whole merges from files in memory, of which those are left out, and named, that would begin after the
 limit. Tables go to bench/results/, and say whether conformance had passed; what each part of a whole run took is kept
-there too. Launch settings are tuned only where asked for. Where fastmerge is not installed, a copy without the native
-backend is put together in build/gpu.
+there too. Only where asked for, a merge's stages are timed and the pipeline's settings compared (pipeline), and launch
+settings tuned. Where fastmerge is not installed, a copy without the native backend is put together in build/gpu.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import torch
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-KINDS = ("conformance", "roofline", "filter", "sanitize", "merging", "tune")  # in this order
+KINDS = ("conformance", "roofline", "filter", "sanitize", "merging", "pipeline", "tune")  # in this order
 LIMIT = 480.0  # seconds
 OWN = {
     "conformance": {"OMP_NUM_THREADS": "1"},  # of each of the processes that test side by side
@@ -78,12 +78,12 @@ def main() -> int:
         print("torch sees no GPU here")
         return 2
     parser = argparse.ArgumentParser()
-    parser.add_argument("kinds", nargs="*", help=f"{', '.join(KINDS)}; all but the last where none is named")
+    parser.add_argument("kinds", nargs="*", help=f"{', '.join(KINDS)}; all but the last two where none is named")
     parser.add_argument(
         "--limit", type=float, default=LIMIT, help=f"{LIMIT:.0f}; after so many seconds no merge begins"
     )
     given = parser.parse_args()
-    wanted = given.kinds or KINDS[:-1]
+    wanted = given.kinds or KINDS[:-2]
     if unknown := set(wanted) - set(KINDS):
         print(f"{', '.join(unknown)}: what there is is {', '.join(KINDS)}")
         return 2

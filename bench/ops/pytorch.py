@@ -78,6 +78,34 @@ def inner_products(base: Tensor, models: Sequence[Tensor]) -> tuple[Tensor, ...]
     return tuple(torch.dot(g, m.float()) for m in models) + tuple(torch.dot(m.float(), m.float()) for m in models)
 
 
+def row_gram(base: Tensor, models: Sequence[Tensor]) -> Tensor:
+    rows = torch.stack([(m.float() - base.float()).view(-1, 2048) for m in models], 1)
+    return rows @ rows.mT
+
+
+def row_divergence(base: Tensor, models: Sequence[Tensor]) -> Tensor:
+    p, q = (x.double().view(-1, 2048).softmax(1) + 1e-8 for x in (models[0], base))
+    return (p * (p / q).log()).sum(1)
+
+
+def variance(base: Tensor, models: Sequence[Tensor]) -> Tensor:
+    return (torch.stack([m.float() for m in models]) - base.float()).var(0, correction=0)
+
+
+def compete(base: Tensor, models: Sequence[Tensor]) -> Tensor:
+    taus = torch.stack([m.float() for m in models]) - base.float()
+    sizes = taus[0].abs().clamp(0, 0.05)
+    return (len(models) * (sizes / 0.05).square()).exp() * (taus[0].sign() * sizes * taus.sum(0)).tanh().clamp(min=0)
+
+
+def balance(base: Tensor, models: Sequence[Tensor]) -> Tensor:
+    taus = torch.stack([m.float() for m in models]) - base.float()
+    sizes = taus.abs().clamp(0, 0.05)
+    scores = (len(models) * (sizes / 0.05).square()).exp() * (taus.sign() * sizes * taus.sum(0)).tanh().clamp(min=0)
+    shares = (scores - 0.001).clamp(min=0) / 0.019
+    return (base.float() + (shares * taus.sign() * sizes).sum(0) / shares.sum(0).clamp(min=1e-30)).to(base.dtype)
+
+
 def magnitude_histogram(base: Tensor, models: Sequence[Tensor]) -> tuple[Tensor, ...]:
     wide = base.float()
     return tuple(torch.bincount((m.float() - wide).abs().view(torch.int32) >> 20, minlength=2048) for m in models)

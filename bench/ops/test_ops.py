@@ -18,7 +18,7 @@ PEER_ELEMENTS = 1 << 22  # PyTorch works on a part, or it would take an hour; pe
 CASES = [(torch.bfloat16, 3), (torch.bfloat16, 8), (torch.float16, 3), (torch.float32, 3)]
 OPS = ["elect", "modulate", "mask_against", "combine", "blend", "delta_sum", "moments", "inner_products"]
 OPS += ["kept_sums", "magnitude_histogram", "kth_magnitude", "rank_drop", "extract_topk", "scatter_add"]
-OPS += ["gather", "scatter", "low_rank"]
+OPS += ["gather", "scatter", "low_rank", "row_gram", "row_divergence", "variance", "compete", "balance"]
 # What TIES-Merging, DARE and DARE-TIES make of it.
 OPS += ["combine, trim and vote", "combine, drop", "combine, drop and vote"]
 

@@ -4,10 +4,11 @@ They take and give plain tensors, compute by fastmerge.dispatch on CPU and GPU, 
 torch.compile(fullgraph=True) and torch.export, with dynamic shapes, and change no argument but the theta of scatter_add
 and scatter. Arguments are those of `fastmerge.ops` without `out=`, `sums=` and `backend=`, except that weights are a
 tensor [K], what takes part is told by plain arguments (`merging.selection`), experts are three tensors, and ranks one
-list. combine (a plain sum), delta_sum, highpass_merge and highpass have gradients.
+list; bounds are a tensor [K, 4]. combine (a plain sum), delta_sum, highpass_merge and highpass have gradients.
 """
 
 from . import gradients  # noqa: F401  registers them
+from .competing import balance, compete
 from .filtering import highpass, highpass_merge
 from .merging import (
     blend,
@@ -31,11 +32,13 @@ from .selecting import (
     scatter,
     scatter_add,
 )
-from .summing import gram, inner_products, moments
+from .summing import gram, inner_products, moments, row_divergence, row_gram, variance
 
 __all__ = [
+    "balance",
     "blend",
     "combine",
+    "compete",
     "delta_sum",
     "elect",
     "extract_topk",
@@ -54,7 +57,10 @@ __all__ = [
     "moments",
     "pack_bits",
     "rank_drop",
+    "row_divergence",
+    "row_gram",
     "scatter",
     "scatter_add",
     "unpack_bits",
+    "variance",
 ]

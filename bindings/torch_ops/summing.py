@@ -1,4 +1,4 @@
-"""Sums over whole tensors."""
+"""Sums over whole tensors and their rows, and over models."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ... import ops
-from .declare import apart, operator, sums
+from .declare import apart, count, operator, sums
 
 
 @operator(
@@ -43,3 +43,34 @@ def gram(base: Tensor | None, models: Sequence[Tensor]) -> Tensor:
 @gram.register_fake
 def _(base: Tensor | None, models: Sequence[Tensor]) -> Tensor:
     return sums(models[0], len(models), len(models))
+
+
+@operator("row_gram(Tensor? base, Tensor[] models, SymInt columns) -> Tensor")
+def row_gram(base: Tensor | None, models: Sequence[Tensor], columns: int) -> Tensor:
+    return ops.row_gram(base, models, columns)
+
+
+@row_gram.register_fake
+def _(base: Tensor | None, models: Sequence[Tensor], columns: int) -> Tensor:
+    return sums(models[0], len(models), len(models), models[0].numel() // columns)
+
+
+@operator("row_divergence(Tensor base, Tensor model, SymInt columns, *, float epsilon=1e-8) -> Tensor")
+def row_divergence(base: Tensor, model: Tensor, columns: int, *, epsilon: float = 1e-8) -> Tensor:
+    return ops.row_divergence(base, model, columns, epsilon=epsilon)
+
+
+@row_divergence.register_fake
+def _(base: Tensor, model: Tensor, columns: int, *, epsilon: float = 1e-8) -> Tensor:
+    return sums(base, base.numel() // columns)
+
+
+@operator("variance(Tensor base, Tensor[] models) -> (Tensor variance, Tensor nonzero)")
+def variance(base: Tensor, models: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    varied = ops.variance(base, models)
+    return varied.variance, varied.variance.new_tensor(varied.nonzero, dtype=torch.int64)
+
+
+@variance.register_fake
+def _(base: Tensor, models: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    return base.new_empty(base.shape, dtype=ops.working_dtype([base, *models])), count(base)

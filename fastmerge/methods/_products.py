@@ -25,21 +25,22 @@ def grouped_gram(base: Tensor | None, models: Sequence[Tensor], groups: Groups) 
     """⟨v_j, v_k⟩ of every group of a tensor, float64 [K, K, groups]; v_k is τ_k, without a base θ_k."""
     import torch
 
-    found = torch.zeros(len(models), len(models), groups.number, dtype=torch.float64, device=models[0].device)
+    from .. import ops
+
     columns = groups.number if groups.inner == 1 else groups.inner
     rows = max(1, at_a_time(models[0]) // (2 * columns))
+    pieces = [slice(a, a + rows * columns) for a in range(0, models[0].numel(), rows * columns)]
+    if groups.inner > 1:
+        own = ((None if base is None else base[p], [model[p] for model in models]) for p in pieces)
+        return torch.cat([ops.row_gram(*piece, columns) for piece in own], 2)
+    found = torch.zeros(len(models), len(models), groups.number, dtype=torch.float64, device=models[0].device)
     wide = found.new_empty(min(rows, models[0].numel() // columns), len(models), columns)  # new memory would cost more
-    for start in range(0, models[0].numel(), rows * columns):
-        own = slice(start, min(start + rows * columns, models[0].numel()))
-        vectors = wide[: (own.stop - start) // columns]
+    for piece in pieces:
+        vectors = wide[: models[0][piece].numel() // columns]
         for k, model in enumerate(models):
-            vectors[:, k] = _vector(base, model, own).view(-1, columns)
-        if groups.inner == 1:
-            for j, vector in enumerate(vectors.unbind(1)):
-                found[j] += (vector[:, None] * vectors).sum(0)
-        else:
-            first = start // columns
-            found[:, :, first : first + len(vectors)] = (vectors @ vectors.mT).permute(1, 2, 0)
+            vectors[:, k] = _vector(base, model, piece).view(-1, columns)
+        for j, vector in enumerate(vectors.unbind(1)):
+            found[j] += (vector[:, None] * vectors).sum(0)
     return found
 
 

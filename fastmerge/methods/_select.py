@@ -50,10 +50,10 @@ def chosen(mask: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 def above(x: Tensor, cut: Cut, start: int) -> Tensor:
     """bool: which of these elements, the first of which is number `start`, are above the cut."""
-    mask = x > cut.magnitude
-    equal = slice(0, max(0, cut.index - start))
-    mask[equal] |= x[equal] == cut.magnitude
-    return mask
+    import torch
+
+    first = max(0, cut.index - start)  # of those that need be larger
+    return torch.cat([x[:first] >= cut.magnitude, x[first:] > cut.magnitude])
 
 
 def packed(x: Tensor, mask: Callable[[slice], Tensor]) -> Tensor:

@@ -9,6 +9,7 @@ from . import _select
 from ._declaration import Block, Method, Pass, Statistics, Subject
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 EPSILON = 1e-8  # added to probabilities
@@ -32,7 +33,7 @@ class ArceeFusion(Method):
     def passes_on(self, subject: Subject, models: Sequence[str], wide: bool = False) -> tuple[Pass, ...]:
         rows = 4 * 8 * max(_select.SLAB, _columns(subject))
         held = rows + _select.held(subject.numel) * (8 if wide else 4)
-        return (Pass(self.merge, writes=("merged",), prepare=self.prepare, held=held),)
+        return (Pass(self.merge, writes=("merged",), prepare=self.prepare, held=held, by_torch=True),)
 
     def prepare(self, block: Block, _: Sequence[Statistics]) -> Tensor:
         """Which elements are the model's, packed."""
@@ -42,8 +43,8 @@ class ArceeFusion(Method):
         last = base.numel() - 1
         ranks = [last + 1 - last * quarters // 4 for quarters in (1, 2, 3)]
         first, median, third = (cut.magnitude for cut in _select.cuts(importance, ranks))
-        threshold = median + 1.5 * (third - first)
-        return _select.packed(base, lambda own: importance[own].double() >= threshold)
+        least = least_of(median + 1.5 * (third - first), importance.dtype)
+        return _select.packed(base, lambda own: importance[own] >= least)
 
     def merge(self, block: Block, _: Sequence[Statistics]) -> None:
         from .. import ops
@@ -54,22 +55,28 @@ class ArceeFusion(Method):
         block.nonfinite += merged.nonfinite
 
 
+def least_of(threshold: float, dtype: torch.dtype) -> float:
+    """The smallest number of the type that reaches a threshold."""
+    import torch
+
+    near = torch.tensor(threshold, dtype=dtype)
+    return float(near if float(near) >= threshold else near.nextafter(torch.tensor(torch.inf, dtype=dtype)))
+
+
 def _columns(subject: Subject) -> int:
     return subject.shape[-1] if subject.shape else 1
 
 
 def _importance(base: Tensor, model: Tensor, columns: int) -> Tensor:
     """|τ| · Σ p log(p / q) of the row, in the working type: p the softmax of the model's row, q of base's."""
-    import torch
-
     from .. import ops
+    from ..ops.memory import scratch
 
-    found = torch.empty_like(base, dtype=ops.working_dtype([base, model]))
+    found = scratch(base, ops.working_dtype([base, model]))
     rows = max(1, _select.at_a_time(base) // columns)
     for start in range(0, base.numel(), rows * columns):
         own = slice(start, start + rows * columns)
-        p, q = (x[own].double().view(-1, columns).softmax(1).add_(EPSILON) for x in (model, base))
-        divergence = (p * p.div(q).log_()).sum(1, keepdim=True).clamp_(min=0).to(found.dtype)
-        tau = ops.delta_sum(base[own], [model[own]]).abs_().view(-1, columns)
-        found[own] = tau.mul_(divergence).nan_to_num_(0, 0).view(-1)
+        divergence = ops.row_divergence(base[own], model[own], columns, epsilon=EPSILON).to(found.dtype)
+        tau = ops.delta_sum(base[own], [model[own]], out=found[own]).view(-1, columns)
+        tau.abs_().mul_(divergence[:, None]).nan_to_num_(0, 0)
     return found

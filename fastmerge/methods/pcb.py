@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
@@ -11,18 +12,9 @@ from . import _select
 from ._declaration import Block, Finite, Method, Pass, Statistics, Subject, exact
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from ..ops import Bounds
 
 OUTLIERS = 10_000  # of so many elements, one at either end is clamped
-
-
-class Bounds(NamedTuple):
-    """Of a task vector: the magnitudes it is clamped to, and the scores that give no weight and the full one."""
-
-    least: float
-    most: float
-    low: float = 0.0
-    high: float = 0.0
 
 
 class PCB(Method):
@@ -47,63 +39,38 @@ class PCB(Method):
 
     def passes_on(self, subject: Subject, models: Sequence[str], wide: bool = False) -> tuple[Pass, ...]:
         held = (_select.held(subject.numel) + 6 * _select.SLAB) * (8 if wide else 4)
-        return (Pass(self.merge, writes=("merged",), prepare=self.prepare, held=held, by_torch=True),)
+        return (Pass(self.merge, writes=("merged",), prepare=self.prepare, held=held),)
 
     def prepare(self, block: Block, _: Sequence[Statistics]) -> list[Bounds]:
-        import torch
-
         from .. import ops
-        from ..ops.memory import widened
+        from ..ops.memory import scratch
 
         base, models, numel = block.base, block.models, block.subject.numel
         assert base is not None
         outliers = numel // OUTLIERS
         ends = ops.kth_magnitude(base, models, [[numel - outliers, outliers + 1]] * len(models))
-        found = [Bounds(least.magnitude, most.magnitude) for least, most in ends]
         part = numel - int((1 - exact(self.density)) * numel)
-        scores = torch.empty_like(base, dtype=ops.working_dtype([base, *models]))
-        for k, bounds in enumerate(found if part else ()):
-            for own in _select.slabs(base):
-                lead = widened(base[own], models)
-                total = ops.delta_sum(lead, [model[own] for model in models])
-                scores[own] = score(_clamped(lead, models[k][own], bounds), total, len(models), bounds)
-            low, high = _select.cuts(scores, [part, 1])
-            found[k] = bounds._replace(low=low.magnitude, high=high.magnitude)
+        scores = scratch(base, ops.working_dtype([base, *models]))
+        found = []
+        for k, (least, most) in enumerate(ends):
+            bounds = ops.Bounds(least.magnitude, most.magnitude)
+            if not all(map(math.isfinite, bounds)):  # of much that is not finite, none takes part
+                bounds = ops.Bounds(0, 0)
+            elif part:
+                for own in _select.slabs(base):
+                    pieces = [model[own] for model in models]
+                    ops.compete(base[own], pieces, k, least=bounds.least, most=bounds.most, out=scores[own])
+                low, high = _select.cuts(scores, [part, 1])
+                bounds = bounds._replace(low=low.magnitude, high=high.magnitude)
+            found.append(bounds)
         return found
 
     def merge(self, block: Block, _: Sequence[Statistics]) -> None:
-        import torch
-
         from .. import ops
-        from ..ops.memory import widened
 
         assert block.base is not None
         assert block.merged is not None
         for own in _select.slabs(block.base):
-            base, models = widened(block.base[own], block.models), [model[own] for model in block.models]
-            total = ops.delta_sum(base, models)
-            delta, weight = torch.zeros_like(total), torch.zeros_like(total)
-            for model, bounds in zip(models, block.prepared, strict=True):
-                tau = _clamped(base, model, bounds)
-                share = (score(tau, total, len(models), bounds) - bounds.low).clamp_(min=0)
-                share = share.div_(bounds.high - bounds.low) if bounds.high > bounds.low else share.zero_()
-                delta += tau.mul_(share)
-                weight += share
-            delta = torch.where(weight > 0, delta / weight, 0)
-            block.nonfinite += int(total.numel() - total.isfinite().sum())
-            block.nonfinite += ops.combine(None, [base, delta], [1.0, self.scale], out=block.merged[own]).nonfinite
-
-
-def _clamped(base: Tensor, model: Tensor, bounds: Bounds) -> Tensor:
-    """τ_k with its magnitudes clamped."""
-    from .. import ops
-
-    tau = ops.delta_sum(base, [model])
-    return tau.abs().clamp_(bounds.least, bounds.most).mul_(tau.sign())
-
-
-def score(tau: Tensor, total: Tensor, count: int, bounds: Bounds) -> Tensor:
-    """What elements score, 0 where that is not positive. tau: τ_k, clamped; total: Σ_j τ_j of `count` models."""
-    width = bounds.most - bounds.least
-    own = tau.abs().sub_(bounds.least).div_(width) if width > 0 else tau * 0
-    return own.square_().mul_(count).exp_().mul_((tau * total).tanh_()).clamp_(min=0).nan_to_num_(0, 0)
+            models = [model[own] for model in block.models]
+            merged = ops.balance(block.base[own], models, block.prepared, scale=self.scale, out=block.merged[own])
+            block.nonfinite += merged.nonfinite

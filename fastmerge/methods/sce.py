@@ -13,7 +13,7 @@ from ._declaration import Block, Method, Pass, Statistics, Subject, exact
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..ops import Kept
+    from ..ops import Kept, Varied
 
 
 class Prepared(NamedTuple):
@@ -50,7 +50,8 @@ class SCE(Method):
         return (Pass(self.merge, writes=("merged",), prepare=self.prepare),)
 
     def passes_on(self, subject: Subject, models: Sequence[str], wide: bool = False) -> tuple[Pass, ...]:
-        held = (3 * _select.SLAB + (_select.held(subject.numel) if self.select_topk < 1 else 0)) * (8 if wide else 4)
+        held = _select.held(subject.numel) + len(models) * _select.SLAB if self.select_topk < 1 else 0
+        held *= 8 if wide else 4
         return (Pass(self.merge, writes=("merged",), prepare=self.prepare, held=held, by_torch=True),)
 
     def prepare(self, block: Block, _: Sequence[Statistics]) -> Prepared:
@@ -62,8 +63,8 @@ class SCE(Method):
         assert base is not None
         found = Prepared([])
         if self.select_topk < 1:
-            spread = variance(base, models)
-            rank = int(exact(self.select_topk) * int(spread.count_nonzero()))
+            spread, nonzero = variance(base, models)
+            rank = int(exact(self.select_topk) * nonzero)
             (cut,) = _select.cuts(spread, [rank])
             found = Prepared([], _select.packed(base, lambda own: _select.above(spread[own], cut, own.start)))
         energy = ops.moments(base, models).energy if found.selected is None else _energy(base, models, found)
@@ -96,29 +97,23 @@ def _energy(base: Tensor, models: Sequence[Tensor], found: Prepared) -> Tensor:
     from ..ops.memory import widened
 
     energy = torch.zeros(len(models), dtype=torch.float64, device=base.device)
-    wide = ops.working_dtype([base, *models])
+    step = min(_select.at_a_time(base), base.numel())
+    taus = base.new_empty(len(models), step, dtype=ops.working_dtype([base, *models]))  # new memory would cost more
     for own in _select.slabs(base):
-        kept, lead = found.kept(own.start, own.stop - own.start, 1), widened(base[own], models)
-        for k, model in enumerate(models):
-            tau = ops.combine(lead, [model[own]], kept=kept, as_delta=True, dtype=wide).merged
-            energy[k] += ops.inner_products(tau, [tau]).gradient_norm
+        kept, pieces = found.kept(own.start, own.stop - own.start, 1), [tau[: own.stop - own.start] for tau in taus]
+        lead = widened(base[own], models)
+        for model, piece in zip(models, pieces, strict=True):
+            ops.combine(lead, [model[own]], kept=kept, as_delta=True, out=piece)
+        energy += ops.inner_products(pieces[0], pieces).norms
     return energy
 
 
-def variance(base: Tensor, models: Sequence[Tensor]) -> Tensor:
+def variance(base: Tensor, models: Sequence[Tensor]) -> Varied:
     """The variance of task vectors over models, in the working type; 0 for one that is not finite."""
-    import torch
-
     from .. import ops
-    from ..ops.memory import widened
+    from ..ops.memory import scratch
 
-    found = torch.empty_like(base, dtype=ops.working_dtype([base, *models]))
+    found, nonzero = scratch(base, ops.working_dtype([base, *models])), 0
     for own in _select.slabs(base):
-        pieces = [model[own] for model in models]
-        lead = widened(base[own], models)
-        mean = ops.delta_sum(lead, pieces).div_(len(models))
-        total = torch.zeros_like(mean)
-        for piece in pieces:
-            total += ops.delta_sum(lead, [piece]).sub_(mean).square_()
-        found[own] = total.div_(len(models)).nan_to_num_(0, 0)
-    return found
+        nonzero += ops.variance(base[own], [model[own] for model in models], out=found[own]).nonzero
+    return ops.Varied(found, nonzero)

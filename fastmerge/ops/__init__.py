@@ -14,12 +14,14 @@ torch is imported by the first call, so that planning and the command line start
 from __future__ import annotations
 
 from ._arguments import working_dtype
+from .competition import balance, compete
 from .experts import extract_largest, extract_topk, extraction_room, gather, scatter, scatter_add, scattering
 from .fourier import Filtered, highpass, highpass_merge
 from .masks import elect, mask_against, modulate, modulation, pack_bits, unpack_bits
 from .merging import Consensus, arc, blend, combine, delta_sum, geodesic, kept_sums, low_rank
 from .records import BLOCK, MAX_MODELS, OPS, Op, Reach, packed_bytes
 from .results import (
+    Bounds,
     Combined,
     Cut,
     Drop,
@@ -31,17 +33,19 @@ from .results import (
     LowRank,
     Masked,
     Moments,
+    Varied,
     Window,
     expert_of,
 )
 from .selection import TOP_BITS, kth_magnitude, magnitude_histogram, rank_drop
-from .statistics import gram, inner_products, moments
+from .statistics import gram, inner_products, moments, row_divergence, row_gram, variance
 
 __all__ = [
     "BLOCK",
     "MAX_MODELS",
     "OPS",
     "TOP_BITS",
+    "Bounds",
     "Combined",
     "Consensus",
     "Cut",
@@ -57,10 +61,13 @@ __all__ = [
     "Moments",
     "Op",
     "Reach",
+    "Varied",
     "Window",
     "arc",
+    "balance",
     "blend",
     "combine",
+    "compete",
     "delta_sum",
     "elect",
     "expert_of",
@@ -84,9 +91,12 @@ __all__ = [
     "pack_bits",
     "packed_bytes",
     "rank_drop",
+    "row_divergence",
+    "row_gram",
     "scatter",
     "scatter_add",
     "scattering",
     "unpack_bits",
+    "variance",
     "working_dtype",
 ]

@@ -65,6 +65,16 @@ def _empty(like: Tensor, dtype: torch.dtype | None) -> Tensor:
     return like.new_empty(like.shape, dtype=dtype or like.dtype)
 
 
+def _working(op: str, base: Tensor, models: Sequence[Tensor], out: Tensor | None) -> Tensor:
+    """A checked output of the working type: the tensor given, or a new one."""
+    wide = working_dtype([base, *models])
+    out = _empty(base, wide) if out is None else out
+    _check(op, {"base": base, **_numbered(models)}, out=out)
+    if out.dtype != wide:
+        raise InputError(f"{op}: out must be {wide}, the working type of these inputs, not {out.dtype}")
+    return out
+
+
 def _accumulator(
     given: Tensor | None,
     shape: tuple[int, ...],

@@ -11,7 +11,18 @@ from .. import dispatch
 from ..arrays import takes_arrays
 from ..errors import InputError
 from ..weights import cancel
-from ._arguments import _accumulator, _check, _check_buffer, _empty, _Flat, _flat, _flat_all, _numbered, working_dtype
+from ._arguments import (
+    _accumulator,
+    _check,
+    _check_buffer,
+    _empty,
+    _Flat,
+    _flat,
+    _flat_all,
+    _numbered,
+    _working,
+    working_dtype,
+)
 from .records import BLOCK, packed_bytes
 from .results import Combined, Kept, KeptSums, Window
 from .statistics import inner_products
@@ -221,12 +232,7 @@ def delta_sum(
     weights = [1.0] * len(models) if weights is None else [float(w) for w in weights]
     if len(weights) != len(models):
         raise InputError(f"delta_sum: {len(models)} models need as many weights, there are {len(weights)}")
-    tensors = {"base": base, **_numbered(models)}
-    wide = working_dtype([base, *models])
-    out = _empty(base, wide) if out is None else out
-    _check("delta_sum", tensors, out=out)
-    if out.dtype != wide:
-        raise InputError(f"delta_sum: out must be {wide}, the working type of these inputs, not {out.dtype}")
+    out = _working("delta_sum", base, models, out)
     kernel = dispatch.choose("delta_sum", base.device, backend)
     with _Flat(out) as flat:
         kernel(_flat(base), _flat_all(models), weights, flat)

@@ -103,6 +103,22 @@ class LowRank(NamedTuple):
     down: Tensor
 
 
+class Varied(NamedTuple):
+    """variance has base's shape and the working type; `nonzero` counts its elements that are not 0."""
+
+    variance: Tensor
+    nonzero: int
+
+
+class Bounds(NamedTuple):
+    """Of a task vector: the magnitudes it is clamped to, and the scores that give no weight and the full one."""
+
+    least: float
+    most: float
+    low: float = 0.0
+    high: float = 0.0
+
+
 class InnerProducts(NamedTuple):
     """All float64: ⟨g, θ_k⟩ [K], ‖θ_k‖² [K] and ‖g‖² (0-d)."""
 

@@ -1,4 +1,4 @@
-"""Sums over whole tensors."""
+"""Sums over whole tensors and their rows, and over models."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from .. import dispatch
 from ..arrays import takes_arrays
-from ._arguments import _accumulator, _check, _flat, _flat_all, _numbered
-from .results import InnerProducts, Moments
+from ..errors import InputError
+from ._arguments import _accumulator, _check, _Flat, _flat, _flat_all, _numbered, _working
+from .results import InnerProducts, Moments, Varied
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,3 +60,58 @@ def gram(
     flat_base = None if base is None else _flat(base)
     dispatch.choose("gram", models[0].device, backend)(flat_base, _flat_all(models), sums)
     return sums
+
+
+@takes_arrays()
+def row_gram(base: Tensor | None, models: Sequence[Tensor], columns: int, *, backend: str | None = None) -> Tensor:
+    """gram of every row of `columns` elements: float64 [K, K, rows]."""
+    import torch
+
+    _check("row_gram", {**({} if base is None else {"base": base}), **_numbered(models)})
+    rows = _rows("row_gram", models[0], columns)
+    products = models[0].new_empty((len(models), len(models), rows), dtype=torch.float64)
+    flat_base = None if base is None else _flat(base)
+    dispatch.choose("row_gram", models[0].device, backend)(flat_base, _flat_all(models), columns, products)
+    return products
+
+
+@takes_arrays()
+def row_divergence(
+    base: Tensor, model: Tensor, columns: int, *, epsilon: float = 1e-8, backend: str | None = None
+) -> Tensor:
+    """Σ p log(p / q) of every row of `columns` elements, float64 [rows] (Kullback and Leibler 1951).
+
+    p is the softmax of the model's row, q that of base's, with epsilon, which is positive, added to each probability.
+    """
+    import torch
+
+    _check("row_divergence", {"base": base, "model": model})
+    rows = _rows("row_divergence", base, columns)
+    if not 0 < epsilon <= 1:
+        raise InputError(f"row_divergence: epsilon must be above 0 and not above 1, it is {epsilon}")
+    divergences = base.new_empty(rows, dtype=torch.float64)
+    kernel = dispatch.choose("row_divergence", base.device, backend)
+    kernel(_flat(base), _flat(model), columns, float(epsilon), divergences)
+    return divergences
+
+
+@takes_arrays()
+def variance(
+    base: Tensor, models: Sequence[Tensor], *, out: Tensor | None = None, backend: str | None = None
+) -> Varied:
+    """The variance of task vectors over models, Σ_k (τ_k − mean)² / K, 0 where it is not finite.
+
+    `out` has the working type: float32, or float64 as soon as an input is float64.
+    """
+    out = _working("variance", base, models, out)
+    kernel = dispatch.choose("variance", base.device, backend)
+    with _Flat(out) as flat:
+        nonzero = kernel(_flat(base), _flat_all(models), flat)
+    return Varied(out, nonzero)
+
+
+def _rows(op: str, tensor: Tensor, columns: int) -> int:
+    """How many rows a tensor has."""
+    if columns < 1 or tensor.numel() % columns:
+        raise InputError(f"{op}: {tensor.numel()} elements are not rows of {columns}")
+    return tensor.numel() // columns

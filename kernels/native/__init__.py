@@ -23,6 +23,7 @@ CONSENSUS = {"sum": 0, "max": 1, "weighted": 2, "unweighted": 3, "count": 4}
 
 Window = tuple[float, int, float, int]
 Drop = tuple[int, int]
+Bounds = tuple[float, float, float, float]  # least, most, low, high
 Kept = tuple[Sequence[Window] | None, Sequence[Drop] | None, Tensor | None]  # trim, drop, keep
 
 guard = _native.guard
@@ -192,6 +193,37 @@ def inner_products(g: Tensor, models: Sequence[Tensor], sums: Tensor) -> None:
 
 def gram(base: Tensor | None, models: Sequence[Tensor], sums: Tensor) -> None:
     _native.gram(models[0].numel(), *_base(base), *_models(models), sums.data_ptr())
+
+
+def row_gram(base: Tensor | None, models: Sequence[Tensor], columns: int, products: Tensor) -> None:
+    _native.row_gram(models[0].numel(), *_base(base), *_models(models), columns, products.data_ptr())
+
+
+def row_divergence(base: Tensor, model: Tensor, columns: int, added: float, divergences: Tensor) -> None:
+    _native.row_divergence(
+        base.numel(),
+        base.data_ptr(),
+        DTYPES[base.dtype],
+        model.data_ptr(),
+        DTYPES[model.dtype],
+        columns,
+        added,
+        divergences.data_ptr(),
+    )
+
+
+def variance(base: Tensor, models: Sequence[Tensor], out: Tensor) -> int:
+    return _native.variance(out.numel(), *_base(base), *_models(models), out.data_ptr(), DTYPES[out.dtype])
+
+
+def compete(base: Tensor, models: Sequence[Tensor], own: int, least: float, most: float, out: Tensor) -> None:
+    given = (*_base(base), *_models(models), own, least, most)
+    _native.compete(out.numel(), *given, out.data_ptr(), DTYPES[out.dtype])
+
+
+def balance(base: Tensor, models: Sequence[Tensor], bounds: Sequence[Bounds], scale: float, out: Tensor) -> int:
+    given = (*_base(base), *_models(models), list(bounds), scale)
+    return _native.balance(out.numel(), *given, out.data_ptr(), DTYPES[out.dtype])
 
 
 def pack_bits(mask: Tensor, out: Tensor) -> None:

@@ -108,6 +108,38 @@ def moments(
 ) -> None: ...
 def inner_products(n: int, g: int, g_dtype: int, models: Sequence[int], dtypes: Sequence[int], sums: int) -> None: ...
 def gram(n: int, base: int, base_dtype: int, models: Sequence[int], dtypes: Sequence[int], sums: int) -> None: ...
+def row_gram(
+    n: int, base: int, base_dtype: int, models: Sequence[int], dtypes: Sequence[int], columns: int, products: int
+) -> None: ...
+def row_divergence(
+    n: int, base: int, base_dtype: int, model: int, dtype: int, columns: int, added: float, found: int
+) -> None: ...
+def variance(
+    n: int, base: int, base_dtype: int, models: Sequence[int], dtypes: Sequence[int], out: int, out_dtype: int
+) -> int: ...
+def compete(
+    n: int,
+    base: int,
+    base_dtype: int,
+    models: Sequence[int],
+    dtypes: Sequence[int],
+    own: int,
+    least: float,
+    most: float,
+    out: int,
+    out_dtype: int,
+) -> None: ...
+def balance(
+    n: int,
+    base: int,
+    base_dtype: int,
+    models: Sequence[int],
+    dtypes: Sequence[int],
+    limits: Sequence[tuple[float, float, float, float]],  # least, most, low, high
+    scale: float,
+    out: int,
+    out_dtype: int,
+) -> int: ...
 def pack_bits(n: int, mask: int, out: int) -> None: ...
 def unpack_bits(n: int, packed: int, out: int) -> None: ...
 def magnitude_histogram(

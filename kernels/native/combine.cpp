@@ -194,6 +194,7 @@ template <class T, int KN> static Strip<T> kept_strip_of(By by, Consensus consen
 template <class T>
 static Strip<T> kept_strip_of([[maybe_unused]] int models, [[maybe_unused]] By by, [[maybe_unused]] Consensus consensus) {
     if constexpr (in_registers<typename Working<T>::V>) {
+        if (models == 1 && by == By::MASKS && consensus == SUM) return kept_strip<T, 1, By::MASKS, SUM>;
         if (models == 2) return kept_strip_of<T, 2>(by, consensus);
         if (models == 3) return kept_strip_of<T, 3>(by, consensus);
         if (models == 4) return kept_strip_of<T, 4>(by, consensus);

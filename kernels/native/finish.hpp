@@ -30,13 +30,13 @@ template <class T> struct Finish {
     explicit Finish(const Args &a)
         : divisor(V::set(W(a.divisor))), scale(V::set(W(a.scale))), limit(V::set(rounds_to_infinity<W>(a.out.dtype))),
           divides(std::bit_cast<int64_t>(a.divisor) != std::bit_cast<int64_t>(1.0)), adds_base(a.base.data && !a.as_delta) {}
-    V complete(V d, const V &base) const {
+    [[gnu::always_inline]] V complete(V d, const V &base) const {
         if (divides) [[unlikely]] d = d / divisor;
         d = scale * d;
         return adds_base ? base + d : d;
     }
     // Of the first n elements of a pair, how many are not finite in the output, or marked.
-    int64_t nonfinite(const V &d0, const V &d1, uint32_t marked, int n) const {
+    [[gnu::always_inline]] int64_t nonfinite(const V &d0, const V &d1, uint32_t marked, int n) const {
         const auto finite0 = limit > d0.abs(), finite1 = limit > d1.abs();
         if ((finite0 & finite1).bits() == 0xffff && !marked) [[likely]] return 0;
         const uint32_t bad = ~pair_bits<T>(finite0, finite1) | marked;

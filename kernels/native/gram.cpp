@@ -32,7 +32,7 @@ template <class Order, int KN, class W>
     for (int i = 0; i < n; i += PAIR)
 #pragma GCC unroll 4
         for (int at : eights<Order>)
-#pragma GCC unroll 2
+#pragma GCC unroll 4
             for (int h = 0; h < Eight<V>::PARTS; ++h) {
                 const int place = i + at + h * Eight<V>::COUNT;
                 const auto x = Doubles<V>::of(left + place);

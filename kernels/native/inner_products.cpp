@@ -6,7 +6,7 @@
 
 namespace fm::FM_ISA {
 
-constexpr int GROUP = 3;  // models whose sums fit into registers
+constexpr int GROUP = REGISTER_BYTES == 16 ? 2 : 3;  // models whose sums fit into registers
 
 template <class T, class G> static inline void load_g(const G *g, typename Working<T>::V &x, typename Working<T>::V &y) {
     if constexpr (std::is_same_v<T, G>) load_ahead(g, x, y);
@@ -33,7 +33,7 @@ template <class T, int KN, class G>
         in_memory(widened);
 #pragma GCC unroll 4
         for (int at : eights<T>)
-#pragma GCC unroll 2
+#pragma GCC unroll 4
             for (int h = 0; h < Eight<V>::PARTS; ++h) {
                 const auto part = [&](int k) { return Doubles<V>::of(widened[k] + at + h * Eight<V>::COUNT); };
                 const auto left = part(KN);

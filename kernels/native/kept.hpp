@@ -90,13 +90,13 @@ template <class T> class Kept {
         bool mixed, above, below;
         V top, bottom;
         // What masks leave of a half of the strip's pair at i.
-        template <int HALF> Mask unmasked(int i) const {
+        template <int HALF> [[gnu::always_inline]] Mask unmasked(int i) const {
             Mask on[2];
             split_bits<T>(bits[i / PAIR], on[0], on[1]);
             return on[HALF];
         }
         // What takes part in it, whose magnitudes are `size`. NaN is not trimmed.
-        template <int HALF> Mask half(int i, const V &size) const {
+        template <int HALF> [[gnu::always_inline]] Mask half(int i, const V &size) const {
             Mask on = bits ? unmasked<HALF>(i) : Mask::from(0xffff);
             if (above) on = on & size.not_above(mixed ? top_bound.template at<HALF>(first + i) : top);
             if (below) on = on & size.above_or_nan(mixed ? bottom_bound.template at<HALF>(first + i) : bottom);

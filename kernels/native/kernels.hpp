@@ -36,6 +36,11 @@ struct Drop {
     uint64_t key, threshold;
 };
 
+// The magnitudes that a task vector is clamped to, and the scores that give no weight and the full one.
+struct Bounds {
+    double least, most, low, high;
+};
+
 struct Args {
     In base;              // data is null where an op has no base
     const In *models;     // K of them
@@ -56,12 +61,17 @@ struct Args {
     int64_t offset;       // index in its tensor of the first element
     const float *group_weights;  // blend: [K, groups]; element i of the tensor is in group (i / inner) mod groups
     int64_t groups, inner;
+    const Bounds *bounds;  // balance: K of them; compete: those of model `own`
+    int own;
     const void *up, *down;  // low_rank: matrices [rows, rank] and [rank, columns] of the working type
     int64_t rank, columns;
 };
 
 // `begin` is a multiple of BLOCK. `sums` is the block's own result: elect, mask_against and kept_sums 2K, moments 4K,
-// inner_products 2K + 1, gram K(K + 1)/2 (rows from the diagonal on), combine none. The return value counts non-finite results (combine, blend) or is 0; moments adds K counts to `counts`.
+// inner_products 2K + 1, gram and row_gram K(K + 1)/2 (rows from the diagonal on), combine none. The return value counts non-finite
+// results (combine, blend, balance) or elements that vary (variance), or is 0; moments adds K counts to `counts`.
+// row_gram and row_divergence are given a row of the tensor, wherever it begins; row_divergence adds `added` to all probabilities,
+// and works in memory for two rows of whole pairs.
 #define FM_DECLARE(isa)                                                                                   \
     namespace isa {                                                                                       \
     int64_t elect(const Args &, int64_t begin, int64_t n, double *sums, int64_t *counts);                 \
@@ -75,6 +85,11 @@ struct Args {
     int64_t moments(const Args &, int64_t begin, int64_t n, double *sums, int64_t *counts);               \
     int64_t inner_products(const Args &, int64_t begin, int64_t n, double *sums, int64_t *counts);        \
     int64_t gram(const Args &, int64_t begin, int64_t n, double *sums, int64_t *counts);                  \
+    int64_t row_gram(const Args &, int64_t begin, int64_t n, double *sums, int64_t *counts);              \
+    double row_divergence(const Args &, int64_t begin, int64_t n, double added, double *memory);          \
+    int64_t variance(const Args &, int64_t begin, int64_t n, double *sums, int64_t *counts);              \
+    int64_t compete(const Args &, int64_t begin, int64_t n, double *sums, int64_t *counts);               \
+    int64_t balance(const Args &, int64_t begin, int64_t n, double *sums, int64_t *counts);               \
     int64_t pack_bits(const Args &, int64_t begin, int64_t n, double *sums, int64_t *counts);             \
     int64_t unpack_bits(const Args &, int64_t begin, int64_t n, double *sums, int64_t *counts);           \
     }

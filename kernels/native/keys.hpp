@@ -131,12 +131,20 @@ static inline int64_t list_within(const uint32_t *words, int64_t n, uint64_t lea
 }
 #endif
 template <class T, class W> static inline void store_keys(const Vec<W> &a, const Vec<W> &b, typename KeyOf<W>::type *p) {
-    using K = KeyOf<W>;
-    for (int i = 0; i < PAIR; ++i) {
-        const W x = (lane<T>(i) < 16 ? a : b).v[lane<T>(i) % 16];
-        const auto bits = std::bit_cast<typename K::type>(x) & K::MAGNITUDE;
-        p[i] = bits < K::QUIET ? bits : K::QUIET;
-    }
+    using V = Vec<W>;
+    using Keys = Register<typename KeyOf<W>::type>;
+    const auto key = [](const typename V::R &x) FM_INLINE {
+        const Keys magnitude = Keys(x) & KeyOf<W>::MAGNITUDE, quiet = splat<Keys>(KeyOf<W>::QUIET), above = Keys(magnitude > quiet);
+        return (above & quiet) | (~above & magnitude);
+    };
+    for_each<V::PARTS>([&](auto i) FM_INLINE {
+        const Keys x = key(a.v[i]), y = key(b.v[i]);
+        if constexpr (dtype_of<T> == BF16) {
+            store_register(p + 2 * i * V::LANES, zipped_low(x, y)), store_register(p + (2 * i + 1) * V::LANES, zipped_high(x, y));
+        } else {
+            store_register(p + i * V::LANES, x), store_register(p + 16 + i * V::LANES, y);
+        }
+    });
 }
 template <class Key>
 static inline int select(const Key *keys, int n, Key first, Key last, Key *to, int64_t &equal, int64_t &above) {

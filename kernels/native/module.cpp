@@ -4,7 +4,9 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <cstdlib>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -255,6 +257,72 @@ void gram(int64_t n, uintptr_t base, int base_dtype, const Addresses &models, co
     });
 }
 
+// Calls body(row) for every row; a thread takes as many as make a block at a time.
+template <class Body> void over_rows(int64_t n, int64_t columns, Body body) {
+    const int64_t rows = n / columns, together = std::max(int64_t(1), BLOCK / columns);
+    parallel_for((rows + together - 1) / together, [&](int64_t i) {
+        for (int64_t row = i * together; row < std::min(rows, (i + 1) * together); ++row) body(row);
+    });
+}
+
+void row_gram(int64_t n, uintptr_t base, int base_dtype, const Addresses &models, const Dtypes &dtypes, int64_t columns,
+              uintptr_t products) {
+    Call call(base, base_dtype, models, dtypes);
+    const int k = int(models.size());
+    const int64_t rows = n / columns;
+    auto *to = reinterpret_cast<double *>(products);
+    nb::gil_scoped_release release;
+    over_rows(n, columns, [&](int64_t row) {
+        double sums[MAX_MODELS * (MAX_MODELS + 1) / 2], *next = sums;
+        FM_KERNEL(row_gram)(call.args, row * columns, columns, sums, nullptr);
+        for (int i = 0; i < k; ++i)
+            for (int j = i; j < k; ++j) to[(i * k + j) * rows + row] = to[(j * k + i) * rows + row] = *next++;
+    });
+}
+
+void row_divergence(int64_t n, uintptr_t base, int base_dtype, uintptr_t model, int dtype, int64_t columns, double added,
+                    uintptr_t found) {
+    Call call(base, base_dtype, {model}, {dtype});
+    auto *to = reinterpret_cast<double *>(found);
+    nb::gil_scoped_release release;
+    Workspaces<std::unique_ptr<double[]>> workspaces(n / columns, [&] {
+        return std::unique_ptr<double[]>(new double[2 * ((columns + 31) / 32 * 32)]);  // whole pairs
+    });
+    over_rows(n, columns, [&](int64_t row) {
+        workspaces.with([&](const std::unique_ptr<double[]> &memory) {
+            to[row] = FM_KERNEL(row_divergence)(call.args, row * columns, columns, added, memory.get());
+        });
+    });
+}
+
+int64_t variance(int64_t n, uintptr_t base, int base_dtype, const Addresses &models, const Dtypes &dtypes, uintptr_t out,
+                 int out_dtype) {
+    Call call(base, base_dtype, models, dtypes);
+    call.write(out, out_dtype, n);
+    return run(FM_KERNEL(variance), call.args, n, 0, 0, no_fold);
+}
+
+using Limits = std::tuple<double, double, double, double>;
+
+void compete(int64_t n, uintptr_t base, int base_dtype, const Addresses &models, const Dtypes &dtypes, int own, double least,
+             double most, uintptr_t out, int out_dtype) {
+    Call call(base, base_dtype, models, dtypes);
+    const Bounds bounds{least, most, 0, 0};
+    call.args.bounds = &bounds, call.args.own = own;
+    call.write(out, out_dtype, n);
+    run(FM_KERNEL(compete), call.args, n, 0, 0, no_fold);
+}
+
+int64_t balance(int64_t n, uintptr_t base, int base_dtype, const Addresses &models, const Dtypes &dtypes,
+                const std::vector<Limits> &limits, double scale, uintptr_t out, int out_dtype) {
+    Call call(base, base_dtype, models, dtypes);
+    std::vector<Bounds> bounds;
+    for (const auto &[least, most, low, high] : limits) bounds.push_back({least, most, low, high});
+    call.args.bounds = bounds.data(), call.args.scale = scale;
+    call.write(out, out_dtype, n);
+    return run(FM_KERNEL(balance), call.args, n, 0, 0, no_fold);
+}
+
 void pack_bits(int64_t n, uintptr_t mask, uintptr_t out) {
     Call call(mask, BF16, {}, {});
     call.masks(out, n);
@@ -292,6 +360,11 @@ NB_MODULE(_native, m) {
     m.def("moments", &fm::moments);
     m.def("inner_products", &fm::inner_products);
     m.def("gram", &fm::gram);
+    m.def("row_gram", &fm::row_gram);
+    m.def("row_divergence", &fm::row_divergence);
+    m.def("variance", &fm::variance);
+    m.def("compete", &fm::compete);
+    m.def("balance", &fm::balance);
     m.def("pack_bits", &fm::pack_bits);
     m.def("unpack_bits", &fm::unpack_bits);
     fm::bind_selection(m);

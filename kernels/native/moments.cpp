@@ -7,11 +7,7 @@
 namespace fm::FM_ISA {
 
 // Models side by side whose sums fit into registers.
-#if defined(FM_ISA_v3)
-constexpr int GROUP = 2;
-#else
-constexpr int GROUP = 3;
-#endif
+constexpr int GROUP = REGISTER_BYTES == 64 ? 3 : 2;
 
 template <class W> struct Running {
     alignas(64) double magnitude[8], plain[8], energy[8];
@@ -43,7 +39,7 @@ template <class T, int KN> [[gnu::noinline]] static void add_models(const T *bas
         in_memory(tau);
 #pragma GCC unroll 4
         for (int at : eights<T>)
-#pragma GCC unroll 2
+#pragma GCC unroll 4
             for (int h = 0; h < Eight<V>::PARTS; ++h)
 #pragma GCC unroll 3
                 for (int k = 0; k < KN; ++k) {

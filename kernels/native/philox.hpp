@@ -83,32 +83,34 @@ struct Counters {
 };
 #else
 struct Counters {
-    static constexpr int COUNT = 4, INTERLEAVED = 1;
+    using R = Register<uint64_t>;
+    static constexpr int COUNT = 2, INTERLEAVED = 4;
     static constexpr bool RELOADS = false;
-    uint64_t v[COUNT];
-#define FM_EACH(expression)                                    \
-    Counters r;                                                \
-    for (int i = 0; i < COUNT; ++i) r.v[i] = (expression);     \
-    return r
-    static Counters set(uint32_t x) { FM_EACH(x); }
-    static Counters from(uint32_t x) { FM_EACH(x + i); }
-    Counters plus(uint64_t x) const { FM_EACH(v[i] + x); }
-    Counters times(const Counters &o) const { FM_EACH((v[i] & 0xffffffff) * (o.v[i] & 0xffffffff)); }
-    Counters high() const { FM_EACH(v[i] >> 32); }
-    Counters reloaded(const Counters &) const { return high(); }
-    Counters operator^(const Counters &o) const { FM_EACH(v[i] ^ o.v[i]); }
-    Counters swapped() const { FM_EACH(v[i] >> 32 | v[i] << 32); }
-    Counters xor_low(const Counters &a, const Counters &b) const { FM_EACH(v[i] ^ ((a.v[i] ^ b.v[i]) & 0xffffffff)); }
-#undef FM_EACH
-    static void words(const Counters &a, const Counters &b, uint32_t *p) {
-        for (int i = 0; i < COUNT; ++i, p += 4)
-            p[0] = uint32_t(a.v[i]), p[1] = uint32_t(a.v[i] >> 32), p[2] = uint32_t(b.v[i]), p[3] = uint32_t(b.v[i] >> 32);
+    R v;
+    static Counters set(uint32_t x) { return {splat<R>(uint64_t(x))}; }
+    static Counters from(uint32_t x) { return {R{x, uint64_t(x) + 1}}; }
+    Counters plus(uint64_t x) const { return {v + x}; }
+    Counters times(Counters o) const {
+#if defined(__SSE2__)
+        return {R(_mm_mul_epu32(__m128i(v), __m128i(o.v)))};
+#elif defined(__ARM_NEON)
+        return {R(vmull_u32(vmovn_u64(uint64x2_t(v)), vmovn_u64(uint64x2_t(o.v))))};
+#else
+        return {(v & 0xffffffff) * (o.v & 0xffffffff)};
+#endif
     }
-    static uint16_t at_least(const Counters &a, const Counters &b, uint32_t x) {
-        uint32_t p[4 * COUNT], bits = 0;
-        words(a, b, p);
-        for (int i = 0; i < 4 * COUNT; ++i) bits |= uint32_t(p[i] >= x) << i;
-        return uint16_t(bits);
+    Counters high() const { return {v >> 32}; }
+    Counters reloaded(Counters &) const { return high(); }
+    Counters operator^(Counters o) const { return {v ^ o.v}; }
+    Counters swapped() const { return {v >> 32 | v << 32}; }
+    Counters xor_low(Counters a, Counters b) const { return {v ^ ((a.v ^ b.v) & 0xffffffff)}; }
+    static void words(Counters a, Counters b, uint32_t *p) {
+        store_register(p, zipped_low(a.v, b.v)), store_register(p + 4, zipped_high(a.v, b.v));
+    }
+    static uint8_t at_least(Counters a, Counters b, uint32_t x) {
+        using Four = Register<uint32_t>;
+        const Four low = Four(zipped_low(a.v, b.v)), high = Four(zipped_high(a.v, b.v));
+        return uint8_t(any_bits((Four(low >= x) & Four{1, 2, 4, 8}) | (Four(high >= x) & Four{16, 32, 64, 128})));
     }
 };
 #endif

@@ -4,7 +4,7 @@
 
 namespace fm::FM_ISA {
 
-template <class V> static inline V larger(const V &d, const V &x) {
+template <class V> [[gnu::always_inline]] static inline V larger(const V &d, const V &x) {
     return V::select((x.abs() > d.abs()) | x.is_nan(), x, d);
 }
 

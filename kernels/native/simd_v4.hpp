@@ -124,4 +124,13 @@ static inline void store_pair(float *p, VF a, VF b, bool streaming) {
     put(p, _mm512_castps_si512(a.v), streaming), put(p + 16, _mm512_castps_si512(b.v), streaming);
 }
 
+
+// The bits of a pair of bfloat16 in element order, and back.
+static inline uint32_t interleaved(const VF::Mask &a, const VF::Mask &b) {
+    return _pdep_u32(a.bits(), 0x55555555) | _pdep_u32(b.bits(), 0xaaaaaaaa);
+}
+static inline void split(uint32_t bits, VF::Mask &a, VF::Mask &b) {
+    a = VF::Mask::from(_pext_u32(bits, 0x55555555)), b = VF::Mask::from(_pext_u32(bits, 0xaaaaaaaa));
+}
+
 }  // namespace fm::FM_ISA

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import reduce
+from operator import add
 
 import torch
 from torch import Tensor
@@ -21,6 +23,11 @@ def task_vectors(base: Tensor | None, models: Sequence[Tensor]) -> list[Tensor]:
     dtype = working_dtype(inputs)
     wide = [m.to(dtype) for m in models]
     return wide if base is None else [m - base.to(dtype) for m in wide]
+
+
+def total(terms: Iterable[Tensor]) -> Tensor:
+    """Their sum, in order."""
+    return reduce(add, terms)
 
 
 def narrow(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -48,6 +48,7 @@ LIMITS = [torch.arange(17) << 27] * 3
 KEEP = torch.stack([BITS] * 3)
 KEPT = ops.Kept([ops.Window(*row) for row in CUTS], [ops.Drop(key, 1 << 30) for key in KEYS], KEEP)
 CHOSEN = (MAGNITUDES, INDICES, KEEP)
+BOUNDS = ops.Bounds(0.1, 2.0, 0.5, 3.0)
 DROPS = {"drop_keys": signed(KEYS), "drop_thresholds": [1 << 30] * 3, "offset": ops.BLOCK}
 
 
@@ -103,6 +104,23 @@ CASES: dict[str, tuple[tuple[Any, ...], dict[str, Any], Callable[[], Any]]] = {
     "moments": ((BASE, MODELS), {}, lambda: ops.moments(BASE, MODELS)),
     "inner_products": ((BASE, MODELS), {}, lambda: ops.inner_products(BASE, MODELS)),
     "gram": ((BASE, MODELS), {}, lambda: ops.gram(BASE, MODELS)),
+    "row_gram": ((BASE, MODELS, 17), {}, lambda: ops.row_gram(BASE, MODELS, 17)),
+    "row_divergence": (
+        (BASE, MODELS[0], 17),
+        {"epsilon": 1e-6},
+        lambda: ops.row_divergence(BASE, MODELS[0], 17, epsilon=1e-6),
+    ),
+    "variance": ((BASE, MODELS), {}, lambda: ops.variance(BASE, MODELS)),
+    "compete": (
+        (BASE, MODELS, 1),
+        {"least": 0.1, "most": 2.0},
+        lambda: ops.compete(BASE, MODELS, 1, least=0.1, most=2.0),
+    ),
+    "balance": (
+        (BASE, MODELS, torch.tensor([BOUNDS] * 3, dtype=F64)),
+        {"scale": 0.7, "dtype": F32},
+        lambda: ops.balance(BASE, MODELS, [BOUNDS] * 3, scale=0.7, dtype=F32),
+    ),
     "magnitude_histogram": (
         (BASE, MODELS),
         {"bits": 5, "shift": 20, "prefixes": [30, 31, 29]},

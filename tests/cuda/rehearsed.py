@@ -155,8 +155,36 @@ def merge_rehearsed() -> None:
         ("13b", 8, 3),
         ("13b", 10, 3),
     }
+    pipeline_rehearsed()
     torch.empty, dispatch.PREFERENCE["cpu"] = empty, ("cuda", "reference")
     dispatch.chosen.cache_clear()
+
+
+def pipeline_rehearsed() -> None:
+    """Stages and settings of small merges, by a device that is the CPU."""
+    import pipeline
+    from host_device import HostDevice
+
+    from fastmerge.engine import merge
+
+    own = merge.open_devices
+    merge.open_devices = lambda _: [HostDevice(0)]
+    before = [getattr(holders[0], name) for name, holders, _ in pipeline.SETTINGS]
+    pipeline.ROUNDS = 1
+    rows = list(pipeline.rows())
+    json.dumps(rows)
+    for row in rows:
+        pipeline.show(row)
+    merge.open_devices = own
+    assert [getattr(holders[0], name) for name, holders, _ in pipeline.SETTINGS] == before
+    stages = {row["name"]: row for row in rows if "calls" in row}
+    of_cuda = {"pin a slot", "staging memory", "start readers", "unpin a slot"}
+    assert {name for name, *_ in pipeline.STAGES} - set(stages) <= of_cuda | {"write through a map", "end maps"}
+    assert all(0 <= row["begun"] <= row["first_end"] <= row["end"] for row in stages.values())
+    assert stages["publish"]["begun"] >= stages["end writers"]["end"]
+    assert {(row["setting"], row["value"]) for row in rows if "setting" in row} == {
+        (name, value) for name, _, values in pipeline.SETTINGS for value in values
+    }
 
 
 if __name__ == "__main__":

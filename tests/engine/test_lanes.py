@@ -41,6 +41,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "pcb": {},
     "sce": {"select_topk": 0.3},
     "nearswap": {"t": 0.01},
+    "arcee_fusion": {},
     "model_stock": {},
     "dare_ties": {"density": 0.5, "rescale": "l1"},
 }
@@ -53,7 +54,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[st
 
 def planned(checkpoints: tuple[Path, dict[str, Path]], method: str, out: Path, lanes: int) -> MergePlan:
     base, models = checkpoints
-    used = dict(list(models.items())[:1]) if method in ("slerp", "nearswap") else models
+    used = dict(list(models.items())[:1]) if method in ("slerp", "nearswap", "arcee_fusion") else models
     return replace(plan(method, base, used, out, METHODS.get(method)), chunk=BLOCK, lanes=lanes)
 
 
@@ -93,7 +94,7 @@ def test_what_is_only_streamed_has_one_lane(
     assert len({thread for thread, _ in lanes}) == 1
 
 
-@pytest.mark.parametrize("method", ["nearswap", "pcb", "sce", "tsvm"])
+@pytest.mark.parametrize("method", ["arcee_fusion", "nearswap", "sce", "tsvm"])
 def test_lanes_share_the_threads_of_torch(
     method: str, checkpoints: tuple[Path, dict[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

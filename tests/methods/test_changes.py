@@ -16,6 +16,7 @@ from tensors import assert_same_bits, make
 import fastmerge as fm
 from fastmerge import ops
 from fastmerge.methods import _select
+from fastmerge.methods.arcee_fusion import least_of
 
 Array = NDArray[np.float64]
 
@@ -64,6 +65,15 @@ def test_arcee_fusion_by_hand() -> None:
     base = [0.5, 0.25, -0.5, 0, 0, 1, 2, 3]
     model = [x + step / 100 for x, step in zip(base, [0, 1, -1, 1, 2, -2, 2, 100], strict=True)]
     assert merged("arcee_fusion", base, model) == [*base[:7], 4.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("threshold", [0.0, 0.1, 0.3, 1e-9, 1e-46, 7.723888417743296e-09])
+def test_what_reaches_a_threshold(threshold: float, dtype: torch.dtype) -> None:
+    """Exactly what is not below it in float64."""
+    least = torch.tensor(least_of(threshold, dtype), dtype=dtype)
+    assert float(least) >= threshold
+    assert float(least.nextafter(torch.tensor(-1, dtype=dtype))) < threshold
 
 
 def sce(base: Array, models: list[Array], select_topk: str) -> Array:

@@ -57,6 +57,11 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "moments": (T_BASE, T_MODELS),
     "inner_products": (T_BASE, T_MODELS),
     "gram": (T_BASE, T_MODELS),
+    "row_gram": (T_BASE, T_MODELS, 14),
+    "row_divergence": (T_BASE, T_MODELS[0], 14),
+    "variance": (T_BASE, T_MODELS),
+    "compete": (T_BASE, T_MODELS, 1),
+    "balance": (T_BASE, T_MODELS, [ops.Bounds(0.1, 2.0, 0.5, 3.0)] * 3),
     "magnitude_histogram": (T_BASE, T_MODELS),
     "kth_magnitude": (T_BASE, T_MODELS, [[1, 9]] * 3),
     "rank_drop": (T_BASE, T_MODELS, 14, [1, 2, 3], [LIMITS] * 3),
@@ -67,7 +72,7 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "pack_bits": (T_BASE > 0,),
     "unpack_bits": (BITS, (5, 14)),
 }
-OPTIONS = {"blend": {"inner": 14}}
+OPTIONS = {"blend": {"inner": 14}, "compete": {"least": 0.1, "most": 2.0}}
 
 
 def called(name: str, args: Sequence[Any]) -> Any:

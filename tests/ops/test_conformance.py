@@ -25,6 +25,8 @@ KERNELS = Path(__file__).parents[2] / "kernels"
 SHARED = {
     "__init__",
     "kept",
+    "exponential",
+    "competition",
     "module",
     "numeric",
     "parallel",
@@ -56,6 +58,7 @@ MIXTURES = ((BF16, F32), (F32, BF16), (F16, BF16, F32), (BF16, BF16, F64), (F64,
 SIZES = (0, 1, 7, 8, 31, 32, 33, 63, 64, 65, 511, 512, 513, 1009)
 DEVICES = {"cuda": "cuda"}  # where a backend's tensors are, if not on the CPU
 SUMS_RTOL = 1e-12  # of sums, which every backend adds up in an order of its own
+BOUNDS = ((0.0, 3.0, 0.0, 8.0), (0.25, 2.0, 0.5, 4.0), (1.0, 1.0, 0.1, 0.9), (0.0, 4.0, 2.0, 2.0))  # of models in turn
 BLOCK_SIZES = (65_535, 65_536, 65_537, 200_003)
 
 
@@ -151,10 +154,35 @@ def call(op: str, backend: str, inputs: list[Tensor], out: torch.dtype) -> tuple
         return [], [p.dots, p.norms, p.gradient_norm]
     if op == "gram":
         return [], [ops.gram(first, models, backend=backend) for first in (base, None)]
+    if op == "row_gram":
+        grams = [ops.row_gram(first, models, rows_of(n), backend=backend) for first in (base, None)]
+        return [], [*grams, ops.row_gram(base, models, max(n, 1), backend=backend)]
+    if op == "row_divergence":
+        return [], [ops.row_divergence(base, models[-1], c, backend=backend) for c in (rows_of(n), max(n, 1))]
+    if op == "variance":
+        varied = ops.variance(base, models, backend=backend)
+        return [varied.variance, torch.tensor(varied.nonzero)], []
+    if op == "compete":
+        limits = ((0.0, 3.0), (0.25, 0.7), (1.0, 1.0))  # the last of which leave no place between them
+        return [
+            ops.compete(base, models, (n + i) % k, least=least, most=most, backend=backend)
+            for i, (least, most) in enumerate(limits)
+        ], []
+    if op == "balance":
+        bounds = [ops.Bounds(*BOUNDS[(n + i) % len(BOUNDS)]) for i in range(k)]
+        balanced = [
+            ops.balance(base, models, bounds, scale=scale, out=result.clone(), backend=backend) for scale in (1, 0.7)
+        ]
+        return [own.merged for own in balanced], [torch.tensor(float(own.nonfinite)).double() for own in balanced]
     if op == "pack_bits":
         return [ops.pack_bits(base > 0, backend=backend)], []
     assert op == "unpack_bits"
     return [ops.unpack_bits(ops.pack_bits(base > 0, backend="reference"), (n,), backend=backend)], []
+
+
+def rows_of(n: int) -> int:
+    """Columns of the rows that n elements are taken to be, one row where none of these divides n."""
+    return next((c for c in (1009, 21_845, 32_768, 171, 33, 8, 7) if n % c == 0), n)
 
 
 def placed(tensor: Tensor, device: str) -> Tensor:
@@ -185,11 +213,20 @@ def compare(op: str, backend: str, inputs: list[Tensor], out: torch.dtype, what:
 def multiplied(op: str, i: int, inputs: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
     """The pairs of vectors whose inner products an op's sums number i are, if they are some."""
     base, *models = inputs
+    columns = rows_of(base.numel()) if i < 2 else max(base.numel(), 1)
     if (op, i) == ("inner_products", 0):
         return [(base, model) for model in models]
     if op == "gram":
         vectors = [ops.delta_sum(base, [m], backend="reference") for m in models] if i == 0 else models
         return [(left, right) for left in vectors for right in vectors]
+    if op == "row_gram":
+        vectors = models if i == 1 else [ops.delta_sum(base, [m], backend="reference") for m in models]
+        rows = [vector.view(-1, columns) for vector in vectors]
+        return [pair for left in rows for right in rows for pair in zip(left, right, strict=True)]
+    if op == "row_divergence":
+        columns = rows_of(base.numel()) if i == 0 else max(base.numel(), 1)
+        rows = (x.double().view(-1, columns).softmax(1) + 1e-8 for x in (models[-1], base))
+        return [(p, (p / q).log().abs() + 1) for p, q in zip(*rows, strict=True)]  # p is right to 1e-16
     return []
 
 
