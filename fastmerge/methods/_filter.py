@@ -90,14 +90,28 @@ class Filter(BaseModel):
         assert shape is not None
         return ops.Filtered(base.view(shape), [m.view(shape) for m in models], weights, self.limits, each=each)
 
+    def deltas(self, block: Block) -> list[Tensor]:
+        """G(τ_k) of a whole tensor for every model, 1-D, in the working type; one filter a model."""
+        from .. import ops
+        from ..ops.memory import scratch
+
+        base, models = self._as_matrices(block)
+        outs = [scratch(base, ops.working_dtype([base, *models])) for _ in models]
+        ops.Filtered.deltas(base, models, self.limits, outs)
+        return outs
+
     def magnitudes(self, block: Block) -> list[float]:
         """Per model Σ|G(τ_k)| of a whole tensor; one filter a model."""
         from .. import ops
 
+        return ops.Filtered.magnitudes(*self._as_matrices(block), self.limits)
+
+    def _as_matrices(self, block: Block) -> tuple[Tensor, list[Tensor]]:
+        """Base and models of a whole tensor that has matrices."""
         shape = self.matrices(block.subject)
         assert block.base is not None
         assert shape is not None
-        return ops.Filtered.magnitudes(block.base.view(shape), [m.view(shape) for m in block.models], self.limits)
+        return block.base.view(shape), [model.view(shape) for model in block.models]
 
     def panel_bytes(self, subject: Subject, wide: bool, filters: int = 1) -> int:
         """What filters of the tensor hold of its spectrum, and of rows that are worked on."""

@@ -7,16 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from ..batching import Result, batch, waiting
-from ._declaration import Block, Method, Pass, Remarks, Subject
+from ._declaration import Method, Pass, Remarks, Subject
 from ._filter import Filter, remarks
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 class Prefiltered(Method):
@@ -31,30 +26,11 @@ class Prefiltered(Method):
         if chosen is None or chosen.matrices(subject) is None:
             return passes
 
-        def deltas(block: Block) -> list[Tensor]:
-            return _filtered(chosen, block)
-
         whole = (len(models) + 1) * subject.numel * (8 if wide else 4)  # and the zeros that stand for base
-        held = whole + chosen.panel_bytes(subject, wide)
+        held = whole + chosen.panel_bytes(subject, wide, len(models))
         # What is summed up depends on the filter, not on the inputs alone.
-        return tuple(replace(one, prefilter=deltas, held=one.held + held, statistic=None) for one in passes)
+        return tuple(replace(one, prefilter=chosen.deltas, held=one.held + held, statistic=None) for one in passes)
 
     def remarks(self, tensors: Sequence[tuple[Subject, Method]]) -> Remarks:
         own = [(s, m.prefilter) for s, m in tensors if isinstance(m, Prefiltered) and m.prefilter is not None]
         return remarks(f"{self.name}: prefilter", own) if own else Remarks()
-
-
-def _filtered(chosen: Filter, block: Block) -> list[Tensor]:
-    """G(τ_k) of a whole tensor for every model, 1-D."""
-    from .. import ops
-    from ..ops.memory import scratch
-
-    assert block.base is not None
-    wide = ops.working_dtype([block.base, *block.models])
-    deltas = [scratch(block.base, wide) for _ in block.models]
-    counts: list[Result] = []  # of what is not finite, which is met again
-    with batch():
-        for model, delta in zip(block.models, deltas, strict=True):
-            with waiting(counts.append):
-                chosen.filtered(block, [model], [1.0]).write(0, delta, as_delta=True)
-    return deltas

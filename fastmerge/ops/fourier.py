@@ -150,6 +150,30 @@ class Filtered:
         return list(self._filtered.each_magnitude())
 
     @staticmethod
+    def deltas(
+        base: Tensor, models: Sequence[Tensor], limits: Cutoff, outs: Sequence[Tensor], *, backend: str | None = None
+    ) -> None:
+        """G(τ_k) of every model to its out: 1-D, contiguous, of the working type; where there is a kernel, in one
+        reading, for which the transforms of a matrix of each model are held."""
+        _check("Filtered", {"base": base, **_numbered(models)})
+        wide, n = working_dtype([base, *models]), base.numel()
+        if len(outs) != len(models) or any(
+            out.dtype != wide or out.shape != (n,) or not out.is_contiguous() for out in outs
+        ):
+            raise InputError(f"Filtered: {len(models)} models need as many outs of {n} contiguous numbers, {wide}")
+        h, w = _matrix("Filtered", "base", base)
+        kernel: Any = dispatch.choose("Filtered", base.device, backend)
+        if hasattr(kernel, "deltas"):
+            first, *others = (_flat(t, (-1, h, w)) for t in (base, *models))
+            kernel.deltas(first, others, limits.convention, limits.limit(h, w), outs)
+            return
+        counts: list[batching.Result] = []  # of what is not finite, which is met again
+        with batching.batch():
+            for model, out in zip(models, outs, strict=True):
+                with batching.waiting(counts.append):
+                    Filtered(base, [model], [1.0], limits, backend=backend).write(0, out, as_delta=True)
+
+    @staticmethod
     def magnitudes(
         base: Tensor, models: Sequence[Tensor], limits: Cutoff, *, backend: str | None = None
     ) -> list[float]:

@@ -227,8 +227,8 @@ class Filter:
         reaches: int,
         mirrored: int,
         units: int,
-        along: _Transforms,
-        across: _Transforms,
+        along: tuple[_Transforms, _Transforms],
+        across: tuple[_Transforms, _Transforms],
         panel: int,
     ) -> None: ...
     def forward(
@@ -270,6 +270,16 @@ class Filter:
         streaming: bool,
         magnitudes: int,
     ) -> int: ...
+    @staticmethod
+    def back_apart(
+        filters: Sequence[Filter],
+        base: int,
+        base_dtype: int,
+        models: Sequence[int],
+        dtypes: Sequence[int],
+        outs: Sequence[int],
+        streaming: bool,
+    ) -> None: ...
     @staticmethod
     def magnitudes(
         filters: Sequence[Filter], base: int, base_dtype: int, models: Sequence[int], dtypes: Sequence[int]

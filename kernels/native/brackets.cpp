@@ -30,6 +30,17 @@ int64_t place(int64_t line, int64_t lines, int64_t n) {
     return line * stride + int64_t((mixed >> 32) % uint64_t(stride / SAMPLE)) * SAMPLE;
 }
 
+// Lines lie far apart, so that processors do not foresee the next one.
+void expect(const Args &args, int64_t begin) {
+    const auto fetch = [&](const In &in) {
+        const int64_t size = in.dtype == F64 ? 8 : in.dtype == F32 ? 4 : 2;
+        if (const char *from = static_cast<const char *>(in.data))
+            for (int64_t i = 0; i < SAMPLE * size; i += 64) __builtin_prefetch(from + begin * size + i);
+    };
+    fetch(args.base);
+    for (int k = 0; k < args.models_count; ++k) fetch(args.models[k]);
+}
+
 // The highest bits of the keys of one model's sample, line by line, and how many are at least each.
 class Sample {
   public:
@@ -84,6 +95,7 @@ std::vector<std::vector<std::optional<Bracket>>> brackets(const Args &args, int6
     parallel_for(lines / GROUP, [&](int64_t group) {
         std::vector<uint64_t> keys(size_t(models) * SAMPLE);
         for (int64_t line = group * GROUP; line < (group + 1) * GROUP; ++line) {
+            expect(args, place(line + 4, lines, n));
             FM_KERNEL(sample_keys)(args, place(line, lines, n), keys.data());
             for (int k = 0; k < models; ++k)
                 for (int i = 0; i < SAMPLE; ++i) digits[k][line * SAMPLE + i] = uint32_t(keys[k * SAMPLE + i] >> shift);

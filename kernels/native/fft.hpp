@@ -2,6 +2,7 @@
 // no step needs a shuffle. Mixed radix, decimated in time, depth first: short transforms stay in the first-level cache.
 // Lengths with a large prime factor go through a cyclic convolution of another length (Bluestein 1970).
 #pragma once
+#include <algorithm>
 #include <type_traits>
 
 #include "lanes.hpp"
@@ -38,30 +39,35 @@ template <class W> static inline void dft(Complex<W> (&x)[8]) {
 }
 
 // Of an odd number p of them, given the p-th roots of unity; with sums and differences of x_j and x_(p−j), half the work.
-template <class W> [[gnu::always_inline]] static inline void dft_odd(Complex<W> *x, int p, const W *roots) {
-    const int half = p / 2;
+// Beyond `given` of both ends they are zero, and beyond `wanted` of both ends they are not computed.
+template <class W>
+[[gnu::always_inline]] static inline void dft_odd(Complex<W> *x, int p, const W *roots, int given, int wanted) {
 #pragma GCC unroll 6
-    for (int j = 1; j <= half; ++j) {
+    for (int j = 1; j <= given; ++j) {
         const Complex<W> a = x[j], b = x[p - j];
         x[j] = a + b, x[p - j] = a - b;
     }
     Complex<W> y[MAX_RADIX], all = x[0];
 #pragma GCC unroll 6
-    for (int j = 1; j <= half; ++j) all = all + x[j];
-    y[0] = all;
+    for (int j = 1; j <= given; ++j) all = all + x[j];
 #pragma GCC unroll 6
-    for (int k = 1; k <= half; ++k) {
+    for (int k = 1; k <= wanted; ++k) {
         Complex<W> even = x[0], odd{};
 #pragma GCC unroll 6
-        for (int j = 1, at = k; j <= half; ++j, at = at + k < p ? at + k : at + k - p) {
+        for (int j = 1, at = k; j <= given; ++j, at = at + k < p ? at + k : at + k - p) {
             const W cosine = roots[2 * at], sine = roots[2 * at + 1];
             even.re += x[j].re * cosine, even.im += x[j].im * cosine;
             odd.re -= x[p - j].im * sine, odd.im += x[p - j].re * sine;
         }
         y[k] = even + odd, y[p - k] = even - odd;
     }
-    for (int j = 0; j < p; ++j) x[j] = y[j];
+    x[0] = all;
+#pragma GCC unroll 6
+    for (int k = 1; k <= wanted; ++k) x[k] = y[k], x[p - k] = y[p - k];
 }
+
+// Steps by odd primes beyond those that are unrolled leave out what is zero or not wanted.
+constexpr bool is_large(int radix) { return radix % 2 && radix > 13; }
 
 // The last step: r transforms of every r-th part, of m numbers each, lie in `out` one after the other. Of the r parts of the
 // result only the first E and the last E are computed.
@@ -76,14 +82,15 @@ template <int R, int E, class W> [[gnu::noinline]] static void merge_parts(Compl
     }
 }
 template <int P, class W>
-[[gnu::noinline]] static void merge_odd(Complex<W> *out, int64_t m, int p, const W *roots, const W *twiddles) {
-    const int r = P ? P : p;
+[[gnu::noinline]] static void merge_odd(Complex<W> *out, int64_t m, int p, const W *roots, const W *twiddles, int64_t ends) {
+    const int r = P ? P : p, wanted = P ? P / 2 : int(std::min<int64_t>(p / 2, ends));
     for (int64_t k = 0; k < m; ++k, twiddles += 2 * (r - 1)) {
         Complex<W> x[P ? P : MAX_RADIX];
         x[0] = out[k];
         for (int j = 1; j < r; ++j) x[j] = out[k + j * m].times(twiddles + 2 * (j - 1));
-        dft_odd(x, r, roots);
-        for (int j = 0; j < r; ++j) out[k + j * m] = x[j];
+        dft_odd(x, r, roots, r / 2, wanted);
+        out[k] = x[0];
+        for (int j = 1; j <= wanted; ++j) out[k + j * m] = x[j], out[k + (r - j) * m] = x[r - j];
     }
 }
 
@@ -100,12 +107,16 @@ template <int R, int E, class W>
 }
 template <int P, class W>
 [[gnu::noinline]] static void leaves_odd(const Complex<W> *in, int64_t step, int count, int64_t stride, Complex<W> *out,
-                                         int p, const W *roots) {
-    const int r = P ? P : p;
+                                         int p, const W *roots, int64_t ends) {
+    const int r = P ? P : p, given = P ? P / 2 : int(std::min<int64_t>(p / 2, ends));
     for (int i = 0; i < count; ++i, in += step, out += r) {
         Complex<W> x[P ? P : MAX_RADIX];
-        for (int j = 0; j < r; ++j) x[j] = in[j * stride];
-        dft_odd(x, r, roots);
+        x[0] = in[0];
+        for (int j = 1; j <= given; ++j) {
+            x[j] = P || j < ends ? in[j * stride] : Complex<W>{};
+            x[r - j] = in[(r - j) * stride];
+        }
+        dft_odd(x, r, roots, given, r / 2);
         for (int j = 0; j < r; ++j) out[j] = x[j];
     }
 }
@@ -140,7 +151,7 @@ template <class W> class Fft {
     int64_t reads(int64_t given) const {
         const int r = t_.levels ? t_.radix[t_.levels - 1] : 1;
         const int64_t part = t_.n / r, ends = ends_of(given, part);
-        return t_.inner || r % 4 || 2 * ends >= r ? t_.n : ends * part;
+        return t_.inner || !(r % 4 == 0 || is_large(r)) || 2 * ends >= r ? t_.n : ends * part;
     }
 
   private:
@@ -154,36 +165,37 @@ template <class W> class Fft {
         else
             for (int j = 0; j < r; ++j) level(i + 1, m, in + j * stride, stride * r, out + j * m, given, m);
         const W *roots = table(i), *twiddles = roots + (r % 2 ? 2 * r : 0);
+        const int64_t ends = ends_of(wanted, m);
         const auto parts = [&]<int R>(std::integral_constant<int, R>) {
-            by_ends<R>(ends_of(wanted, m), [&]<int E>(std::integral_constant<int, E>) { merge_parts<R, E>(out, m, twiddles); });
+            by_ends<R>(ends, [&]<int E>(std::integral_constant<int, E>) { merge_parts<R, E>(out, m, twiddles); });
         };
         switch (r) {
             case 2: return parts(std::integral_constant<int, 2>());
             case 4: return parts(std::integral_constant<int, 4>());
             case 8: return parts(std::integral_constant<int, 8>());
-            case 3: return merge_odd<3>(out, m, 3, roots, twiddles);
-            case 5: return merge_odd<5>(out, m, 5, roots, twiddles);
-            case 7: return merge_odd<7>(out, m, 7, roots, twiddles);
-            case 11: return merge_odd<11>(out, m, 11, roots, twiddles);
-            case 13: return merge_odd<13>(out, m, 13, roots, twiddles);
-            default: return merge_odd<0>(out, m, r, roots, twiddles);
+            case 3: return merge_odd<3>(out, m, 3, roots, twiddles, ends);
+            case 5: return merge_odd<5>(out, m, 5, roots, twiddles, ends);
+            case 7: return merge_odd<7>(out, m, 7, roots, twiddles, ends);
+            case 11: return merge_odd<11>(out, m, 11, roots, twiddles, ends);
+            case 13: return merge_odd<13>(out, m, 13, roots, twiddles, ends);
+            default: return merge_odd<0>(out, m, r, roots, twiddles, ends);
         }
     }
     void bottom(int i, const Complex<W> *in, int64_t step, int count, int64_t stride, Complex<W> *out, int64_t given) const {
+        const int64_t ends = ends_of(given, stride);
         const auto even = [&]<int R>(std::integral_constant<int, R>) {
-            by_ends<R>(ends_of(given, stride),
-                       [&]<int E>(std::integral_constant<int, E>) { leaves<R, E>(in, step, count, stride, out); });
+            by_ends<R>(ends, [&]<int E>(std::integral_constant<int, E>) { leaves<R, E>(in, step, count, stride, out); });
         };
         switch (const int r = t_.radix[i]; r) {
             case 2: return even(std::integral_constant<int, 2>());
             case 4: return even(std::integral_constant<int, 4>());
             case 8: return even(std::integral_constant<int, 8>());
-            case 3: return leaves_odd<3>(in, step, count, stride, out, 3, table(i));
-            case 5: return leaves_odd<5>(in, step, count, stride, out, 5, table(i));
-            case 7: return leaves_odd<7>(in, step, count, stride, out, 7, table(i));
-            case 11: return leaves_odd<11>(in, step, count, stride, out, 11, table(i));
-            case 13: return leaves_odd<13>(in, step, count, stride, out, 13, table(i));
-            default: return leaves_odd<0>(in, step, count, stride, out, r, table(i));
+            case 3: return leaves_odd<3>(in, step, count, stride, out, 3, table(i), ends);
+            case 5: return leaves_odd<5>(in, step, count, stride, out, 5, table(i), ends);
+            case 7: return leaves_odd<7>(in, step, count, stride, out, 7, table(i), ends);
+            case 11: return leaves_odd<11>(in, step, count, stride, out, 11, table(i), ends);
+            case 13: return leaves_odd<13>(in, step, count, stride, out, 13, table(i), ends);
+            default: return leaves_odd<0>(in, step, count, stride, out, r, table(i), ends);
         }
     }
     // X_k = c_k · Σ_m (in_m c_m) · conj(c)_(k−m), with the chirp c_m = exp(−πi·m² / n)

@@ -1,6 +1,7 @@
 // Binds the filter of a matrix.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
@@ -9,6 +10,7 @@
 #include <new>
 #include <optional>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "isa.hpp"
@@ -33,6 +35,7 @@ using Weights = std::vector<double>;
 using Direct = std::tuple<int64_t, std::vector<int>, uintptr_t>;
 // and what it is convolved with, if it is
 using Described = std::tuple<int64_t, std::vector<int>, uintptr_t, std::optional<Direct>>;
+using Ways = std::pair<Described, Described>;  // there and back
 
 template <class T> T *pointer(uintptr_t address) { return reinterpret_cast<T *>(address); }
 
@@ -64,12 +67,13 @@ using Filters = std::vector<Filter *>;
 class Filter {
   public:
     Filter(int64_t h, int64_t w, bool wide, int64_t first, int64_t columns, bool subtract, int64_t middle, uintptr_t reaches,
-           uintptr_t mirrored, uintptr_t units, const Described &along, const Described &across, uintptr_t panel) {
+           uintptr_t mirrored, uintptr_t units, const Ways &along, const Ways &across, uintptr_t panel) {
         s_.h = h, s_.w = w, s_.wide = wide;
         s_.first = first, s_.columns = columns, s_.subtract = subtract;
         s_.middle = middle, s_.reaches = pointer<const void>(reaches), s_.mirrored = pointer<const void>(mirrored);
         s_.units = pointer<const void>(units), s_.panel = pointer<void>(panel);
-        s_.along = described(along, inner_[0]), s_.across = described(across, inner_[1]);
+        s_.along = described(along.first, inner_[0]), s_.across = described(across.first, inner_[1]);
+        s_.along_back = described(along.second, inner_[2]), s_.across_back = described(across.second, inner_[3]);
     }
 
     void forward(uintptr_t base, int base_dtype, const Addresses &models, const Dtypes &dtypes, const Weights &weights) {
@@ -111,9 +115,22 @@ class Filter {
         Calls calls(filters, base, base_dtype, models, dtypes);
         calls.come_back(filters);
         Call call(*filters[0], base, base_dtype, models, dtypes, weights);
-        call.come_back(*filters[0]);
+        call.args.models_count = 0;  // their sum is that of what came back
         call.writes(scale, as_delta, out, out_dtype, streaming);
         return calls.back(filters, call, start, stop, pointer<double>(magnitudes));
+    }
+
+    // After forward_each: each G(τ_k) to an out of its own, of the working type.
+    static void back_apart(const Filters &filters, uintptr_t base, int base_dtype, const Addresses &models, const Dtypes &dtypes,
+                              const Addresses &outs, bool streaming) {
+        Calls calls(filters, base, base_dtype, models, dtypes);
+        calls.come_back(filters);
+        const Spectrum &s = filters[0]->s_;
+        for (size_t k = 0; k < outs.size(); ++k) calls.calls[k].writes(1, true, outs[k], s.wide ? F64 : F32, streaming);
+        filters[0]->each(s.blocks(), [&](int64_t block, void *work) {
+            for (size_t k = 0; k < outs.size(); ++k)
+                FM_KERNEL(filter_back)(calls.calls[k].args, filters[k]->s_, block, 0, s.h * s.w, work);
+        });
     }
 
   private:
@@ -213,19 +230,20 @@ class Filter {
     }
 
     Spectrum s_{};
-    std::unique_ptr<Transform> inner_[2];
+    std::unique_ptr<Transform> inner_[4];
 };
 
 }  // namespace
 
 void bind_filter(nb::module_ &m) {
     nb::class_<Filter>(m, "Filter")
-        .def(nb::init<int64_t, int64_t, bool, int64_t, int64_t, bool, int64_t, uintptr_t, uintptr_t, uintptr_t, const Described &,
-                      const Described &, uintptr_t>())
+        .def(nb::init<int64_t, int64_t, bool, int64_t, int64_t, bool, int64_t, uintptr_t, uintptr_t, uintptr_t, const Ways &,
+                      const Ways &, uintptr_t>())
         .def("forward", &Filter::forward)
         .def("back", &Filter::back)
         .def_static("forward_each", &Filter::forward_each)
         .def_static("back_each", &Filter::back_each)
+        .def_static("back_apart", &Filter::back_apart)
         .def_static("magnitudes", &Filter::magnitudes);
 }
 

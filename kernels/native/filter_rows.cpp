@@ -11,11 +11,20 @@ template <class T> struct Raw {
     void put(int i, const typename Working<T>::V &a, const typename Working<T>::V &b) { a.store(to + i), b.store(to + i + 16); }
 };
 
-// Adds up magnitudes.
-template <class T> struct Summed {
+// Adds up magnitudes, and adds results, times a weight, to a sum in the order of the lanes of pairs.
+template <class T> struct Weighed {
     using V = typename Working<T>::V;
-    Sums<V> sums;
-    void put(int, const V &a, const V &b) { sums.add(a.abs()), sums.add(b.abs()); }
+    using W = Wide<T>;
+    const V weight;
+    W *const sum;
+    const bool first;  // of the sum
+    Sums<V> magnitudes;
+    void put(int i, const V &a, const V &b) {
+        magnitudes.add(a.abs()), magnitudes.add(b.abs());
+        const V x = weight * a, y = weight * b;
+        first ? x.store(sum + i) : (V::load(sum + i) + x).store(sum + i);
+        first ? y.store(sum + i + 16) : (V::load(sum + i + 16) + y).store(sum + i + 16);
+    }
 };
 
 // Calls inside(begin, q) for the tiles of whole pairs that begin there, of an even number of columns, q being a constant where
@@ -126,17 +135,18 @@ template <class T> class Merger {
         }
         return write(first, int(last - first), filtered);
     }
-    // Σ|G(v)| of n elements from `begin` on.
-    double magnitude(int64_t begin, int n, const W *filtered) {
+    // Adds G(v), times a weight, of n elements from `begin` on to a sum, which the first begins; returns Σ|G(v)|.
+    double weigh(int64_t begin, int n, const W *filtered, W weight, W *sum, bool first) {
+        using V = typename Working<T>::V;
         const T *in[MAX_INPUTS];
         const int padded = reader_.at(begin, n, in);
-        Summed<T> summed;
-        const auto strip = a_.base.data ? plain_strip<T, true, false, Summed<T>> : plain_strip<T, false, false, Summed<T>>;
-        strip(in, a_, filtered, n, padded, summed);
-        double lanes[16], sum = 0;
-        summed.sums.store(lanes);
-        for (double lane : lanes) sum += lane;
-        return sum;
+        Weighed<T> weighed{V::set(weight), sum, first, {}};
+        const auto strip = a_.base.data ? plain_strip<T, true, false, Weighed<T>> : plain_strip<T, false, false, Weighed<T>>;
+        strip(in, a_, filtered, n, padded, weighed);
+        double lanes[16], all = 0;
+        weighed.magnitudes.store(lanes);
+        for (double lane : lanes) all += lane;
+        return all;
     }
 
   private:
@@ -180,14 +190,6 @@ int64_t filter_back(const Args &a, const Spectrum &s, int64_t block, int64_t sta
     });
 }
 
-// sum (+)= weight · x
-template <class W> static void add_weighted(W *__restrict sum, const W *__restrict x, int n, W weight, bool first) {
-    if (first)
-        for (int i = 0; i < n; ++i) sum[i] = weight * x[i];
-    else
-        for (int i = 0; i < n; ++i) sum[i] += weight * x[i];
-}
-
 int64_t filter_back_each(const Args &a, const Filtering *each, int count, int64_t block, int64_t start, int64_t stop,
                          void *work, double *magnitudes) {
     const Spectrum &s = *each[0].spectrum;
@@ -204,10 +206,8 @@ int64_t filter_back_each(const Args &a, const Filtering *each, int count, int64_
             magnitudes[k] = 0;
             const W weight = W(all.weights[k]);
             each_strip<W>(s, block, [&](int r, int64_t x, int n, int64_t begin) {
-                const W *filtered = rows.row(s, r) + x;
-                magnitudes[k] += merger.magnitude(begin, n, s.columns ? filtered : nullptr);
-                if (!s.columns || !a.out.data) return;
-                add_weighted(rows.sum_row(s, r) + x, filtered, int(whole_pairs(n)), weight, k == 0);
+                const W *filtered = s.columns ? rows.row(s, r) + x : nullptr;
+                magnitudes[k] += merger.weigh(begin, n, filtered, weight, rows.sum_row(s, r) + x, k == 0);
             });
         }
         if (!a.out.data) return 0;
@@ -215,7 +215,7 @@ int64_t filter_back_each(const Args &a, const Filtering *each, int count, int64_
         Merger<T> merger(a, merged, direct, start, stop);
         int64_t nonfinite = 0;
         each_strip<W>(s, block, [&](int r, int64_t x, int n, int64_t begin) {
-            nonfinite += merger.merge(begin, n, s.columns ? rows.sum_row(s, r) + x : nullptr);
+            nonfinite += merger.merge(begin, n, rows.sum_row(s, r) + x);
         });
         fence();
         return nonfinite;

@@ -94,6 +94,19 @@ class Filtered:
         return [math.fsum(own) for own in self.found.view(-1, len(self.models)).T.tolist()]
 
     @staticmethod
+    def deltas(base: Tensor, models: Sequence[Tensor], convention: str, limit: int, outs: Sequence[Tensor]) -> None:
+        """Per model G(τ_k), 1-D, of the working type; models take blocks of base by turns, while they are cached."""
+        _, h, w = base.shape
+        real = outs[0].dtype
+        bins, streaming = Bins(h, w, convention, limit), base[0].numel() * real.itemsize >= STREAMING
+        held = [_Held(bins, real) for _ in models]
+        filters = [own.filter for own in held]
+        for i in range(len(base)):
+            matrix, own = _matrix(base, models, i), [out.view(base.shape)[i].data_ptr() for out in outs]
+            _native.Filter.forward_each(filters, *matrix)
+            _native.Filter.back_apart(filters, *matrix, own, streaming)
+
+    @staticmethod
     def magnitudes(base: Tensor, models: Sequence[Tensor], convention: str, limit: int) -> list[float]:
         """As the reference's."""
         _, h, w = base.shape
@@ -113,8 +126,9 @@ class _Held:
         planned, lanes = plan(bins), LANES[real]
         self.panel = pages.take(2 * -(-planned.columns // lanes) * lanes * bins.h, real)
         self.tables = _columns(bins, planned.first, planned.columns, real)
-        self.transforms = [transform(n, real) for n in (bins.w if bins.w % 2 else bins.w // 2, bins.h)]
-        along, across = self.transforms
+        lengths = bins.w if bins.w % 2 else bins.w // 2, bins.h
+        self.transforms = [[transform(n, real, back) for back in (False, True)] for n in lengths]
+        along, across = ((_described(there), _described(back)) for there, back in self.transforms)
         reaches, mirrored, units = self.tables
         self.filter = _native.Filter(
             bins.h,
@@ -127,8 +141,8 @@ class _Held:
             reaches.data_ptr(),
             mirrored.data_ptr(),
             units.data_ptr(),
-            _described(along),
-            _described(across),
+            along,
+            across,
             self.panel.data_ptr(),
         )
 

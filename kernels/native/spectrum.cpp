@@ -29,6 +29,11 @@ template <class W> struct Tile {
         each(s, at, take, [&](int i) { re[i] = im[i] = Vector<W>{}; });
         turn();
     }
+    // Groups lie far apart, so that processors do not foresee the next one.
+    template <bool WRITES> static void expect(const Spectrum &s, int64_t group, int64_t at) {
+        const char *tile = reinterpret_cast<const char *>(group_of<W>(s, group + 4) + at);
+        for (size_t i = 0; i < LANES<W> * sizeof(Complex<W>); i += 64) __builtin_prefetch(tile + i, WRITES);
+    }
     template <class There, class Beyond> [[gnu::always_inline]] static void each(const Spectrum &s, int64_t at, There there, Beyond beyond) {
         if (at + LANES<W> <= s.h) {
 #pragma GCC unroll 8
@@ -88,6 +93,7 @@ template <class W> void rows_to_panel(const Spectrum &s, int64_t block, const Ro
     const W *unit = static_cast<const W *>(s.units);
     for (int64_t group = 0, x = s.first, end = s.first + s.columns; x < end; ++group) {
         Tile<W> tile;
+        tile.template expect<true>(s, group, at);
         const auto set = [&](int i, const Complex<W> &value) { tile.re[i] = value.re, tile.im[i] = value.im; };
         if (plain_group<W>(s, x)) {
 #pragma GCC unroll 8
@@ -103,12 +109,13 @@ template <class W> void rows_to_panel(const Spectrum &s, int64_t block, const Ro
 template <class W> void panel_to_rows(const Spectrum &s, int64_t block, const Rows<W> &rows) {
     const int64_t at = block * LANES<W>;
     auto *z = reinterpret_cast<Complex<W> *>(rows.other);
-    const Fft<W> fft(s.along, rows.convolution);
+    const Fft<W> fft(s.along_back, rows.convolution);
     const int64_t n = s.along.n, read = fft.reads(ends(s));
     memset(static_cast<void *>(z), 0, read * sizeof *z), memset(static_cast<void *>(z + n - read), 0, read * sizeof *z);
     const W *unit = static_cast<const W *>(s.units);
     for (int64_t group = 0, x = s.first, end = s.first + s.columns; x < end; ++group) {
         Tile<W> tile;
+        tile.template expect<false>(s, group, at);
         tile.take(s, group, at);
         if (plain_group<W>(s, x)) {
 #pragma GCC unroll 8
@@ -161,10 +168,10 @@ template <class W> class Factors {
 
 template <class W> static void across(const Spectrum &s, int64_t group, void *work) {
     Complex<W> *columns = group_of<W>(s, group), *z = static_cast<Complex<W> *>(work);
-    const Fft<W> fft(s.across, z + s.h);
+    const Fft<W> there(s.across, z + s.h), back(s.across_back, z + s.h);
     const Factors<W> factors(s, group);
-    const int64_t ends = factors.ends(), read = fft.reads(ends);
-    fft(columns, z, s.h, ends);
+    const int64_t ends = factors.ends(), read = back.reads(ends);
+    there(columns, z, s.h, ends);
     const auto filter = [&](int64_t from, int64_t to) {
         for (int64_t y = from; y < to; ++y) {
             const Vector<W> factor = factors.at(y), re = z[y].re * factor;
@@ -180,7 +187,7 @@ template <class W> static void across(const Spectrum &s, int64_t group, void *wo
         const int64_t middle = s.h / 2, after = std::min(read, middle), before = std::max(s.h - read, middle);
         filter(0, ends), clear(ends, after), clear(before, s.h - ends), filter(s.h - ends, s.h);
     }
-    fft(z, columns, ends, s.h);
+    back(z, columns, ends, s.h);
 }
 void filter_across(const Spectrum &s, int64_t group, void *work) {
     s.wide ? across<double>(s, group, work) : across<float>(s, group, work);

@@ -91,12 +91,16 @@ template <class T> class Sink {
         }
     }
     void flush() {
-        if (!direct_) narrow_strip(strip_, out_, begin_, n_);
-        else if (late_)
-            for (int i = 0; i < n_; i += PAIR) store_pair(to_ + i, V::load(strip_ + i), V::load(strip_ + i + 16), streaming_);
+        if (direct_ && late_) store_strip(to_);
+        else if (!direct_ && out_.dtype == dtype_of<W> && n_ % PAIR == 0) store_strip(static_cast<W *>(out_.data) + begin_);
+        else if (!direct_) narrow_strip(strip_, out_, begin_, n_);
     }
 
   private:
+    template <class To> void store_strip(To *to) {
+        for (int i = 0; i < n_; i += PAIR) store_pair(to + i, V::load(strip_ + i), V::load(strip_ + i + 16), streaming_);
+    }
+
     const Out &out_;
     bool streaming_, late_, direct_ = false;
     int64_t begin_ = 0;

@@ -32,6 +32,7 @@ struct Spectrum {
     const void *reaches, *mirrored;  // integers as wide as the working type, [columns, padded to whole groups]
     const void *units;               // exp(−2πi·x / w) of each column
     Transform along, across;         // rows: of w / 2 numbers, pairs being complex, or of w where that is odd
+    Transform along_back, across_back;
     void *panel;
 
     int lanes() const;

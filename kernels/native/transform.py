@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 MAX_RADIX = 127  # as in transform.hpp: a convolution is faster from about there on
+UNROLLED = 13  # as in fft.hpp: larger ones leave out what is zero or not wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +31,10 @@ class Transform:
         return self.n, self.radices, self.tables.data_ptr()
 
 
-@functools.lru_cache(maxsize=16)
-def transform(n: int, dtype: torch.dtype) -> Transform:
-    """Of n ≥ 1 numbers whose real and imaginary parts are of that dtype."""
-    radices = factors(n)
+@functools.lru_cache(maxsize=32)
+def transform(n: int, dtype: torch.dtype, back: bool = False) -> Transform:
+    """Of n ≥ 1 numbers whose real and imaginary parts are of that dtype; `back`: of those of which few are not zero."""
+    radices = factors(n, back)
     return (
         Transform(n, radices, _twiddles(n, radices, dtype))
         if max(radices, default=1) <= MAX_RADIX
@@ -41,10 +42,11 @@ def transform(n: int, dtype: torch.dtype) -> Transform:
     )
 
 
-def factors(n: int) -> tuple[int, ...]:
+def factors(n: int, back: bool = False) -> tuple[int, ...]:
     """The radices: eights, and fours where eights would leave a two; odd primes.
 
-    An eight is first and another last, if there are two: of these steps what is not wanted or zero is left out.
+    An eight is first and another last, if there are two: of these steps what is not wanted or zero is left out. Of
+    large primes most is, so that these are first, where few numbers are wanted, or last, on the way `back` from few.
     """
     twos = (n & -n).bit_length() - 1
     eights, rest = divmod(twos, 3)
@@ -63,7 +65,9 @@ def factors(n: int) -> tuple[int, ...]:
     if found.count(8) > 1:
         others = [radix for radix in found if radix != 8]
         found = [8, *others, *[8] * (found.count(8) - 1)]
-    return tuple(found)
+    large = [radix for radix in found if radix > UNROLLED]
+    others = [radix for radix in found if radix <= UNROLLED]
+    return tuple(others + large if back else large + others)
 
 
 def roots(indices: Tensor, n: int, dtype: torch.dtype) -> Tensor:

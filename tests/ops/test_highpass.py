@@ -171,10 +171,23 @@ def test_transforms_of_any_length(n: int, dtype: torch.dtype) -> None:
 def test_radices_make_up_a_length(n: int) -> None:
     from fastmerge.kernels.native.transform import factors
 
-    radices = factors(n)
-    assert math.prod(radices) == n
-    for radix in radices:
-        assert radix in (2, 4, 8) or all(radix % d for d in range(2, math.isqrt(radix) + 1))
+    for back in (False, True):
+        radices = factors(n, back)
+        assert math.prod(radices) == n
+        for radix in radices:
+            assert radix in (2, 4, 8) or all(radix % d for d in range(2, math.isqrt(radix) + 1))
+        large = [radix > 13 for radix in radices]
+        assert large == sorted(large, reverse=not back)
+
+
+@native_only
+@pytest.mark.parametrize("dtype", [F32, F64], ids=str)
+@pytest.mark.parametrize("shape", [(86, 344), (344, 86), (102, 152), (391, 34), (236, 782), (97, 388)], ids=name)
+def test_steps_by_large_primes_leave_out_only_what_they_may(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    """Of 17, 19, 23, 43, 59 and 97 parts of a transform, one, a few, or all that lie at both ends."""
+    x = noise(shape, dtype)
+    for cutoff in (0, 0.02, 0.05, 0.15, 0.3, 0.5, 0.7, 1, 1.1, 1.3):
+        assert_near(ops.highpass(x, cutoff=cutoff), definition(x, {"cutoff": cutoff}), x)
 
 
 @pytest.mark.parametrize("backend", CPU)
@@ -208,11 +221,16 @@ def test_pieces_and_magnitudes_are_of_the_whole(
         torch.stack([m.to(F64) for m in models]),
         scale=2,
     )
-    deltas = [whole([model], as_delta=True, dtype=wide).merged.to(F64) for model in models]
+    alone = [whole([model], as_delta=True, dtype=wide).merged for model in models]
+    own = [torch.empty(base.numel(), dtype=wide) for _ in models]
+    ops.Filtered.deltas(base, models, limits, own, backend=backend)
+    for k, (one, delta) in enumerate(zip(own, alone, strict=True)):
+        assert_same_bits(one, delta.view(-1), f"task vector {k}")
+    deltas = [delta.to(F64) for delta in alone]
     magnitudes = ops.Filtered.magnitudes(base, models, limits, backend=backend)
     assert magnitudes == pytest.approx([float(delta.abs().sum()) for delta in deltas], rel=1e-6, abs=0)
-    for own in (apart, at_once, filtered_each):
-        assert own.each_magnitude() == pytest.approx(magnitudes, rel=1e-12, abs=0)
+    for one in (apart, at_once, filtered_each):
+        assert one.each_magnitude() == pytest.approx(magnitudes, rel=1e-12, abs=0)
     with pytest.raises(InputError, match="pass each=True"):
         filtered.each_magnitude()
 
