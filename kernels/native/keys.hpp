@@ -32,21 +32,6 @@ template <class T> static inline void store_keys(const VF &a, const VF &b, uint3
 }
 // Those of sixteen words that a mask chooses, in order; all sixteen places are written.
 static inline void compress(__m512i x, __mmask16 mask, uint32_t *to) { _mm512_storeu_si512(to, _mm512_maskz_compress_epi32(mask, x)); }
-// The indices of those of n words that are in least … most − 1, whole registers of them; returns how many there are.
-static inline int64_t list_within(const uint32_t *words, int64_t n, uint64_t least, uint64_t most, uint32_t *to) {
-    if (least == most) return 0;
-    const __m512i from = _mm512_set1_epi32(int(least)), span = _mm512_set1_epi32(int(most - 1 - least));
-    __m512i index = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    int64_t written = 0;
-    for (int64_t i = 0; i < n; i += 16) {
-        const __mmask16 rest = n - i < 16 ? __mmask16((1 << (n - i)) - 1) : __mmask16(0xffff);
-        const __m512i above = _mm512_sub_epi32(_mm512_loadu_si512(words + i), from);
-        const __mmask16 in = _mm512_mask_cmple_epu32_mask(rest, above, span);
-        compress(index, in, to + written);
-        written += std::popcount(uint32_t(in)), index = _mm512_add_epi32(index, _mm512_set1_epi32(16));
-    }
-    return written;
-}
 // Those of n keys that are first + 1 … last, in order; those that equal `first`, and those above `last`, are counted. Returns
 // how many it wrote. What is no key is below all. Whole registers are written, so that `to` has ROOM for more (and may be `keys`).
 static inline int select(const uint32_t *keys, int n, uint32_t first, uint32_t last, uint32_t *to, int64_t &equal, int64_t &above) {
@@ -85,21 +70,6 @@ static inline void compress(__m256i x, unsigned mask, uint32_t *to) {
     const __m256i order = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(int64_t(_pext_u64(0x0706050403020100, bytes))));
     _mm256_storeu_si256(reinterpret_cast<__m256i *>(to), _mm256_permutevar8x32_epi32(x, order));
 }
-static inline int64_t list_within(const uint32_t *words, int64_t n, uint64_t least, uint64_t most, uint32_t *to) {
-    if (least == most) return 0;
-    const __m256i from = _mm256_set1_epi32(int(least)), span = _mm256_set1_epi32(int(most - 1 - least));
-    __m256i index = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-    int64_t written = 0;
-    for (int64_t i = 0; i < n; i += 8) {
-        const __m256i above = _mm256_sub_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(words + i)), from);
-        const __m256i in = _mm256_cmpeq_epi32(_mm256_min_epu32(above, span), above);
-        unsigned bits = unsigned(_mm256_movemask_ps(_mm256_castsi256_ps(in)));
-        if (n - i < 8) bits &= (1u << (n - i)) - 1;
-        compress(index, bits, to + written);
-        written += std::popcount(bits), index = _mm256_add_epi32(index, _mm256_set1_epi32(8));
-    }
-    return written;
-}
 static inline int64_t sum_of(__m256i x) {
     alignas(32) int32_t lanes[8];
     _mm256_store_si256(reinterpret_cast<__m256i *>(lanes), x);
@@ -121,12 +91,6 @@ static inline int select(const uint32_t *keys, int n, uint32_t first, uint32_t l
         written += std::popcount(bits);
     }
     equal += sum_of(equals), above += sum_of(aboves);
-    return written;
-}
-#else
-static inline int64_t list_within(const uint32_t *words, int64_t n, uint64_t least, uint64_t most, uint32_t *to) {
-    int64_t written = 0;
-    for (int64_t i = 0; i < n; ++i) to[written] = uint32_t(i), written += words[i] >= least && words[i] < most;
     return written;
 }
 #endif

@@ -30,13 +30,16 @@ struct Found {
 constexpr int ROOM = 16;
 constexpr int SAMPLE = 32;  // neighbouring elements that are sampled together: a cache line of 16-bit weights
 
-// Element i of a tensor is dropped where philox(i, key) is below the threshold of its rank; all are in least … most, and they
-// may be monotone.
+// Element i of a tensor is dropped where philox(i, key) is below the threshold of its rank; all are in least … most. Words
+// from `most` − 1 down to `least` are in INTERVALS intervals of 2^shift. Where thresholds fall as ranks rise, the words of
+// interval i keep ranks from needs[i + 1] on and drop those below needs[i]; where they do not, `needs` is null.
+constexpr int INTERVALS = 32;
 struct RankDrop {
     uint64_t key;
     const int64_t *thresholds;
     uint64_t least, most;
-    bool monotone;
+    int shift;
+    const int64_t *needs;
 };
 // Bytes that rank_drop needs: for each of its elements (and 64 more), in float64 and else, and for the bins of a row.
 constexpr int64_t RANK_BYTES_WIDE = 64, RANK_BYTES = 40, RANK_TABLES = 1 << 18;

@@ -244,6 +244,54 @@ def test_ranks_in_rows_of_any_length(rows: int, columns: int, dtype: torch.dtype
         assert ops.unpack_bits(mask, expected.shape).equal(expected)
 
 
+def steps(columns: int) -> Tensor:
+    """Thresholds that fall in few steps, from all words to none."""
+    return (4 - 5 * torch.arange(columns) // columns) * (1 << 30)
+
+
+KINDS: dict[str, Callable[[int], Tensor]] = {
+    "near each other": lambda columns: thresholds(columns, 0.5, 0.01),
+    "of all words": lambda columns: thresholds(columns, 0.5, 1.0),
+    "of few words": lambda columns: 5 + columns // 50 - torch.arange(columns) // 50 + (1 << 31),
+    "in steps": steps,
+    "rising": lambda columns: thresholds(columns).flip(0),
+    "one": lambda columns: torch.full((columns,), 1 << 31),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("columns", [128, 129, 511, 512, 1500, 2048])
+@pytest.mark.parametrize("backend", CPU)
+def test_ranks_among_ties(backend: str, columns: int, kind: str) -> None:
+    """As fine-tuned weights have them: most task vectors are zero, the others few multiples of steps that differ. Rows
+    of one scale stand beside those of another."""
+    rows, key, generator = 21, 77, torch.Generator().manual_seed(columns)
+    base = 2.0 ** torch.randint(-6, 2, (rows, columns), generator=generator)
+    last = base * 2.0**-7 * torch.tensor([1, 32, 1 / 32])[torch.arange(rows) % 3, None]
+    tau = torch.randn(rows, columns, generator=generator).mul(torch.rand(rows, 1, generator=generator)).round() * last
+    model, limits = (base + tau).flatten(), KINDS[kind](columns)
+    packed = ops.rank_drop(base.flatten(), [model], columns, [key], [limits], backend=backend)[0]
+    expected = keep_by_rank(base.flatten(), model, columns, key, limits)
+    assert ops.unpack_bits(packed, expected.shape).equal(expected)
+
+
+@pytest.mark.parametrize("backend", CPU)
+@pytest.mark.parametrize("columns", [40, 700])
+def test_words_at_thresholds(columns: int, backend: str) -> None:
+    """An element whose word is its rank's threshold is kept, and one whose word is the next below is dropped."""
+    base, model = make(columns, BF16, 1, special=False), make(columns, BF16, 2, special=False)
+    words = philox(torch.arange(columns), 9)
+    order = (model.float() - base.float()).abs().argsort(stable=True)
+    for rank in range(0, columns, 7):
+        element = int(order[rank])
+        word = int(words[element])
+        for drops in (0, 1):
+            limits = torch.full((columns,), word)
+            limits[: rank + drops] += 1
+            packed = ops.rank_drop(base, [model], columns, [9], [limits], backend=backend)[0]
+            assert ops.unpack_bits(packed, (columns,))[element] == (not drops)
+
+
 @pytest.mark.parametrize("columns", [1, 3, 1000, 262_144])
 @pytest.mark.parametrize("backend", CPU)
 def test_ranks_in_parts(backend: str, columns: int) -> None:
