@@ -1,6 +1,7 @@
 """The CPU backend: C++ kernels compiled for several instruction sets, the best of which is chosen when loaded.
 
-FASTMERGE_ISA=base|v3|v4 chooses another (base: SSE2 or NEON), FASTMERGE_THREADS the number of threads (all cores by default).
+FASTMERGE_ISA=base|v3|v4 chooses another (base: SSE2 or NEON), FASTMERGE_THREADS the number of threads (all cores by
+default).
 """
 
 from __future__ import annotations
