@@ -9,16 +9,6 @@ struct Verdict {
     uint32_t kept, open;
 };
 
-#if !defined(FM_ISA_v3) && !defined(FM_ISA_v4)
-// 32 bytes, of 0 or 1 each, as bits.
-static inline uint32_t packed(const uint8_t *flags) {
-    uint32_t bits = 0;
-    for (int i = 0; i < PAIR; i += 8)
-        for (int j = 0; j < 8; ++j) bits |= uint32_t(flags[i + j]) << (i + j);
-    return bits;
-}
-#endif
-
 // Words above `last` keep; of those that lie at most `span` below it, bins below an interval's lower cut drop, and those from
 // its upper cut on keep. A cut pair is lower + (upper << 16).
 class Verdicts {
@@ -87,10 +77,16 @@ class Verdicts {
         memcpy(cuts_, cuts, sizeof cuts_);
     }
     Verdict of(const uint32_t *words, const uint16_t *bins) const {
-        uint8_t flags[2][PAIR];
-        for (int i = 0; i < PAIR; ++i) flags[0][i] = words[i] > last_, flags[1][i] = last_ - words[i] <= span_;
-        Verdict all = {packed(flags[0]), 0};
-        uint32_t within = packed(flags[1]);
+        Verdict all = {0, 0};
+        uint32_t within = 0;
+        for (int half = 0; half < PAIR; half += 16) {
+            VF::Mask above, near;
+            for_each<VF::PARTS>([&](auto p) FM_INLINE {
+                const Words x = load_register<Words>(words + half + p * VF::LANES);
+                above.m[p] = x > last_, near.m[p] = last_ - x <= span_;
+            });
+            all.kept |= above.bits() << half, within |= near.bits() << half;
+        }
         for (; within; within &= within - 1) {
             const int i = std::countr_zero(within);
             const uint32_t pair = cuts_[(last_ - words[i]) >> shift_], kept = bins[i] >= pair >> 16;
@@ -117,9 +113,15 @@ static inline uint32_t equal_bits(const uint16_t *bins, uint16_t bin) {
     };
     return uint32_t(_mm256_movemask_epi8(_mm256_permute4x64_epi64(_mm256_packs_epi16(equal(0), equal(16)), 0xd8)));
 #else
-    uint8_t flags[PAIR];
-    for (int i = 0; i < PAIR; ++i) flags[i] = bins[i] == bin;
-    return packed(flags);
+    using R = Register<uint16_t>;
+    uint32_t bits = 0;
+    for (int half = 0; half < PAIR; half += 16) {
+        const R low = R(load_register<R>(bins + half) == bin) & R{1, 2, 4, 8, 16, 32, 64, 128};
+        const R high = R(load_register<R>(bins + half + 8) == bin) & R{1 << 8, 1 << 9, 1 << 10, 1 << 11, 1 << 12, 1 << 13, 1 << 14, 1 << 15};
+        const uint32_t both = any_bits(low | high);
+        bits |= ((both | both >> 16) & 0xffff) << half;
+    }
+    return bits;
 #endif
 }
 

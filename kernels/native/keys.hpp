@@ -112,13 +112,17 @@ template <class T, class W> static inline void store_keys(const Vec<W> &a, const
 }
 template <class Key>
 static inline int select(const Key *keys, int n, Key first, Key last, Key *to, int64_t &equal, int64_t &above) {
-    using Signed = std::make_signed_t<Key>;
+    using R = Register<std::make_signed_t<Key>>;
+    const R least = splat<R>(first), most = splat<R>(last);
+    R equals{}, aboves{};
     int written = 0;
-    for (int i = 0; i < n; ++i) {
-        const Signed key = Signed(keys[i]);
-        to[written] = keys[i];
-        written += key > Signed(first) && key <= Signed(last), equal += key == Signed(first), above += key > Signed(last);
+    for (int i = 0; i < n; i += LANES_OF<R>) {
+        const R x = load_register<R>(keys + i), higher = x > most, in = (x > least) & ~higher;
+        equals -= x == least, aboves -= higher;
+        if (!any_bits(in)) continue;
+        for (int lane = 0; lane < LANES_OF<R>; ++lane) to[written] = Key(x[lane]), written += in[lane] & 1;
     }
+    for (int lane = 0; lane < LANES_OF<R>; ++lane) equal += equals[lane], above += aboves[lane];
     return written;
 }
 

@@ -41,13 +41,14 @@ template <int N, class F> FM_INLINE static inline void for_each(F f) {
     (std::make_integer_sequence<int, N>());
 }
 // {f(0), f(1), …}
-template <class R> constexpr int LANES_OF = sizeof(R) / sizeof(std::declval<R>()[0]);
+template <class R> using LaneOf = std::remove_cvref_t<decltype(std::declval<R>()[0])>;
+template <class R> constexpr int LANES_OF = sizeof(R) / sizeof(LaneOf<R>);
 template <class R, class F> FM_INLINE static inline R lane_by_lane(F f) {
     return [&]<int... I>(std::integer_sequence<int, I...>) FM_INLINE { return R{f(I)...}; }
     (std::make_integer_sequence<int, LANES_OF<R>>());
 }
 template <class R, class W> FM_INLINE static inline R splat(W x) {
-    return lane_by_lane<R>([&](int) FM_INLINE { return x; });
+    return lane_by_lane<R>([&](int) FM_INLINE { return LaneOf<R>(x); });
 }
 // The lanes of both registers in turn, those of their lower and of their upper halves; and back.
 template <int FIRST, class R, int... I> FM_INLINE static inline R zipped(const R &x, const R &y, std::integer_sequence<int, I...>) {
