@@ -12,8 +12,10 @@ except ImportError as error:
     raise ImportError("Triton is not installed: pip install 'fastmerge[cuda]' on Linux") from error
 
 from . import cufft, nvrtc
+from .balance import balance
 from .blend import blend
 from .combine import combine, combine_many
+from .compete import compete
 from .delta_sum import delta_sum, delta_sum_many
 from .elect import elect, elect_many
 from .enqueue import check_target, make_ready
@@ -36,12 +38,15 @@ from .rank_drop import rank_drop
 from .scatter import scatter, scattering
 from .scatter_add import scatter_add
 from .unpack_bits import unpack_bits
+from .variance import variance
 
 __all__ = [
     "Filtered",
+    "balance",
     "blend",
     "combine",
     "combine_many",
+    "compete",
     "delta_sum",
     "delta_sum_many",
     "elect",
@@ -69,6 +74,7 @@ __all__ = [
     "scatter_add",
     "scattering",
     "unpack_bits",
+    "variance",
 ]
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .kept import Kept, fields, kept_elements, masks, parts, selection, whole_sided
 from .launch import Counts, Launch, Row, alike, counted, working
-from .numeric import HEAD, is_finite, load, number, place, pointer, store
+from .numeric import HEAD, divide, is_finite, load, number, place, pointer, store
 
 
 @triton.jit
@@ -142,14 +142,6 @@ def _looped(
 
 
 @triton.jit
-def _divide(a, b, WORKING: tl.constexpr):
-    """Correctly rounded: of float32, `/` is an approximation."""
-    if WORKING == tl.float32:
-        return tl.div_rn(a, b)
-    return a / b
-
-
-@triton.jit
 def _tile(
     row, models, read, divisor, scale, start, n, FULL: tl.constexpr, SIDED: tl.constexpr, K: tl.constexpr,
     MODELS: tl.constexpr, BASE: tl.constexpr, OUT: tl.constexpr, CONSENSUS: tl.constexpr, DIVISOR: tl.constexpr,
@@ -171,9 +163,9 @@ def _tile(
     if shares:
         # Not 0 / 0 where none agrees: what is no normal number is divided by a subroutine, and the whole warp waits.
         some = total != 0
-        delta = tl.where(some, _divide(tl.where(some, delta, 1.0), tl.where(some, total, 1.0), WORKING), delta)
+        delta = tl.where(some, divide(tl.where(some, delta, 1.0), tl.where(some, total, 1.0), WORKING), delta)
     if DIVISOR == "number":
-        delta = _divide(delta, tl.full([TILE], 1.0, WORKING) * divisor, WORKING)
+        delta = divide(delta, tl.full([TILE], 1.0, WORKING) * divisor, WORKING)
     delta = scale * delta
     if BASE is not None and not AS_DELTA:
         delta = theta + delta

@@ -51,6 +51,34 @@ def task_vector(
 
 
 @triton.jit
+def task_vectors(
+    row, models, theta, offsets, n, FULL: tl.constexpr, K: tl.constexpr, MODELS: tl.constexpr, ALIGNED: tl.constexpr,
+    WORKING: tl.constexpr,
+):  # fmt: skip
+    """τ_0 … τ_{K−1}, which stay in registers, and their sum. Where K is 0, the sum alone of any number of models."""
+    taus = ()
+    total = task_vector(row, 0, theta, offsets, n, FULL, MODELS[0], ALIGNED, WORKING)
+    if K > 0:
+        taus = taus + (total,)
+        for k in tl.static_range(1, K):
+            taus = taus + (task_vector(row, k, theta, offsets, n, FULL, MODELS[k], ALIGNED, WORKING),)
+        for k in tl.static_range(1, K):
+            total = total + taus[k]
+    else:
+        for k in range(1, models):
+            total = total + task_vector(row, k, theta, offsets, n, FULL, MODELS[0], ALIGNED, WORKING)
+    return taus, total
+
+
+@triton.jit
+def divide(a, b, WORKING: tl.constexpr):
+    """Correctly rounded: of float32, `/` is an approximation."""
+    if WORKING == tl.float32:
+        return tl.div_rn(a, b)
+    return a / b
+
+
+@triton.jit
 def widen(x, WORKING: tl.constexpr):
     """To the working type, exactly."""
     if INTERPRETED and x.dtype == tl.bfloat16:

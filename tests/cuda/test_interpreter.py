@@ -39,6 +39,7 @@ FAULTS = {
     "bits": ("unpack_bits", "unpack_bits", "load_bits", "lambda *given: 1 - right(*given)"),
     "last-element": ("delta_sum", "combine", "store", "lambda to, at, x, n, full: right(to, at, x, n - 1, full)"),
     "sums": ("moments", "moments", "put_sum", "lambda slot, terms: right(slot, terms + terms)"),
+    "last-bit": ("balance", "balance", "divide", "lambda a, b, working: a * right(b / b, b, working)"),
     "filter": ("shapes", "panel", "load", "lambda *given: -right(*given)"),
 }
 

@@ -18,6 +18,8 @@ from combined import check_low_ranks, check_overflows, check_selections  # noqa:
 from compiled import OPS, TARGETS  # noqa: E402
 from fastmerge.kernels import cuda  # noqa: E402
 from fastmerge.kernels.cuda import enqueue  # noqa: E402
+from fastmerge.kernels.cuda.exponential import exp, expm1  # noqa: E402
+from fastmerge.kernels.reference import exponential  # noqa: E402
 from filters import GROUPS, check_group  # noqa: E402
 from misfits import check_misfits  # noqa: E402
 from ops.test_conformance import DEVICES, compare  # noqa: E402
@@ -92,6 +94,30 @@ def test_ptx_of_many_tensors() -> None:
 def test_ptx_of_the_filter(group: str) -> None:
     with executing(90):
         assert check_group(group, "cpu")
+
+
+@triton.jit
+def raising(x, raised, less, SIZE: tl.constexpr, WORKING: tl.constexpr):
+    offsets = tl.arange(0, SIZE)
+    value = tl.load(x + offsets)
+    tl.store(raised + offsets, exp(value, WORKING))
+    tl.store(less + offsets, expm1(value, WORKING))
+
+
+@pytest.mark.parametrize("dtype", [F32, F64], ids=str)
+def test_exponentials_have_the_bits_of_the_reference(dtype: torch.dtype) -> None:
+    """Which rounds by torch.round: where two whole numbers are as near as each other, and about there, too."""
+    halves = ((torch.arange(-115, 115, dtype=F64) + 0.5) / exponential.LOG2_E).to(dtype)
+    about = torch.stack([halves, *(halves.nextafter(torch.full_like(halves, end)) for end in (-99, 99))])
+    ends = torch.tensor([0.0, -0.0, 80.0, -80.0, 1e-30, -1e-30], dtype=dtype)
+    x = torch.cat([about.view(-1), ends, torch.linspace(-80, 80, 1352, dtype=dtype)])
+    assert ((x * exponential.LOG2_E).frac().abs() == 0.5).sum() > 50
+    raised, less = torch.empty_like(x), torch.empty_like(x)
+    with executing(90):
+        working = enqueue.TYPES[dtype]
+        raising[(1, 1)](x, raised, less, SIZE=x.numel(), WORKING=working, **enqueue.OPTIONS)
+    assert_same_bits(raised, exponential.exp(x), "exp")
+    assert_same_bits(less, exponential.expm1(x), "expm1")
 
 
 def elect() -> None:
