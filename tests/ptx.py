@@ -431,10 +431,11 @@ class Grid:
             return self._put(to, high << 16 | low)
         target, value = self.now.parts[-2], self._value(sources[0])
         if target[0] in "bf":
-            rounds = bits(target) < bits(self.now.type)
-            if value.dtype.kind != "f" or rounds != ("rn" in self.now.parts):
+            whole = value.dtype.kind != "f"
+            rounds = whole or bits(target) < bits(self.now.type)
+            if rounds != ("rn" in self.now.parts):
                 raise KeyError(self.now.parts)
-            return self._put(to, narrowed(value, target))
+            return self._put(to, value.astype(FLOAT[bits(target)]) if whole else narrowed(value, target))
         if value.dtype.kind == "f":
             raise KeyError(self.now.parts)
         return self._put(to, value.astype((SIGNED if target[0] == "s" else UNSIGNED)[bits(target)]))

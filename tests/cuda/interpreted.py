@@ -30,6 +30,7 @@ from magnitudes import assert_same_drops, pair
 from misfits import check_misfits
 from tensors import BF16, F16, F32, F64, make
 from test_conformance import DEVICES, compare
+from test_rows import COLUMNS, ROWS, test_divergence_of_distributions, test_what_is_no_distribution_has_no_divergence
 
 from fastmerge import dispatch
 
@@ -102,6 +103,12 @@ def check(op: str) -> int:
         for columns in (1, 147):  # of a tensor long enough for a part that cuts rows
             assert_same_drops(*pair((BF16, F32), 66_003), columns, ("unordered",))
         cases += 2
+    if op == "row_divergence":
+        for rows in ROWS:
+            for columns in (COLUMNS, 8 * COLUMNS):
+                test_divergence_of_distributions("cuda", rows, 1e-3, columns)
+        test_what_is_no_distribution_has_no_divergence("cuda", torch.inf)
+        cases += 2 * len(ROWS) + 1
     made_ready = {"modulate": check_modulation, "scatter": check_scattering}.get(op)
     return cases + (made_ready("cpu", "cuda") if made_ready else 0)
 
