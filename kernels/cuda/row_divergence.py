@@ -56,7 +56,7 @@ def row_softmax_tile(
     table, owners, width, peaks, totals, columns, BASE: tl.constexpr, MODEL: tl.constexpr, ALIGNED: tl.constexpr,
     EVEN: tl.constexpr, SINGLE: tl.constexpr, TILE: tl.constexpr, TILES: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Row: base, model. peaks, totals: float64 [parts, 2, rows], of base and of the model: m = max x and Σ e^(x − m)."""
+    """Row: base, model. peaks, totals: float64 [parts, 2, rows], of base and the model: m = max x and Σ e^(x − m)."""
     own, rows, columns, start, stop = place_in_rows(table, columns, EVEN, TILE, TILES, WIDTH)
     peak = tl.full([TILE // WIDTH, WIDTH], LEAST, tl.float64)
     total = tl.zeros([TILE // WIDTH, WIDTH], tl.float64)

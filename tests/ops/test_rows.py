@@ -63,11 +63,12 @@ def test_what_is_no_distribution_has_no_divergence(backend: str, bad: float) -> 
     assert ops.row_divergence(base, base + 0.1, base.numel(), backend=backend).isfinite().all()
 
 
+@pytest.mark.parametrize("columns", [COLUMNS, 8 * COLUMNS])
 @pytest.mark.parametrize("backend", CPU)
-def test_products_of_rows_are_those_of_each(backend: str) -> None:
+def test_products_of_rows_are_those_of_each(backend: str, columns: int) -> None:
     base, *models = (make(8 * COLUMNS, BF16, seed, special=False) for seed in range(4))
-    found = ops.row_gram(base, models, COLUMNS, backend=backend)
-    for i, (own, *others) in enumerate(zip(*(x.split(COLUMNS) for x in (base, *models)), strict=True)):
+    found = ops.row_gram(base, models, columns, backend=backend)
+    for i, (own, *others) in enumerate(zip(*(x.split(columns) for x in (base, *models)), strict=True)):
         torch.testing.assert_close(found[:, :, i], ops.gram(own, others), rtol=1e-12, atol=1e-12)
 
 
