@@ -435,7 +435,7 @@ class Grid:
             rounds = whole or bits(target) < bits(self.now.type)
             if rounds != ("rn" in self.now.parts) or (whole and target not in ("f32", "f64")):
                 raise KeyError(self.now.parts)
-            return self._put(to, narrowed(value, target))
+            return self._put(to, value.astype(FLOAT[bits(target)]) if whole else narrowed(value, target))
         if value.dtype.kind == "f":
             raise KeyError(self.now.parts)
         return self._put(to, value.astype((SIGNED if target[0] == "s" else UNSIGNED)[bits(target)]))

@@ -40,6 +40,10 @@ def others(base: Tensor, models: Sequence[Tensor]) -> None:
         ops.blend(base, models, torch.rand(k, groups, device=DEVICE), inner=inner)
     ops.mask_against(base, models, models[0], tall=[0.4] * k)
     ops.magnitude_histogram(base, models, wide=True)
+    for columns in (n, 7):  # one row in parts, and short ones
+        wanted = slice(0, n // columns * columns)
+        ops.row_gram(base[wanted], [model[wanted] for model in models], columns)
+        ops.row_divergence(base[wanted], models[0][wanted], columns)
     for rows, columns, first in PRODUCTS:
         part = torch.randn(rows * columns, device=DEVICE).to(base.dtype)[first:]
         up, down = torch.randn(rows, 5, device=DEVICE), torch.randn(5, columns, device=DEVICE)

@@ -35,6 +35,8 @@ from .modulate import modulate, modulate_many, modulation
 from .moments import moments, moments_many
 from .pack_bits import pack_bits
 from .rank_drop import rank_drop
+from .row_divergence import row_divergence
+from .row_gram import row_gram
 from .scatter import scatter, scattering
 from .scatter_add import scatter_add
 from .unpack_bits import unpack_bits
@@ -70,6 +72,8 @@ __all__ = [
     "moments_many",
     "pack_bits",
     "rank_drop",
+    "row_divergence",
+    "row_gram",
     "scatter",
     "scatter_add",
     "scattering",

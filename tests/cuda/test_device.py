@@ -105,7 +105,10 @@ def test_cuts_of_sampled_tensors(name: str, monkeypatch: pytest.MonkeyPatch) -> 
     assert all(all(own) for own in found)
 
 
-@pytest.mark.parametrize("op", ["elect", "moments", "kept_sums", "inner_products"])
+ROWS = (3_000_001, 853)  # columns: one row in parts, and short ones
+
+
+@pytest.mark.parametrize("op", ["elect", "moments", "kept_sums", "inner_products", "row_gram", "row_divergence"])
 def test_a_result_is_the_same_each_time(op: str) -> None:
     """Sums too, to the bit: nothing depends on which program ends first."""
     base, *models = (make(3_000_001, BF16, seed=i, special=False).cuda() for i in range(4))
@@ -114,6 +117,8 @@ def test_a_result_is_the_same_each_time(op: str) -> None:
         "moments": lambda: ops.moments(base, models, backend="cuda"),
         "kept_sums": lambda: ops.kept_sums(base, models, ops.Kept(drop=[ops.Drop(1, 1 << 31)] * 3), backend="cuda"),
         "inner_products": lambda: ops.inner_products(base, models, backend="cuda"),
+        "row_gram": lambda: [ops.row_gram(base, models, c, backend="cuda") for c in ROWS],
+        "row_divergence": lambda: [ops.row_divergence(base, models[0], c, backend="cuda") for c in ROWS],
     }[op]
     first = call()
     for _ in range(3):

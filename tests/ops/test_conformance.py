@@ -37,6 +37,7 @@ SHARED = {
     "cufft",
     "settings",
     "sums",
+    "rows",
     "panel",
     "magnitude",
     "brackets",

@@ -26,14 +26,15 @@ ROWS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+@pytest.mark.parametrize("columns", [COLUMNS, 8 * COLUMNS])
 @pytest.mark.parametrize("change", [1e-3, 0.03, 1.0])
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("backend", CPU)
-def test_divergence_of_distributions(backend: str, rows: str, change: float) -> None:
+def test_divergence_of_distributions(backend: str, rows: str, change: float, columns: int) -> None:
     base = ROWS[rows](NOISE).float()
     model = base + change * make(base.numel(), F32, 2, special=False)
-    found = ops.row_divergence(base, model, COLUMNS, backend=backend)
-    p, q = (_softmax(x) + np.longdouble(1e-8) for x in (model, base))
+    found = ops.row_divergence(base, model, columns, backend=backend)
+    p, q = (_softmax(x, columns) + np.longdouble(1e-8) for x in (model, base))
     size = (p * np.abs(np.log(p / q))).sum(1)
     expected = (p * np.log(p / q) - (p - q)).sum(1)
     assert found.dtype == F64
@@ -42,8 +43,8 @@ def test_divergence_of_distributions(backend: str, rows: str, change: float) -> 
         np.testing.assert_allclose(np.longdouble(found.numpy()), expected, rtol=1e-10, atol=1e-25)
 
 
-def _softmax(x: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.longdouble]]:
-    wide = np.longdouble(x.view(-1, COLUMNS).double().numpy())
+def _softmax(x: Tensor, columns: int) -> np.ndarray[tuple[int, ...], np.dtype[np.longdouble]]:
+    wide = np.longdouble(x.view(-1, columns).double().numpy())
     powers = np.exp(wide - wide.max(1, keepdims=True))
     return np.asarray(powers / powers.sum(1, keepdims=True))
 
@@ -55,13 +56,19 @@ def test_what_is_no_distribution_has_no_divergence(backend: str, bad: float) -> 
     base[1, 3] = model[4, 1000] = bad
     found = ops.row_divergence(base, model, COLUMNS, backend=backend)
     assert found.isnan().tolist() == [False, True, False, False, True, False, False, False]
+    base[1, 3], model[4] = 0, -torch.inf
+    found = ops.row_divergence(base, model, COLUMNS, backend=backend)
+    assert found.isnan().tolist() == [False, False, False, False, True, False, False, False]
+    base[:5], model[4] = -torch.inf, 0  # more than a part of a long row
+    assert ops.row_divergence(base, base + 0.1, base.numel(), backend=backend).isfinite().all()
 
 
+@pytest.mark.parametrize("columns", [COLUMNS, 8 * COLUMNS])
 @pytest.mark.parametrize("backend", CPU)
-def test_products_of_rows_are_those_of_each(backend: str) -> None:
+def test_products_of_rows_are_those_of_each(backend: str, columns: int) -> None:
     base, *models = (make(8 * COLUMNS, BF16, seed, special=False) for seed in range(4))
-    found = ops.row_gram(base, models, COLUMNS, backend=backend)
-    for i, (own, *others) in enumerate(zip(*(x.split(COLUMNS) for x in (base, *models)), strict=True)):
+    found = ops.row_gram(base, models, columns, backend=backend)
+    for i, (own, *others) in enumerate(zip(*(x.split(columns) for x in (base, *models)), strict=True)):
         torch.testing.assert_close(found[:, :, i], ops.gram(own, others), rtol=1e-12, atol=1e-12)
 
 
