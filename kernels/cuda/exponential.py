@@ -16,7 +16,7 @@ INVERSES = tl.constexpr(tuple(1 / math.factorial(j) for j in range(14)))  # 1 / 
 
 @triton.jit
 def powers(x, WORKING: tl.constexpr):
-    """A whole power of two, and the rest: eˣ = power · (1 + rest), for |x| up to 80. x: of the working type."""
+    """A whole power of two, and the rest: eˣ = power · (1 + rest), for |x| up to 80, of float64 up to 700."""
     # What is added to 1.5 · 2^p, p being the bits of a fraction, is rounded to a whole number, of two as near the even
     # one; it then stands in the lowest bits.
     SINGLE: tl.constexpr = WORKING == tl.float32  # noqa: N806
@@ -37,7 +37,7 @@ def powers(x, WORKING: tl.constexpr):
 
 @triton.jit
 def exp(x, WORKING: tl.constexpr):
-    """eˣ, for |x| up to 80."""
+    """eˣ, for |x| up to 80, of float64 up to 700."""
     power, rest = powers(x, WORKING)
     return power * rest + power
 

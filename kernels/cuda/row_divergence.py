@@ -9,29 +9,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..reference import exponential
+from .exponential import exp
 from .launch import Launch, Row
 from .numeric import number
 from .rows import cut, elements_of_rows, load_rows, place_in_rows
 
-LOG2_E, LN2_HIGH, LN2_LOW = (tl.constexpr(x) for x in (exponential.LOG2_E, exponential.LN2_HIGH, exponential.LN2_LOW))
 LN2, ROOT_HALF = tl.constexpr(math.log(2)), tl.constexpr(0x3FE6_A09E_667F_3BCD)  # the latter's bits
-ROUNDING = tl.constexpr(1.5 * 2**52)  # what is added to it loses its fraction
-INVERSES = tl.constexpr(tuple(1 / math.factorial(j) for j in range(14)))
 LEAST = tl.constexpr(-1.7976931348623157e308)
 
 
 @triton.jit
 def _exp(x):
-    """eˣ for x ≤ 0, nothing below e^−700. Of float64; by the series of reference/exponential.py."""
-    shifted = tl.where(x < -700.0, -700.0, x) * LOG2_E + ROUNDING
-    m = shifted - ROUNDING
-    r = (x - m * LN2_HIGH) - m * LN2_LOW
-    series = tl.full(x.shape, INVERSES[13], tl.float64)
-    for i in tl.static_range(11):
-        series = series * r + INVERSES[12 - i]
-    power = ((shifted.to(tl.int64, bitcast=True) + 1023) << 52).to(tl.float64, bitcast=True)  # m is in the last bits
-    return tl.where(x < -700.0, 0.0, power * (r * r * series + r) + power)
+    """eˣ for x ≤ 0, nothing below e^−700. Of float64."""
+    gone = x < -700.0
+    return tl.where(gone, 0.0, exp(tl.where(gone, -700.0, x), tl.float64))
 
 
 @triton.jit
