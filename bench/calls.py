@@ -34,7 +34,8 @@ def calls(base: Tensor, models: list[Tensor], backend: str | None = None) -> dic
     trim = ops.Kept(trim=[ops.Window(bottom=CUT) for _ in models])
     drop = ops.Kept(drop=[ops.Drop(i, 1 << 31) for i in range(k)])
     columns = next(c for c in (2048, 1) if n % c == 0)
-    thresholds = [torch.linspace(3e9, 1e9, columns).to(torch.int64).to(device)] * k
+    # DELLA's of density 0.5 and ε 0.1: of small magnitudes 0.55 are dropped, of large ones 0.45.
+    thresholds = [(torch.linspace(0.55, 0.45, columns, dtype=torch.float64) * 2**32).long().to(device)] * k
     table = torch.full((k, n // columns), 0.3, device=device)
     up, down = (torch.randn(shape, device=device) for shape in [(n // columns, 16), (16, columns)])  # a LoRA of rank 16
     expert = functools.cache(lambda: ops.extract_topk(base, models[0], n // ELEMENTS_FOR_ONE))

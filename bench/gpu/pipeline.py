@@ -36,7 +36,7 @@ STAGES: tuple[tuple[str, Any, str], ...] = (
     ("open devices", merge, "open_devices"),
     ("create files", writer.Writer, "__init__"),
     ("works, first to last", pipeline.Pipeline, "run"),
-    ("pages and pins of slots", pipeline.Pipeline, "_pin"),
+    ("pages of slots", pipeline.Pipeline, "_touch"),
     ("pin a slot", devices.Cuda, "pin"),
     ("staging memory", devices.Cuda, "staging"),
     ("start readers", devices.Cuda, "loader"),

@@ -48,6 +48,7 @@ class Pipeline:
 
     def __init__(self, devices: Sequence[Device], memory: int) -> None:
         self.devices, self.memory = devices, memory
+        self._pinning, self._pinned = threading.Lock(), set[Slot]()
 
     def chunk(self, works: Sequence[Work], chunk: int) -> int:
         """As many of `chunk` elements at a time as the host's memory and every device's have room for.
@@ -102,9 +103,9 @@ class Pipeline:
                     progress(work.bytes_read)
 
         with ThreadPoolExecutor(len(self.devices) + 1, "fastmerge-gpu") as pool:
-            runs = [pool.submit(self._pin, writer, [writer.slot() for _ in writer.slots])]
+            runs = [pool.submit(self._touch, writer, [writer.slot() for _ in writer.slots])]
             runs += [
-                pool.submit(_Run(device, left, chunk, most, self.staging, inputs, writer, told).run)
+                pool.submit(_Run(device, left, chunk, most, self.staging, inputs, writer, self._pin, told).run)
                 for device in self.devices
             ]
             try:
@@ -113,15 +114,13 @@ class Pipeline:
             finally:
                 left.stop()
                 wait(runs)
-                for slot in writer.slots:
-                    self.devices[0].unpin(slot.bytes)
+                self._unpin()
                 while runs:
                     _let_go(runs.pop())
 
-    def _pin(self, writer: Writer, slots: Sequence[Slot]) -> None:
-        """Hand slots out once they are pinned, one by one: the first load waits for one alone. Their pages are had
-        first, by as many cores as will write, which have nothing to write yet: the driver would do it by one, and let
-        all others wait for it."""
+    def _touch(self, writer: Writer, slots: Sequence[Slot]) -> None:
+        """Hand slots out once their pages are there, one by one: the first result waits for one alone. They are had by
+        as many cores as will write, which have nothing to write yet; else the driver would have them by one."""
         left = deque(slots)
         try:
             with ThreadPoolExecutor(self.WRITERS, "fastmerge-pages") as pool:
@@ -129,11 +128,22 @@ class Pipeline:
                 pages = [[pool.submit(part.fill, 0) for part in of_slot] for of_slot in parts]
                 for had in pages:
                     wait(had)
-                    self.devices[0].pin(left[0].bytes)
                     writer.put(left.popleft())
         finally:  # no page is being had any more
             for slot in left:
                 writer.put(slot)
+
+    def _pin(self, slot: Slot) -> None:
+        """Pin a slot when it is first filled: the driver lets copies to the device wait meanwhile, which would have
+        nothing to do where all slots are pinned at once."""
+        with self._pinning:
+            if slot not in self._pinned:
+                self._pinned.add(slot)
+                self.devices[0].pin(slot.bytes)
+
+    def _unpin(self) -> None:
+        while self._pinned:
+            self.devices[0].unpin(self._pinned.pop().bytes)
 
 
 class Groups:
@@ -203,11 +213,12 @@ class _Run:
         staging: int,
         inputs: Inputs,
         writer: Writer,
+        pin: Callable[[Slot], None],
         finished: Finished,
     ) -> None:
-        """most: bytes that loads take together, unless one takes more."""
+        """most: bytes that loads take together, unless one takes more. pin: makes a slot ready to be copied to."""
         self.device, self.groups, self.chunk, self.most, self.staging = device, groups, chunk, most, staging
-        self.inputs, self.writer, self.finished = inputs, writer, finished
+        self.inputs, self.writer, self.pin, self.finished = inputs, writer, pin, finished
         self.begun: deque[Work] = deque()  # that the feed has taken, and of which not all is computed
         self.again: deque[Work] = deque()  # of these, what the feed has still to take, one by one
         self.scarce = False  # whether memory has run out, so that nothing is computed together any more
@@ -323,6 +334,7 @@ class _Run:
             places = [one.target.take(slot, one.start, one.stop, one.numel) for one in wanted]
             results = self._memory(slot, places)
             compute(results)
+            self.pin(slot)  # while the device computes
             outgoing = self.device.outgoing
             outgoing.wait(self.device.computing.record())
             for place, result in zip(places, results, strict=True):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .launch import Launch, Row
 from .numeric import divide, load, place, pointer, store, task_vector, task_vectors
+from .sums import whole_tiles
 
 
 @triton.jit
@@ -38,21 +39,25 @@ def _tile(
     spread = divide(spread, count, WORKING)
     spread = tl.where(spread < float("inf"), spread, 0.0)
     store(pointer(row + 4, WORKING, ALIGNED), offsets, spread, n, FULL)
-    found = tl.sum((spread > 0).to(tl.int32), 0).to(tl.int64)  # beyond n nothing varies
-    tl.atomic_add(row + 2, found, mask=found > 0)
+    return (spread > 0).to(tl.int32)  # beyond n nothing varies
 
 
 @triton.jit(do_not_specialize=["width", "models"])
 def variance_tile(
     table, owners, width, models, K: tl.constexpr, MODELS: tl.constexpr, BASE: tl.constexpr, ALIGNED: tl.constexpr,
-    SINGLE: tl.constexpr, TILE: tl.constexpr, WORKING: tl.constexpr,
+    SINGLE: tl.constexpr, TILE: tl.constexpr, TILES: tl.constexpr, WORKING: tl.constexpr,
 ):  # fmt: skip
-    """Row: the count of elements that are not 0, in place of the address of sums, base, out."""
-    row, start, n = place(table, owners, width, SINGLE, TILE)
-    if start + TILE <= n:
-        _tile(row, models, start, n, True, K, MODELS, BASE, ALIGNED, TILE, WORKING)
-    elif start < n:
-        _tile(row, models, start, n, False, K, MODELS, BASE, ALIGNED, TILE, WORKING)
+    """Row: the count of elements that are not 0, in place of the address of sums, base, out. A program counts those of
+    all its tiles, since additions to one place in memory wait for each other."""
+    row, start, n = place(table, owners, width, SINGLE, TILE * TILES)
+    whole, stop = whole_tiles(start, n, TILE, TILES)
+    varied = tl.zeros([TILE], tl.int32)
+    for begin in range(start, whole, TILE):
+        varied += _tile(row, models, begin, n, True, K, MODELS, BASE, ALIGNED, TILE, WORKING)
+    if whole < stop:
+        varied += _tile(row, models, whole, n, False, K, MODELS, BASE, ALIGNED, TILE, WORKING)
+    found = tl.sum(varied, 0).to(tl.int64)
+    tl.atomic_add(row + 2, found, mask=found > 0)
 
 
 def variance(base: Tensor, models: Sequence[Tensor], out: Tensor) -> int:
@@ -60,6 +65,6 @@ def variance(base: Tensor, models: Sequence[Tensor], out: Tensor) -> int:
     if not out.numel():
         return 0
     row = Row(out.numel(), (base, out), (models,))
-    launch = Launch("variance", [row], (base, *models, out), models)
+    launch = Launch("variance", [row], (base, *models, out), models, tiled=True)
     launch(variance_tile, len(models), BASE=base.dtype, WORKING=out.dtype)
     return int(launch.counts)
