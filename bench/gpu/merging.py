@@ -65,8 +65,8 @@ FEW = 8  # layers
 RUNS: tuple[tuple[str, int, tuple[int, ...], tuple[str, ...]], ...] = (
     ("7b", FEW, (2, 6), ("emr",)),  # for the memory of the card
     ("7b", SIZES["7b"].layers, (3,), WHOLE),
-    ("13b", FEW, (3,), tuple(JOBS)),
     ("13b", SIZES["13b"].layers, (3,), WHOLE),
+    ("13b", FEW, (3,), tuple(JOBS)),  # and by mergekit
 )
 BY_MERGEKIT = ("task_arithmetic", "ties")
 HELD = 0.8  # of the memory that is free, what files may take

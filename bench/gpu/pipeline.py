@@ -59,10 +59,10 @@ SETTINGS: tuple[tuple[str, tuple[Any, ...], tuple[int, ...]], ...] = (
     ("MEMORY", (pipeline,), (440 * MIB, 880 * MIB, 3520 * MIB)),
     ("SLOTS", (pipeline.Pipeline,), (4, 8, 12)),
     ("WRITERS", (pipeline.Pipeline,), (3, 5, 6)),
-    ("STAGING", (pipeline,), (64 * MIB, 256 * MIB)),
+    ("STAGING", (pipeline,), (12 * MIB, 48 * MIB, 128 * MIB)),
     ("READERS", (feed,), (8, 12, 14)),
-    ("ROOMS", (feed, pipeline), (2, 4)),
-    ("PIECE", (writer,), (8 * MIB, 16 * MIB)),
+    ("ROOMS", (feed, pipeline), (2, 3, 5)),
+    ("PIECE", (writer,), (8 * MIB, 32 * MIB)),
 )
 
 

@@ -21,7 +21,7 @@ from ..formats.safetensors import DTYPES
 from .devices import Device, Event, Loader
 from .stream import Piece, Source, Work
 
-ROOMS = 3  # loads on the device: one is computed with while the next come in
+ROOMS = 4  # loads on the device: one is computed with while the next come in
 # Threads that read files. One core copies an eighth of what PCIe moves; where none is left for those that launch and
 # write, all wait for each other.
 READERS = min(12, max(2, (os.cpu_count() or 1) * 5 // 8))

@@ -34,7 +34,7 @@ from .memory_file import MemoryFile, is_memory
 
 PAGE = 4096
 DIRECT_MIN = 16 * PAGE  # bytes; below, the page cache serves better
-PIECE = 32 << 20  # bytes that a thread writes at a time, about
+PIECE = 16 << 20  # bytes that a thread writes at a time, about
 SYNC_SECONDS = 2.0
 
 PRIVATE: dict[str, int] = (

@@ -334,7 +334,7 @@ def test_memory_of_the_device_does_not_depend_on_the_number_of_models(
     method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Loads of more models have fewer elements."""
-    monkeypatch.setattr(pipeline, "MEMORY", 4 * 54 * BLOCK)
+    monkeypatch.setattr(pipeline, "MEMORY", 4 * 60 * BLOCK)
     monkeypatch.setattr(pipeline, "MAX_CHUNK", BLOCK)
     base = {"up.weight": torch.zeros(42 * BLOCK, dtype=torch.bfloat16)}
     folder = write(tmp_path / "base", base)
@@ -358,7 +358,7 @@ def test_blocks_fit_the_free_memory(checkpoints: tuple[Path, dict[str, Path]], t
     made = planned(checkpoints, "emr", tmp_path / "out", 8)
     files = Inputs(made.headers)
     works = Reading(made, 0, [[]], [Statistics(3)], files, Kept()).works()
-    sizes = [pipeline.Pipeline([HostDevice(room=r)], 1 << 30).chunk(works, 8 * BLOCK) for r in (1 << 40, 18 * 10**6, 1)]
+    sizes = [pipeline.Pipeline([HostDevice(room=r)], 1 << 30).chunk(works, 8 * BLOCK) for r in (1 << 40, 24 * 10**6, 1)]
     assert sizes[0] == 8 * BLOCK > sizes[1] > sizes[2] == BLOCK
     assert pipeline.Pipeline([HostDevice()], 1 << 20).chunk(works, 8 * BLOCK) == BLOCK
     experts = [replace(work, whole_targets=(Target((), "BF16", numel=10**7),)) for work in works]
