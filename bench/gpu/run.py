@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 KINDS = ("conformance", "roofline", "filter", "sanitize", "merging", "pipeline", "tune")  # in this order
 LIMIT = 480.0  # seconds
+RACES = 6  # processes, of which each looks for races in a part of what is watched
+ABREAST = {"sanitize"}  # whose commands run side by side: they are not timed
 OWN = {
     "conformance": {"OMP_NUM_THREADS": "1"},  # of each of the processes that test side by side
     # For the sanitizer each tensor is an allocation of its own, whose ends are known.
@@ -61,16 +64,36 @@ def commands() -> dict[str, list[list[str]]]:
     tests = [sys.executable, "-m", "pytest", *options, *(str(ROOT / "tests" / name) for name in names)]
     sanitizer = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
     small = [sys.executable, str(HERE / "small.py")]
+    watched = [("memcheck", [])] + [("racecheck", [str(part), str(RACES)]) for part in range(RACES)]
     return {
         "conformance": [tests],
         "sanitize": [
-            [sanitizer, "--tool", tool, "--error-exitcode", "1", "--launch-timeout", "0", *small]
-            for tool in ("memcheck", "racecheck")
+            [sanitizer, "--tool", tool, "--error-exitcode", "1", "--launch-timeout", "0", *small, *part]
+            for tool, part in watched
         ]
         if sanitizer
         else [],
         **{kind: [[sys.executable, str(HERE / f"{kind}.py")]] for kind in KINDS if kind not in OWN},
     }
+
+
+def run(kind: str, more: list[str]) -> list[int]:
+    """The exit codes of a kind's commands, each given `more`."""
+    env, own = os.environ | OWN.get(kind, {}), [[*command, *more] for command in commands()[kind]]
+    if kind not in ABREAST:
+        return [subprocess.run(command, cwd=HERE, env=env).returncode for command in own]
+    with ThreadPoolExecutor(len(own) or 1) as pool:
+        ended = pool.map(
+            lambda command: subprocess.run(
+                command, cwd=HERE, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            ),
+            own,
+        )
+        codes = []
+        for process in ended:
+            print(process.stdout, end="", flush=True)
+            codes.append(process.returncode)
+        return codes
 
 
 def main() -> int:
@@ -100,8 +123,7 @@ def main() -> int:
         if not commands()[kind]:
             print("sanitize: compute-sanitizer is not installed", flush=True)
         left = ["--limit", f"{max(0.0, given.limit - (begin - start)):.1f}"] if kind == "merging" else []
-        env = os.environ | OWN.get(kind, {})
-        codes = [subprocess.run([*command, *left], cwd=HERE, env=env).returncode for command in commands()[kind]]
+        codes = run(kind, left)
         outcome = "failed" if any(codes) else "done" if codes else "left out"
         if kind == "conformance":
             os.environ["CONFORMANCE"] = "failed" if any(codes) else "passed"

@@ -1,8 +1,16 @@
-"""Each op once, of few elements and in every form that differs in memory accesses: what compute-sanitizer watches."""
+"""Each op once, of few elements and in every form that differs in memory accesses: what compute-sanitizer watches.
+
+    python bench/gpu/small.py [PART OF]
+
+With the paths that bench/gpu/run.py sets. PART OF: of so many parts, which run side by side, one, counted from 0.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import product
 
 import torch
 from calls import arguments, calls, implemented
@@ -65,22 +73,29 @@ def together(base: Tensor, models: Sequence[Tensor]) -> None:
     ops.scattering([(theta, [expert, expert]) for theta, expert in zip(thetas, experts, strict=True)])()
 
 
-def main() -> None:
+def every_op(dtype: torch.dtype, k: int, first: int) -> None:
+    base, *models = (torch.randn(SIZE + first, device=DEVICE).to(dtype)[first:] for _ in range(k + 1))
+    for name, call in calls(base, models, None).items():
+        if implemented(name, "cuda"):
+            call()
+    others(base, models)
+    together(base, models)
+
+
+def ranked(dtypes: tuple[torch.dtype, torch.dtype], rows: int, columns: int) -> None:
+    base, model = pair(dtypes, rows * columns, shift=rows % 2)
+    assert_same_drops(base, model, columns, ("far", "unordered"), DEVICE)
+
+
+def main(part: int = 0, of: int = 1) -> None:
     brackets.LEAST = LEAST
-    for dtype, k, first in FORMS:
-        base, *models = (torch.randn(SIZE + first, device=DEVICE).to(dtype)[first:] for _ in range(k + 1))
-        for name, call in calls(base, models, None).items():
-            if implemented(name, "cuda"):
-                call()
-        others(base, models)
-        together(base, models)
-    for dtypes in RANKED:
-        for rows, columns in ROWS:
-            base, model = pair(dtypes, rows * columns, shift=rows % 2)
-            assert_same_drops(base, model, columns, ("far", "unordered"), DEVICE)
+    jobs: list[Callable[[], None]] = [partial(every_op, *form) for form in FORMS]
+    jobs += [partial(ranked, dtypes, *size) for dtypes, size in product(RANKED, ROWS)]
+    for job in jobs[part::of]:
+        job()
 
 
 if __name__ == "__main__":
-    main()
+    main(*map(int, sys.argv[1:]))
     torch.cuda.synchronize()
     print("every op has run")

@@ -85,8 +85,10 @@ struct Shared {
   u16 places[QUEUE];                 // in the row
   u32 counts[QUEUE];
   u32 sums[THREADS];
-  u32 largest;                       // magnitude of the row, in float32
   u32 waiting, wanted;               // how many are in the queue, and how many are or will be
+  // Magnitude of the row, in float32. Not beside `waiting`, with which the compiler would load it at once at a row's end,
+  // where the first thread sets it for the next row.
+  u32 largest;
 
   __device__ Bin& bin(u32 i) { return bins[i + i / PIECE]; }
   __device__ u32 bin_in_queue(u32 i) const { return bin_of(magnitude_of(keys[i]), largest); }

@@ -34,6 +34,7 @@ ELEMENTWISE: dict[str, dict[str, Any]] = {
     "della": {"density": 0.5},
     "breadcrumbs": {"density": 0.5},
     "magmax": {},
+    "pcb": {"density": 0.3},
     "emr": {},
     "tall_masks": {},
 }
