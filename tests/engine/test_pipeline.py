@@ -306,6 +306,34 @@ def test_what_cannot_be_made_ready_ends_the_merge(
         piped(monkeypatch, planned(checkpoints, "emr", tmp_path / "out"), [device])
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_slots_are_pinned_as_they_are_first_filled(
+    count: int, checkpoints: tuple[Path, dict[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once, whichever device comes first, before anything is copied there; not those that nothing goes to."""
+    devices, pinned = [HostDevice() for _ in range(count)], dict[int, int]()
+
+    def pin(memory: torch.Tensor) -> None:
+        assert memory.data_ptr() not in pinned
+        pinned[memory.data_ptr()] = memory.numel()
+
+    def to_pinned(copy: Callable[..., None]) -> Callable[..., None]:
+        def checked(to: torch.Tensor, source: torch.Tensor) -> None:
+            assert not to.numel() or any(0 <= to.data_ptr() - at < nbytes for at, nbytes in pinned.items())
+            copy(to, source)
+
+        return checked
+
+    monkeypatch.setattr(devices[0], "pin", pin)
+    monkeypatch.setattr(devices[0], "unpin", lambda _: None)
+    for device in devices:
+        monkeypatch.setattr(device.outgoing, "copy", to_pinned(device.outgoing.copy))
+    for blocks, most in ((64, pipeline.Pipeline.SLOTS - 1), (1, pipeline.Pipeline.SLOTS)):
+        pinned.clear()
+        piped(monkeypatch, planned(checkpoints, "emr", tmp_path / f"out{blocks}", blocks), devices)
+        assert 1 <= len(pinned) <= most
+
+
 @pytest.mark.skipif(isinstance(dispatch.load("native"), str), reason="the native backend is not built")
 def test_loaders_are_closed_before_their_memory_is_given_back(
     checkpoints: tuple[Path, dict[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
