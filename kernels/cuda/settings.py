@@ -14,7 +14,7 @@ FILE = Path(__file__).with_name("settings.json")
 @dataclass(frozen=True)
 class Settings:
     """`tile` elements at a time, on `warps` warps; up to `unrolled` models stay in registers, beyond that one kernel
-    takes any number. A program that forms sums or combines goes over `tiles` tiles, others over one."""
+    takes any number. A program that forms sums, counts or combines goes over `tiles` tiles, others over one."""
 
     tile: int
     warps: int
