@@ -116,7 +116,8 @@ class Pipeline:
             finally:
                 left.stop()
                 wait(runs)
-                self._unpin()
+                while self._pinned:
+                    self.devices[0].unpin(self._pinned.pop().bytes)
                 while runs:
                     _let_go(runs.pop())
 
@@ -142,10 +143,6 @@ class Pipeline:
             if slot not in self._pinned:
                 self._pinned.add(slot)
                 self.devices[0].pin(slot.bytes)
-
-    def _unpin(self) -> None:
-        while self._pinned:
-            self.devices[0].unpin(self._pinned.pop().bytes)
 
 
 class Groups:
