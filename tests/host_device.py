@@ -156,8 +156,8 @@ class HostLoader:
 class HostDevice:
     """`room`: bytes that can be had at a time; more is out of memory, as is every call of `empty` in `fails`.
 
-    `loads`: whether there is a loader, where the native backend is. `computes`: by how many seconds works that are
-    `late` lag, 0 where they are computed at once.
+    `loads`: whether there are loaders and unloaders, where the native backend is. `computes`: by how many seconds works
+    that are `late` lag, 0 where they are computed at once.
     """
 
     def __init__(
@@ -176,7 +176,6 @@ class HostDevice:
         self._given: list[Tensor] = []
         self.loaders: list[HostLoader] = []
         self._gone: list[Tensor] = []  # kept, since a copy may come after whoever does not wait for it
-        self.pinned: set[int] = set()
 
     def empty(self, nbytes: int) -> Tensor:
         self.calls += 1
@@ -199,11 +198,11 @@ class HostDevice:
         self.loaders.append(HostLoader(native, staging, threads, self.incoming))
         return self.loaders[-1]
 
-    def pin(self, memory: Tensor) -> None:
-        self.pinned.add(memory.data_ptr())
-
-    def unpin(self, memory: Tensor) -> None:
-        self.pinned.remove(memory.data_ptr())
+    def unloader(self, staging: Tensor, threads: int) -> Any:
+        native = dispatch.load("native")
+        if isinstance(native, str) or not self.loads:
+            return None
+        return native.Unloader(staging.data_ptr(), staging.numel(), threads, -1, 0)
 
     def free(self) -> int:
         return self.room

@@ -5,8 +5,8 @@ works             a pass of a plan as works: what is read, what is called, where
 passes            a pass over one tensor, for every output
 run_pass          the works of a pass, but for those that are finished: by stream on the CPU, by pipeline on GPUs
 stream, reading   chunks from files, through a function, into slots of a writer
-pipeline, feed, devices   the same by way of a GPU's memory
-writer, memory_file       files written at known offsets
+pipeline, devices, feed, outlet   the same by way of a GPU's memory
+slots, writer, memory_file        files written at known offsets
 publish, journal  the output appears whole, and what was done is not done again; identity, whether it is the same merge
 statistics, statistics_file   what depends on the inputs alone, kept for another merge
 side_files, hashes, report    what lies beside the weights, and what the caller is told

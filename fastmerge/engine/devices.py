@@ -6,7 +6,7 @@ Work put into a stream is done in order, beside other streams' and the host's; a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
@@ -51,6 +51,13 @@ class Loader(Protocol):
         """Drop what has not begun, and wait for what has."""
 
 
+class Unloader(Protocol):
+    """Writes bytes of a device to files (kernels/native/unloader.hpp)."""
+
+    def write(self, extents: Sequence[tuple[int, int, int, int, int, int, int, int]]) -> int:
+        """Addresses on the device, and the rest of an Extent. Returns 0, an errno, or −1 where maps have no pages."""
+
+
 class Device(Protocol):
     """Memory of its own, and streams for what comes in, is computed, goes out, and for looking at what was found."""
 
@@ -72,16 +79,13 @@ class Device(Protocol):
         """Memory of the device, uint8. Raises torch.OutOfMemoryError."""
 
     def staging(self, nbytes: int) -> Tensor:
-        """Memory of the host that the device copies from by itself, uint8."""
+        """Memory of the host that the device copies from and to by itself, uint8."""
 
     def loader(self, staging: Tensor, threads: int) -> Loader | None:
         """One for the incoming stream, with staging memory that stays until it is closed; None where there is none."""
 
-    def pin(self, memory: Tensor) -> None:
-        """Let the device copy to this memory of the host by itself, if it can."""
-
-    def unpin(self, memory: Tensor) -> None:
-        """Undo pin."""
+    def unloader(self, staging: Tensor, threads: int) -> Unloader | None:
+        """One by the outgoing stream, with staging memory that stays as long; None where there is none."""
 
     def free(self) -> int:
         """Bytes of memory that can still be had."""
@@ -96,7 +100,6 @@ class Cuda:
     def __init__(self, name: str) -> None:
         self.place = torch.device(name)
         self.incoming, self.computing, self.outgoing, self.checking = (CudaStream(self.place) for _ in range(4))
-        self._pinned: set[int] = set()
         # Other streams than the one that memory was freed in are about to fill it.
         torch.cuda.current_stream(self.place).synchronize()
 
@@ -118,21 +121,14 @@ class Cuda:
         )
         return made
 
-    def pin(self, memory: Tensor) -> None:
-        runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
-        with torch.cuda.device(self.place):  # else of a thread the first GPU, which may not be meant to be used
-            if int(runtime.cudaHostRegister(memory.data_ptr(), memory.numel(), 1)) == 0:  # for every GPU's context
-                self._pinned.add(memory.data_ptr())
-                return
-            with suppress(RuntimeError):  # what is launched next is told of the failure
-                torch.zeros(1, device=self.place)
-
-    def unpin(self, memory: Tensor) -> None:
-        if memory.data_ptr() in self._pinned:
-            self._pinned.remove(memory.data_ptr())
-            runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
-            with torch.cuda.device(self.place):
-                runtime.cudaHostUnregister(memory.data_ptr())
+    def unloader(self, staging: Tensor, threads: int) -> Unloader | None:
+        native = dispatch.load("native")
+        if isinstance(native, str):
+            return None
+        made: Unloader = native.Unloader(
+            staging.data_ptr(), staging.numel(), threads, self.place.index or 0, self.outgoing.number
+        )
+        return made
 
     def free(self) -> int:
         cached = torch.cuda.memory_reserved(self.place) - torch.cuda.memory_allocated(self.place)

@@ -21,8 +21,8 @@ from ..recipe.memory import LANES, MAX_CHUNK
 from ..recipe.options import name_problems
 from ..recipe.preflight import Alignment, Rename, TensorPlan, align
 from .run_pass import Progress, expect
+from .slots import HostSlot
 from .stream import Source, Work, stream, threads_each
-from .writer import Slot
 
 SLAB = 1 << 18  # elements that are compared at a time, in cache; a multiple of ops.BLOCK
 
@@ -203,10 +203,10 @@ class _Nowhere:
     """A sink for works that write nothing."""
 
     def __init__(self) -> None:
-        self._slot = Slot(1)
+        self._slot = HostSlot(1)
 
-    def slot(self) -> Slot:
+    def slot(self) -> HostSlot:
         return self._slot
 
-    def put(self, slot: Slot) -> None:
+    def put(self, slot: HostSlot) -> None:
         pass

@@ -1,4 +1,4 @@
-"""Files that are memory (tmpfs), and writing to one by several threads at once."""
+"""Files that are memory (tmpfs), and maps of them, through which several threads can write to one at once."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ import os
 import sys
 from pathlib import Path
 
-from .. import dispatch
-
 TMPFS = 0x01021994  # what statfs(2) calls a file system of memory
 
 
@@ -18,12 +16,7 @@ class MemoryFile:
 
     def __init__(self, descriptor: int, nbytes: int) -> None:
         self._map = mmap.mmap(descriptor, nbytes)
-        self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
-
-    def write(self, source: int, nbytes: int, offset: int) -> bool:
-        """Write from an address; whether pages could be had: not where the system is old, or the file system full."""
-        native = dispatch.load("native")
-        return not isinstance(native, str) and bool(native.write_mapped(self._address + offset, source, nbytes))
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
 
     def close(self) -> None:
         self._map.close()

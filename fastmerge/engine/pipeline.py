@@ -13,10 +13,8 @@ import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from itertools import accumulate
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,16 +23,18 @@ from ..errors import MergeError
 from ..formats.mapping import Inputs
 from ..recipe.memory import BLOCK, MAX_CHUNK
 from .devices import Device, Event
-from .feed import ROOMS, Feed, Load, aligned, load_bytes, loads_of
+from .feed import ROOMS, Feed, Load, load_bytes, loads_of
+from .outlet import LEAST_PART, PART, PARTS, DeviceSlot, Outlet
 from .stream import Piece, Target, Work, slot_bytes
-from .writer import PAGE, Slot, Writer
+from .writer import Writer
 
 # Bytes of a GPU that loads and results take where memory has room, of any number of models. A load of a base and three
 # models has 330 MB: what Python does for it is little beside its way.
 MEMORY = 1760 << 20
 # Bytes of the host, at most, an eighth of the memory budget: what is read, and as much computed. Few enough to stay in
-# the processor's caches: with 128 MiB a merge takes 1.25 times as long, with 12 MiB 1.4 (16 cores beside an H200).
-STAGING = 24 << 20
+# the processor's caches, as 128 MiB did not; each thread's part of them long enough for what a copy costs besides: with
+# 16 MiB a merge takes 1.3 times as long (16 cores beside an H200).
+STAGING = 32 << 20
 LEAST_STAGING = 1 << 20
 TOGETHER = 256  # small tensors at a time, at most
 SHARE = 0.5  # of a GPU's free memory that loads and results may take; the rest is for what ops keep
@@ -50,22 +50,19 @@ class Pipeline:
 
     def __init__(self, devices: Sequence[Device], memory: int) -> None:
         self.devices, self.memory = devices, memory
-        self._pinning, self._pinned = threading.Lock(), set[Slot]()
 
     def chunk(self, works: Sequence[Work], chunk: int) -> int:
-        """As many of `chunk` elements at a time as the host's memory and every device's have room for.
+        """As many of `chunk` elements at a time as the memory of every device has room for.
 
         The largest chunk of the CPU's, which serves its caches, becomes what fills MEMORY.
         """
         if chunk == MAX_CHUNK:
             chunk = max(chunk, int(MEMORY / max(map(element_bytes, works), default=MEMORY)) // BLOCK * BLOCK)
-        left = self.memory - 2 * self.staging * len(self.devices)
         free = self.free()
         while chunk > BLOCK:
             groups = groups_of(works, chunk)
             # What is written with whole tensors, few slots at a time, does not shrink with the chunk.
-            on_device = self.SLOTS * usual_results(groups, chunk) + ROOMS * usual_load(groups, chunk)
-            if group_bytes(groups, chunk) * self.SLOTS <= left and on_device <= free:
+            if self.SLOTS * usual_results(groups, chunk) + ROOMS * usual_load(groups, chunk) <= free:
                 break
             chunk = max(BLOCK, chunk * 7 // 8 // BLOCK * BLOCK)
         return chunk
@@ -74,14 +71,20 @@ class Pipeline:
         """Bytes of every device that loads and results may take."""
         return int(SHARE * min(device.free() for device in self.devices))
 
-    def slot_bytes(self, works: Sequence[Work], chunk: int) -> int:
-        """Memory that a slot needs for any chunk of these works, and for those that are computed together."""
-        return group_bytes(groups_of(works, chunk), chunk)
-
     @property
     def staging(self) -> int:
-        """Bytes of staging memory of one device."""
-        return max(LEAST_STAGING, min(STAGING, self.memory // 8 // len(self.devices)))
+        """Bytes of staging memory of one device, for what comes in."""
+        return max(LEAST_STAGING, min(STAGING, self._share))
+
+    @property
+    def leaving(self) -> int:
+        """Bytes of staging memory of one device, for what is written."""
+        part = max(LEAST_PART, min(PART, self._share // (self.WRITERS * PARTS)))
+        return part * PARTS * self.WRITERS
+
+    @property
+    def _share(self) -> int:
+        return self.memory // 8 // len(self.devices)
 
     def run(
         self,
@@ -93,8 +96,9 @@ class Pipeline:
         progress: Callable[[int], None] | None = None,
     ) -> None:
         """Carry out works. `finished` is told each and its sums, in any order, `progress` the bytes read."""
-        left = Groups(abreast(groups_of(works, chunk)))
-        most = self.free() - self.slot_bytes(works, chunk) * self.SLOTS
+        groups = groups_of(works, chunk)
+        left = Groups(abreast(groups))
+        most = self.free() - group_bytes(groups, chunk) * self.SLOTS
         telling = threading.Lock()  # a thread of each device tells
 
         def told(work: Work, sums: list[Tensor]) -> None:
@@ -104,45 +108,20 @@ class Pipeline:
                 if progress:
                     progress(work.bytes_read)
 
-        with ThreadPoolExecutor(len(self.devices) + 1, "fastmerge-gpu") as pool:
-            runs = [pool.submit(self._touch, writer, [writer.slot() for _ in writer.slots])]
-            runs += [
-                pool.submit(_Run(device, left, chunk, most, self.staging, inputs, writer, self._pin, told).run)
-                for device in self.devices
-            ]
+        def begin(device: Device) -> None:
+            outlet = Outlet(device, self.SLOTS, self.WRITERS, self.leaving)
+            _Run(device, outlet, left, chunk, most, self.staging, inputs, writer, told).run()
+
+        with ThreadPoolExecutor(len(self.devices), "fastmerge-gpu") as pool:
+            runs = [pool.submit(begin, device) for device in self.devices]
             try:
                 for _ in map(Future.result, runs):  # a name for one would hold its error, which holds this frame
                     pass
             finally:
                 left.stop()
                 wait(runs)
-                while self._pinned:
-                    self.devices[0].unpin(self._pinned.pop().bytes)
                 while runs:
                     _let_go(runs.pop())
-
-    def _touch(self, writer: Writer, slots: Sequence[Slot]) -> None:
-        """Hand slots out once their pages are there, one by one: the first result waits for one alone. They are had by
-        as many cores as will write, which have nothing to write yet; else the driver would have them by one."""
-        left = deque(slots)
-        try:
-            with ThreadPoolExecutor(self.WRITERS, "fastmerge-pages") as pool:
-                parts = [np.array_split(slot.bytes.numpy()[::PAGE], self.WRITERS) for slot in slots]
-                pages = [[pool.submit(part.fill, 0) for part in of_slot] for of_slot in parts]
-                for had in pages:
-                    wait(had)
-                    writer.put(left.popleft())
-        finally:  # no page is being had any more
-            for slot in left:
-                writer.put(slot)
-
-    def _pin(self, slot: Slot) -> None:
-        """Pin a slot when it is first filled: the driver lets copies to the device wait meanwhile, which would have
-        nothing to do where all slots are pinned at once."""
-        with self._pinning:
-            if slot not in self._pinned:
-                self._pinned.add(slot)
-                self.devices[0].pin(slot.bytes)
 
 
 class Groups:
@@ -206,27 +185,27 @@ class _Run:
     def __init__(
         self,
         device: Device,
+        outlet: Outlet,
         groups: Groups,
         chunk: int,
         most: int,
         staging: int,
         inputs: Inputs,
         writer: Writer,
-        pin: Callable[[Slot], None],
         finished: Finished,
     ) -> None:
-        """most: bytes that loads take together, unless one takes more. pin: makes a slot ready to be copied to."""
-        self.device, self.groups, self.chunk, self.most, self.staging = device, groups, chunk, most, staging
-        self.inputs, self.writer, self.pin, self.finished = inputs, writer, pin, finished
+        """most: bytes that loads take together, unless one takes more."""
+        self.device, self.outlet, self.groups = device, outlet, groups
+        self.chunk, self.most, self.staging = chunk, most, staging
+        self.inputs, self.writer, self.finished = inputs, writer, finished
         self.begun: deque[Work] = deque()  # that the feed has taken, and of which not all is computed
         self.again: deque[Work] = deque()  # of these, what the feed has still to take, one by one
         self.scarce = False  # whether memory has run out, so that nothing is computed together any more
-        self.results: dict[Slot, Tensor] = {}  # memory of the device for what goes to a slot
-        self.usual_results = 0  # bytes that it has from the first on
+        self.usual_results = 0  # bytes that slots have from the first on
 
     def run(self) -> None:
         try:
-            with _Drain(self.device, self.writer) as drain:
+            with _Drain(self.device, self.outlet, self.writer) as drain:
                 while True:
                     try:
                         return self._compute(drain)
@@ -257,8 +236,7 @@ class _Run:
         self.again = deque(self.begun)
         for work in self.begun:
             work.release()
-        self.device.outgoing.record().synchronize()
-        self.results.clear()
+        self.outlet.forget()
         self.device.forget()
 
     def _compute(self, drain: _Drain) -> None:
@@ -328,34 +306,18 @@ class _Run:
         """Compute what is wanted, and send it out."""
         if not wanted:
             return compute([])
-        slot = self.writer.slot()
+        slot = self.outlet.slot()
         try:
-            places = [one.target.take(slot, one.start, one.stop, one.numel) for one in wanted]
-            results = self._memory(slot, places)
-            compute(results)
-            self.pin(slot)  # while the device computes
-            outgoing = self.device.outgoing
-            outgoing.wait(self.device.computing.record())
-            for place, result in zip(places, results, strict=True):
-                outgoing.copy(place, result)
-            filled = _Filled(slot, outgoing.record())
+            self.writer.check()
+            nbytes = sum(one.target.chunk_bytes(one.stop - one.start) for one in wanted)
+            slot.reserve(nbytes, lambda: self.device.empty(max(nbytes, self.usual_results)))
+            compute([one.target.take(slot, one.start, one.stop, one.numel) for one in wanted])
+            filled = _Filled(slot, self.device.computing.record())
         except BaseException:
             slot.clear()
             drain.put(_Filled(slot, None))
             raise
         return drain.put(filled)
-
-    def _memory(self, slot: Slot, places: Sequence[Tensor]) -> list[Tensor]:
-        """Memory of the device like these places of a slot, which has left it when the slot can be had again."""
-        starts = [0, *accumulate(aligned(place.nbytes) for place in places)]
-        if slot not in self.results or self.results[slot].numel() < starts[-1]:
-            self.results.pop(slot, None)  # first let go of what is there
-            self.results[slot] = self.device.empty(max(starts[-1], self.usual_results))
-        memory = self.results[slot]
-        return [
-            memory[start : start + place.nbytes].view(place.dtype).view(place.shape)
-            for start, place in zip(starts, places, strict=False)
-        ]
 
 
 class _Part(NamedTuple):
@@ -377,7 +339,7 @@ class _Wanted(NamedTuple):
 class _Filled(NamedTuple):
     """A slot whose bytes are there after an event."""
 
-    slot: Slot
+    slot: DeviceSlot
     event: Event | None
 
 
@@ -395,8 +357,8 @@ class _Drain:
     A context: leaving it waits for the last.
     """
 
-    def __init__(self, device: Device, writer: Writer) -> None:
-        self._device, self._writer = device, writer
+    def __init__(self, device: Device, outlet: Outlet, writer: Writer) -> None:
+        self._device, self._outlet, self._writer = device, outlet, writer
         self._items: queue.SimpleQueue[_Filled | _Finished | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="fastmerge-drain", daemon=True)
         self._error: BaseException | None = None
@@ -432,7 +394,7 @@ class _Drain:
                 if isinstance(item, _Filled):
                     item.slot.clear()
             if isinstance(item, _Filled):
-                self._writer.put(item.slot)
+                self._writer.write(item.slot, self._outlet.free(item.slot))
 
     def _finish(self, item: _Finished) -> None:
         checking = self._device.checking

@@ -17,10 +17,10 @@ from ..methods._declaration import Statistics
 from ..recipe.memory import BLOCK
 from ..recipe.merge_plan import MergePlan
 from .run_pass import Progress, expect
+from .slots import HostSlot, Segment
 from .statistics import Kept
 from .stream import Piece, Work, slot_bytes, stream
 from .works import Reading
-from .writer import Segment, Slot
 
 SAMPLE = 4 * BLOCK  # elements
 
@@ -124,19 +124,19 @@ class _Comparer:
     def __init__(self, layouts: Sequence[Layout], folder: Path, slot: int) -> None:
         self.problems: dict[tuple[str, str], str] = {}
         self._folder = folder
-        self._slot = Slot(slot)
+        self._slot = HostSlot(slot)
         self._files: dict[str, int] = {}
         self._starts: dict[str, list[tuple[int, str]]] = {}
         for layout in layouts:
             for name, place in layout.places.items():
                 self._starts.setdefault(place.file, []).append((place.start, name))
 
-    def slot(self) -> Slot:
+    def slot(self) -> HostSlot:
         """Memory for the next block: each is compared before the next is asked for."""
         self._slot.clear()
         return self._slot
 
-    def put(self, slot: Slot) -> None:
+    def put(self, slot: HostSlot) -> None:
         """Compare."""
         for segment in slot.segments:
             data = memoryview(slot.memory)[segment.start :][: segment.nbytes]

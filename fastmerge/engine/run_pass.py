@@ -61,13 +61,12 @@ def run_pass(
     if not left:
         return Moved(0, 0)
     numbers = {id(work): i for i, work in left.items()}
-    slots, threads = SLOTS, 1  # what the CPU computes one thread writes as fast
     if pipeline is not None:
         chunk = pipeline.chunk(list(left.values()), chunk)
-        slot = pipeline.slot_bytes(list(left.values()), chunk)
-        slots, threads = pipeline.SLOTS, pipeline.WRITERS
+        slots, threads = 0, pipeline.WRITERS  # slots are its own
     else:
-        slot = slot_bytes(list(left.values()), chunk)
+        slots, threads = SLOTS, 1  # what the CPU computes one thread writes as fast
+    slot = slot_bytes(list(left.values()), chunk)
     with Writer(publication.folder, files, slots, slot, publication.journal, threads) as writer:
 
         def finished(work: Work, sums: list[Tensor]) -> None:

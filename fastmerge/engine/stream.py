@@ -21,7 +21,7 @@ from ..formats.layout import Place
 from ..formats.mapping import LITTLE, Inputs, Little, ReadAhead, Span
 from ..formats.safetensors import DTYPES, TensorInfo
 from .reading import read, spans
-from .writer import PAGE, Segment, Slot
+from .slots import PAGE, HostSlot, Segment, Slot
 
 _dividing = threading.Lock()
 T = TypeVar("T")
@@ -178,9 +178,9 @@ def copy(source: Tensor, target: Tensor) -> None:
 class Sink(Protocol):
     """What takes the results: `slot` gives memory, `put` takes it back with its segments."""
 
-    def slot(self) -> Slot: ...
+    def slot(self) -> HostSlot: ...
 
-    def put(self, slot: Slot) -> None: ...
+    def put(self, slot: HostSlot) -> None: ...
 
 
 def slot_bytes(works: Sequence[Work], chunk: int) -> int:

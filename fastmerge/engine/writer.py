@@ -8,74 +8,33 @@ Every few seconds a thread waits until what was written is on the disk, then tel
 finished.
 
 Whole pages go past the page cache (O_DIRECT) where the file system allows it: new files written through the cache vary
-tenfold in speed on virtual machines. A slot's memory lies relative to page boundaries as its bytes lie in the file.
+tenfold in speed on virtual machines.
 """
 
 from __future__ import annotations
 
-import mmap
 import os
 import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
-
-import torch
-from torch import Tensor
 
 from ..formats.layout import FilePlan
 from .journal import Journal, fsync_all
 from .memory_file import MemoryFile, is_memory
+from .slots import PAGE, Extent, HostSlot, Segment, Slot, pwrite
 
-PAGE = 4096
 DIRECT_MIN = 16 * PAGE  # bytes; below, the page cache serves better
 PIECE = 16 << 20  # bytes that a thread writes at a time, about
+HUGE = 2 << 20  # bytes of a huge page, which files of memory may have: a system clears what of a new one is not written
 SYNC_SECONDS = 2.0
 
-PRIVATE: dict[str, int] = (
-    {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
-)  # memory that may have huge pages
-
 fdatasync = getattr(os, "fdatasync", os.fsync)
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """`nbytes` from `start` of a slot, to be written at `offset` of `file`."""
-
-    start: int
-    nbytes: int
-    file: str
-    offset: int
-
-
-class Slot:
-    """Page-aligned memory for the outputs of one chunk."""
-
-    def __init__(self, nbytes: int) -> None:
-        self.memory = mmap.mmap(-1, nbytes, **PRIVATE)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            with suppress(OSError):  # without them it is only slower
-                self.memory.madvise(mmap.MADV_HUGEPAGE)
-        self.bytes = torch.frombuffer(self.memory, dtype=torch.uint8)
-        self._used = 0
-        self.segments: list[Segment] = []
-
-    def clear(self) -> None:
-        self._used = 0
-        self.segments = []
-
-    def take(self, nbytes: int, offset: int, dtype: torch.dtype) -> tuple[int, Tensor]:
-        """Memory for bytes that go to `offset` of a file: its start in the slot, and a tensor over it."""
-        phase = offset % PAGE if offset % dtype.itemsize == 0 else 0
-        start = -(-max(0, self._used - phase) // PAGE) * PAGE + phase
-        self._used = start + nbytes
-        return start, self.bytes[start : start + nbytes].view(dtype)
 
 
 class _Part(NamedTuple):
@@ -83,6 +42,7 @@ class _Part(NamedTuple):
 
     number: int
     slot: Slot
+    free: Callable[[], None]
     file: str
     segments: list[Segment]
 
@@ -100,7 +60,7 @@ class Writer:
         self._cached: dict[str, int] = {}
         self._direct: dict[str, int] = {}
         self._memory: dict[str, MemoryFile] = {}
-        self._free: queue.SimpleQueue[Slot] = queue.SimpleQueue()
+        self._free: queue.SimpleQueue[HostSlot] = queue.SimpleQueue()
         self._error: Exception | None = None
         self._threads = [
             threading.Thread(target=self._run, name=f"fastmerge-writer-{i}", daemon=True) for i in range(threads)
@@ -116,9 +76,8 @@ class Writer:
         self._syncing = threading.Lock()
         self._synced = time.monotonic()
         self._lost = False  # whether waiting for the disk has failed, after which nobody knows what is there
-        self.slots = [Slot(slot_bytes) for _ in range(slots)]
-        for slot in self.slots:
-            self._free.put(slot)
+        for _ in range(slots):
+            self._free.put(HostSlot(slot_bytes))
         try:
             in_memory = is_memory(folder)
             self._maps = in_memory and threads > 1  # whether busy files can be written to through a map
@@ -132,7 +91,7 @@ class Writer:
     def _open(self, path: Path, file: FilePlan, in_memory: bool) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._cached[file.name] = fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        _pwrite(fd, memoryview(file.header), 0)
+        pwrite(fd, memoryview(file.header), 0)
         if hasattr(os, "posix_fallocate") and not in_memory:
             os.posix_fallocate(fd, 0, file.size)
         else:
@@ -142,9 +101,10 @@ class Writer:
                 self._memory[file.name] = MemoryFile(fd, file.size)
             except OSError:  # as where address space is limited: without maps it is only slower
                 self._maps = False
-        # Where the system or file system has no such flag, everything goes through the cache.
+        # Where the system or file system has no such flag, everything goes through the cache, as it does in memory.
         with suppress(AttributeError, OSError):
-            self._direct[file.name] = os.open(path, os.O_WRONLY | os.O_DIRECT)
+            if not in_memory:
+                self._direct[file.name] = os.open(path, os.O_WRONLY | os.O_DIRECT)
 
     def __enter__(self) -> Writer:
         for thread in self._threads:
@@ -164,41 +124,46 @@ class Writer:
         self._close()
         try:
             if failure is None:
-                self._raise()
+                self.check()
         finally:
             self._error = None  # which holds the frames that hold this writer
 
-    def slot(self) -> Slot:
+    def slot(self) -> HostSlot:
         """Memory for the next chunk, as soon as there is some."""
         slot = self._free.get()
-        self._raise()
+        self.check()
         slot.clear()
         return slot
 
-    def put(self, slot: Slot) -> None:
+    def put(self, slot: HostSlot) -> None:
         """Write the slot's segments, then let it be used again."""
+        self.write(slot, partial(self._free.put, slot))
+
+    def write(self, slot: Slot, free: Callable[[], None]) -> None:
+        """Write the segments of a slot that somebody else has, then call `free`."""
         files: dict[str, list[Segment]] = {}
         for segment in slot.segments:
             files.setdefault(segment.file, []).append(segment)
         if not files:
-            return self._free.put(slot)
+            return free()
         pieces = [(file, piece) for file, segments in files.items() for piece in _pieces(segments)]
         with self._changed:
             self._left[self._put] = len(pieces)
-            self._parts += [_Part(self._put, slot, file, piece) for file, piece in pieces]
+            self._parts += [_Part(self._put, slot, free, file, piece) for file, piece in pieces]
             self._put += 1
             self._changed.notify(len(pieces))
         return None
+
+    def check(self) -> None:
+        """Raise what a thread has met."""
+        if self._error is not None:
+            raise self._error
 
     def finish(self, line: bytes) -> None:
         """A line for the journal, once what was put before is on the disk."""
         with self._changed:
             self._lines.append((self._put, line))
             self._changed.notify()
-
-    def _raise(self) -> None:
-        if self._error is not None:
-            raise self._error
 
     def _close(self) -> None:
         for memory in self._memory.values():
@@ -212,12 +177,11 @@ class Writer:
             part, mapped = taken
             try:
                 if self._error is None:
-                    for segment in part.segments:
-                        if not (mapped and self._map(part.slot, segment)):
-                            self._write(memoryview(part.slot.memory)[segment.start :][: segment.nbytes], segment)
+                    self._write(part, mapped)
             except Exception as error:  # raised where the next slot is asked for
                 self._error = error
             self._done(part, mapped)
+            del part, taken  # or they would hold the slot until there is more to write
 
     def _take(self) -> tuple[_Part, bool] | None:
         """The oldest part of a file that no other thread is writing to, once there is one, or the oldest of all, to be
@@ -247,7 +211,7 @@ class Writer:
             self._unsynced.add(part.file)
             self._left[part.number] -= 1
             if not self._left[part.number]:
-                self._free.put(part.slot)
+                part.free()
                 if self._error is None:  # else what follows is never to be journaled
                     del self._left[part.number]
             self._changed.notify()  # who waits for the file
@@ -280,33 +244,32 @@ class Writer:
             if lines:
                 self._journal.append(lines)
 
-    def _write(self, data: memoryview, segment: Segment) -> None:
+    def _write(self, part: _Part, mapped: bool) -> None:
+        if mapped:
+            to = self._memory[part.file].address
+            if part.slot.write([Extent(s.start, s.nbytes, s.offset, -1, map=to + s.offset) for s in part.segments]):
+                return
+            self._maps = False
+        part.slot.write([self._extent(part.slot, segment) for segment in part.segments])
+
+    def _extent(self, slot: Slot, segment: Segment) -> Extent:
         """Whole pages directly, what is left at both ends through the cache."""
         cached, direct = self._cached[segment.file], self._direct.get(segment.file)
-        head = -segment.offset % PAGE
-        middle = (segment.nbytes - head) // PAGE * PAGE
-        if direct is None or middle < DIRECT_MIN or segment.start % PAGE != segment.offset % PAGE:
-            return _pwrite(cached, data, segment.offset)
-        _pwrite(cached, data[:head], segment.offset)
-        _pwrite(direct, data[head : head + middle], segment.offset + head)
-        return _pwrite(cached, data[head + middle :], segment.offset + head + middle)
-
-    def _map(self, slot: Slot, segment: Segment) -> bool:
-        """Whether the segment could be written through a map of its file."""
-        if self._maps:
-            source = slot.bytes.data_ptr() + segment.start
-            self._maps = self._memory[segment.file].write(source, segment.nbytes, segment.offset)
-        return self._maps
+        first = -segment.offset % PAGE
+        middle = (segment.nbytes - first) // PAGE * PAGE
+        if direct is None or middle < DIRECT_MIN or not slot.aligns(segment):
+            return Extent(segment.start, segment.nbytes, segment.offset, cached)
+        return Extent(segment.start, segment.nbytes, segment.offset, cached, direct, first, first + middle)
 
 
 def _pieces(segments: Iterable[Segment]) -> list[list[Segment]]:
-    """A file's segments in pieces of about as many bytes as a thread writes at a time, cut between pages."""
+    """A file's segments in pieces of about as many bytes as a thread writes at a time, cut between huge pages."""
     pieces: list[list[Segment]] = [[]]
-    room = PIECE
+    room, step = PIECE, min(PIECE, HUGE)
     for segment in segments:
         start, end = segment.offset, segment.offset + segment.nbytes
         while start < end:
-            stop = end if end - start <= room else (start + room) // PAGE * PAGE
+            stop = end if end - start <= room else (start + room) // step * step
             if stop <= start:
                 pieces.append([])
                 room = PIECE
@@ -315,9 +278,3 @@ def _pieces(segments: Iterable[Segment]) -> list[list[Segment]]:
             room -= stop - start
             start = stop
     return pieces
-
-
-def _pwrite(fd: int, data: memoryview, offset: int) -> None:
-    while data:
-        written = os.pwrite(fd, data, offset)
-        data, offset = data[written:], offset + written

@@ -34,6 +34,7 @@ lost = _native.lost
 set_threads = _native.set_threads
 threads = _native.threads
 unguard = _native.unguard
+Unloader = _native.Unloader
 write_mapped = _native.write_mapped
 
 

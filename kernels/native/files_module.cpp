@@ -6,6 +6,7 @@
 #include "guard.hpp"
 #include "loader.hpp"
 #include "memory_file.hpp"
+#include "unloader.hpp"
 
 namespace nb = nanobind;
 
@@ -23,6 +24,15 @@ void bind_files(nb::module_ &m) {
         })
         .def("wait", &Loader::wait, unlocked)
         .def("close", &Loader::close, unlocked);
+    using Extents = std::vector<std::tuple<uintptr_t, int64_t, int64_t, int, int, int64_t, int64_t, uintptr_t>>;
+    nb::class_<Unloader>(m, "Unloader")
+        .def(nb::init<uintptr_t, int64_t, int, int, uintptr_t>())
+        .def("write", [](Unloader &unloader, const Extents &given) {
+            std::vector<Extent> extents;
+            for (const auto &[from, nbytes, offset, cached, direct, first, last, map] : given)
+                extents.push_back({from, nbytes, offset, cached, direct, first, last, map});
+            return unloader.write(extents);
+        }, unlocked);
     m.def(
         "write_mapped",
         [](uintptr_t to, uintptr_t from, int64_t n) {

@@ -12,21 +12,9 @@
 #include <tuple>
 #include <vector>
 
+#include "worksite.hpp"
+
 namespace fm {
-
-// Where bytes go to: a GPU, or the host's memory.
-class Destination {
-  public:
-    virtual ~Destination() = default;
-    virtual void enter() = 0;  // a thread begins
-    // Copies out of staging memory, perhaps later; `turn` is the place that it has among `places`.
-    virtual void copy(uintptr_t to, const void *from, int64_t n, int turn) = 0;
-    virtual void wait(int turn) = 0;  // until the last copy of that place is done
-    virtual void finish() = 0;        // until every copy is done
-};
-
-// device: the number of a GPU, or -1; stream: CUDA's, for copies to a GPU, each of which is behind those before.
-std::unique_ptr<Destination> destination(int device, uintptr_t stream, int places);
 
 struct Span {
     int file;  // its descriptor
@@ -65,7 +53,7 @@ class Loader {
 
     char *staging_;
     const int64_t part_;
-    const std::unique_ptr<Destination> destination_;
+    const std::unique_ptr<Worksite> worksite_;
     std::mutex mutex_;
     std::condition_variable work_, done_;
     std::deque<Step> steps_;

@@ -187,8 +187,9 @@ def pipeline_rehearsed() -> None:
     merge.open_devices = own
     assert [getattr(holders[0], name) for name, holders, _ in pipeline.SETTINGS] == before
     stages = {row["name"]: row for row in rows if "calls" in row}
-    of_cuda = {"pin a slot", "staging memory", "start readers", "unpin a slot"}
-    assert {name for name, *_ in pipeline.STAGES} - set(stages) <= of_cuda | {"write through a map", "end maps"}
+    of_cuda = {"staging memory", "start readers"}
+    assert {name for name, *_ in pipeline.STAGES} - set(stages) <= of_cuda | {"end maps"}
+    assert {"fastmerge-gpu", "idle"} <= {row["threads"] for row in rows if "threads" in row}
     assert all(0 <= row["begun"] <= row["first_end"] <= row["end"] for row in stages.values())
     assert stages["publish"]["begun"] >= stages["end writers"]["end"]
     assert {(row["setting"], row["value"]) for row in rows if "setting" in row} == {

@@ -20,7 +20,7 @@ from host_device import POISON, HostDevice, HostLoader, HostStream, current_stre
 
 import fastmerge as fm
 from fastmerge import dispatch, gpus
-from fastmerge.engine import feed, merge, passes, pipeline, writer
+from fastmerge.engine import feed, merge, outlet, passes, pipeline
 from fastmerge.engine.feed import ROOMS
 from fastmerge.engine.statistics import Kept
 from fastmerge.engine.stream import Source, Target
@@ -77,7 +77,7 @@ def piped(
     """Carry out a plan on these devices."""
     monkeypatch.setattr(merge, "open_devices", lambda _: devices)
     merge.execute(made, done)
-    assert not any(device.pinned or device.disturbed() for device in devices)
+    assert not any(device.disturbed() for device in devices)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -88,6 +88,8 @@ def test_same_bytes_as_on_the_cpu(
     merge.execute(planned(checkpoints, method, tmp_path / "cpu" / "out"))
     expected = content(tmp_path / "cpu" / "out")
     monkeypatch.setattr(pipeline, "LEAST_STAGING", 6 * 30_000)
+    monkeypatch.setattr(pipeline, "LEAST_PART", 8192)
+    monkeypatch.setattr(pipeline, "PART", 8192)
     for blocks, count, loads in ((1, 1, True), (3, 1, False), (2, 2, True)):
         out = tmp_path / f"{blocks}-{count}" / "out"
         made = planned(checkpoints, method, out, blocks, memory="64MB")
@@ -166,6 +168,8 @@ def test_computed_inputs(method: str, vocab: str, tmp_path: Path, monkeypatch: p
     models |= {"both": Path(f"{models['longer']}+{adapter}")}
     root = write(tmp_path / "base", base)
     monkeypatch.setattr(pipeline, "LEAST_STAGING", 6 * 30_000)
+    monkeypatch.setattr(pipeline, "LEAST_PART", 8192)
+    monkeypatch.setattr(pipeline, "PART", 8192)
     monkeypatch.setattr(pipeline, "STAGING", 6 * 30_000)
 
     def made(out: Path) -> MergePlan:
@@ -282,58 +286,6 @@ def test_out_of_memory_where_sums_are_looked_at(
     assert content(tmp_path / "out") == content(tmp_path / "cpu" / "out")
 
 
-@pytest.mark.parametrize("what", ["thread", "pin"])
-def test_what_cannot_be_made_ready_ends_the_merge(
-    what: str, checkpoints: tuple[Path, dict[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With an error; nobody waits for memory that will not come."""
-    start, device = threading.Thread.start, HostDevice()
-
-    def starting(self: threading.Thread) -> None:
-        if self.name.startswith("fastmerge-pages"):
-            raise RuntimeError("no more threads")
-        start(self)
-
-    def pin(_: torch.Tensor) -> None:
-        raise RuntimeError("no more page-locked memory")
-
-    if what == "thread":
-        monkeypatch.setattr(threading.Thread, "start", starting)
-    else:
-        monkeypatch.setattr(device, "pin", pin)
-    monkeypatch.setattr(device, "unpin", lambda _: None)
-    with pytest.raises(RuntimeError, match="no more"):
-        piped(monkeypatch, planned(checkpoints, "emr", tmp_path / "out"), [device])
-
-
-@pytest.mark.parametrize("count", [1, 2])
-def test_slots_are_pinned_as_they_are_first_filled(
-    count: int, checkpoints: tuple[Path, dict[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Once, whichever device comes first, before anything is copied there; not those that nothing goes to."""
-    devices, pinned = [HostDevice() for _ in range(count)], dict[int, int]()
-
-    def pin(memory: torch.Tensor) -> None:
-        assert memory.data_ptr() not in pinned
-        pinned[memory.data_ptr()] = memory.numel()
-
-    def to_pinned(copy: Callable[..., None]) -> Callable[..., None]:
-        def checked(to: torch.Tensor, source: torch.Tensor) -> None:
-            assert not to.numel() or any(0 <= to.data_ptr() - at < nbytes for at, nbytes in pinned.items())
-            copy(to, source)
-
-        return checked
-
-    monkeypatch.setattr(devices[0], "pin", pin)
-    monkeypatch.setattr(devices[0], "unpin", lambda _: None)
-    for device in devices:
-        monkeypatch.setattr(device.outgoing, "copy", to_pinned(device.outgoing.copy))
-    for blocks, most in ((64, pipeline.Pipeline.SLOTS - 1), (1, pipeline.Pipeline.SLOTS)):
-        pinned.clear()
-        piped(monkeypatch, planned(checkpoints, "emr", tmp_path / f"out{blocks}", blocks), devices)
-        assert 1 <= len(pinned) <= most
-
-
 @pytest.mark.skipif(isinstance(dispatch.load("native"), str), reason="the native backend is not built")
 def test_loaders_are_closed_before_their_memory_is_given_back(
     checkpoints: tuple[Path, dict[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -351,7 +303,7 @@ def test_loaders_are_closed_before_their_memory_is_given_back(
 def test_memory_of_the_device_is_had_once(
     blocks: int, checkpoints: tuple[Path, dict[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rooms for loads, and for what leaves through each slot, are not had anew as tensors are larger."""
+    """Rooms for loads, and slots, are not had anew as tensors are larger."""
     device = HostDevice()
     piped(monkeypatch, planned(checkpoints, "emr", tmp_path / "out", blocks), [device])
     assert 1 < device.calls <= ROOMS + pipeline.Pipeline.SLOTS
@@ -388,7 +340,6 @@ def test_blocks_fit_the_free_memory(checkpoints: tuple[Path, dict[str, Path]], t
     works = Reading(made, 0, [[]], [Statistics(3)], files, Kept()).works()
     sizes = [pipeline.Pipeline([HostDevice(room=r)], 1 << 30).chunk(works, 8 * BLOCK) for r in (1 << 40, 24 * 10**6, 1)]
     assert sizes[0] == 8 * BLOCK > sizes[1] > sizes[2] == BLOCK
-    assert pipeline.Pipeline([HostDevice()], 1 << 20).chunk(works, 8 * BLOCK) == BLOCK
     experts = [replace(work, whole_targets=(Target((), "BF16", numel=10**7),)) for work in works]
     assert pipeline.Pipeline([HostDevice(room=1 << 26)], 1 << 30).chunk(experts, 8 * BLOCK) == 8 * BLOCK
 
@@ -438,9 +389,9 @@ FAILING: dict[str, tuple[type, str]] = {
     "reading": (Source, "copy"),
     "waiting for a load": (feed.Feed, "arrived"),
     "computing": (pipeline._Run, "_chunks"),
-    "sending": (HostStream, "wait"),
+    "sending": (HostStream, "copy"),
     "looking at sums": (pipeline._Drain, "_finish"),
-    "writing": (writer.Writer, "_write"),
+    "writing": (outlet.DeviceSlot, "write"),
 }
 
 
@@ -517,16 +468,8 @@ class NeverHeld(HostDevice):
     """A planted fault: what goes out is taken for gone at once."""
 
     def __init__(self) -> None:
-        super().__init__(lag=0.05)
+        super().__init__(lag=0.05, loads=False)
         self.outgoing.record = self.computing.record  # type: ignore[method-assign]
-
-
-class NeverComputed(HostDevice):
-    """A planted fault: what goes out does not wait until it is computed."""
-
-    def __init__(self) -> None:
-        super().__init__(computes=0.02)
-        self.outgoing.wait = lambda event: None  # type: ignore[method-assign]
 
 
 class NeverSummed(HostDevice):
@@ -546,7 +489,7 @@ class NeverUsed(HostDevice):
 
 
 @pytest.mark.usefixtures("lagging")
-@pytest.mark.parametrize("fault", [NeverWaits, NeverHeld, NeverComputed, NeverSummed, NeverUsed])
+@pytest.mark.parametrize("fault", [NeverWaits, NeverHeld, NeverSummed, NeverUsed])
 def test_what_does_not_wait_shows(
     fault: type[HostDevice],
     checkpoints: tuple[Path, dict[str, Path]],
@@ -559,6 +502,22 @@ def test_what_does_not_wait_shows(
         piped(monkeypatch, planned(checkpoints, "fr", tmp_path / "out"), [fault()])
     except MergeError:  # what had not arrived was no number
         return
+    assert content(tmp_path / "out") != content(tmp_path / "cpu" / "out")
+
+
+@pytest.mark.usefixtures("lagging")
+def test_what_is_written_before_it_is_computed_shows(
+    checkpoints: tuple[Path, dict[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A planted fault that the test's device tells."""
+    merge.execute(planned(checkpoints, "emr", tmp_path / "cpu" / "out"))
+    put = pipeline._Drain.put
+    monkeypatch.setattr(
+        pipeline._Drain,
+        "put",
+        lambda self, item: put(self, item._replace(event=None) if isinstance(item, pipeline._Filled) else item),
+    )
+    piped(monkeypatch, planned(checkpoints, "emr", tmp_path / "out"), [HostDevice(computes=0.02)])
     assert content(tmp_path / "out") != content(tmp_path / "cpu" / "out")
 
 

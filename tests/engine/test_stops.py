@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 import fastmerge as fm
 from fastmerge import interrupts
 from fastmerge.cli import app
-from fastmerge.engine import merge, stream, writer
+from fastmerge.engine import merge, slots, stream, writer
 from fastmerge.engine.journal import Journal
 from fastmerge.errors import InputError, MergeError, ResumableError
 from fastmerge.formats.mapping import Inputs
@@ -205,7 +205,7 @@ def test_writing_fails(
         return os.pwrite(fd, data, offset)
 
     whole = fm.merge("linear", None, models[1], tmp_path / "whole" / "out")
-    monkeypatch.setattr(writer, "os", Patched(os, pwrite=pwrite))
+    monkeypatch.setattr(slots, "os", Patched(os, pwrite=pwrite))
     said = "disk is full" if number != errno.EIO else "Input/output error"
     with pytest.raises(ResumableError, match=f"out: .*{said}.*--resume"):
         fm.merge("linear", None, models[1], tmp_path / "out", memory="8MiB")

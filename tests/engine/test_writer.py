@@ -16,9 +16,10 @@ import pytest
 import torch
 
 from fastmerge import dispatch
-from fastmerge.engine import memory_file, writer
+from fastmerge.engine import memory_file, slots, writer
 from fastmerge.engine.memory_file import MemoryFile
-from fastmerge.engine.writer import PAGE, Segment, Writer
+from fastmerge.engine.slots import PAGE, Extent, HostSlot, Segment
+from fastmerge.engine.writer import Writer
 from fastmerge.formats.layout import FilePlan
 
 PIECE, PIECES = 20 * PAGE + 123, 8  # bytes of a segment, and how many a file has
@@ -60,7 +61,7 @@ def fill(out: Writer) -> tuple[dict[str, bytearray], dict[bytes, dict[str, bytes
 def test_files_are_written_side_by_side(threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each by one thread at a time; a line comes when all is there that was put before it."""
     writing, most, both = Counter[int](), [0], [0]
-    guard, real = threading.Lock(), writer._pwrite
+    guard, real = threading.Lock(), slots.pwrite
 
     def watched(fd: int, data: Any, offset: int) -> None:
         file = os.fstat(fd).st_ino
@@ -75,7 +76,7 @@ def test_files_are_written_side_by_side(threads: int, tmp_path: Path, monkeypatc
     journal: Any = Lines(tmp_path)
     files = [FilePlan(name, len(HEADER) + PIECE * PIECES, HEADER) for name in NAMES]
     with Writer(tmp_path, files, 4, 3 * PIECE, journal, threads) as out:
-        monkeypatch.setattr(writer, "_pwrite", watched)
+        monkeypatch.setattr(slots, "pwrite", watched)
         content, lines = fill(out)
     assert {name: (tmp_path / name).read_bytes() for name in NAMES} == content
     assert most[0] == 1
@@ -104,22 +105,24 @@ def test_busy_files_of_memory_are_written_through_maps(
 ) -> None:
     """In pieces, beside the thread that writes to the file; where that cannot be, as other files are."""
     taken: list[bool] = []
-    pwrite, map_write = writer._pwrite, MemoryFile.write
+    pwrite, write = slots.pwrite, HostSlot.write
 
     def slow(fd: int, data: Any, offset: int) -> None:
         time.sleep(0.001)
         pwrite(fd, data, offset)
 
-    def watched(file: MemoryFile, source: int, nbytes: int, offset: int) -> bool:
-        taken.append(able and map_write(file, source, nbytes, offset))
+    def watched(slot: HostSlot, extents: list[Extent]) -> bool:
+        if not any(extent.map for extent in extents):
+            return write(slot, extents)
+        taken.append(able and write(slot, extents))
         return taken[-1]
 
     monkeypatch.setattr(writer, "PIECE", 3 * PAGE)
     journal: Any = Lines(memory)
     files = [FilePlan(name, len(HEADER) + PIECE * PIECES, HEADER) for name in NAMES]
     with Writer(memory, files, 4, 3 * PIECE, journal, 5) as out:
-        monkeypatch.setattr(writer, "_pwrite", slow)
-        monkeypatch.setattr(MemoryFile, "write", watched)
+        monkeypatch.setattr(slots, "pwrite", slow)
+        monkeypatch.setattr(HostSlot, "write", watched)
         content, lines = fill(out)
     assert {name: (memory / name).read_bytes() for name in NAMES} == content
     assert list(journal.seen) == list(lines)
@@ -154,7 +157,7 @@ def test_an_error_of_one_thread_is_told_and_nothing_after_it_is_journaled(
 ) -> None:
     journal: Any = Lines(tmp_path)
     files = [FilePlan(name, len(HEADER) + PIECE * PIECES, HEADER) for name in NAMES]
-    real, left = writer._pwrite, [20]
+    real, left = slots.pwrite, [20]
 
     def failing(fd: int, data: Any, offset: int) -> None:
         left[0] -= 1
@@ -164,7 +167,7 @@ def test_an_error_of_one_thread_is_told_and_nothing_after_it_is_journaled(
 
     def run() -> None:
         with Writer(tmp_path, files, 4, 3 * PIECE, journal, 3) as out:
-            monkeypatch.setattr(writer, "_pwrite", failing)
+            monkeypatch.setattr(slots, "pwrite", failing)
             fill(out)
 
     with pytest.raises(OSError, match="No space left"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -12,55 +11,15 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import lagging_driver
 import pytest
 import torch
+from lagging_driver import DEVICE, STREAM
 
 from fastmerge import dispatch
 
 native: Any = dispatch.load("native")
 pytestmark = pytest.mark.skipif(isinstance(native, str), reason="the native backend is not built")
-COMPILER = shutil.which("g++") or shutil.which("c++")
-# libcuda.so.1 whose copies are done when something waits for them, and not before: the memory that they come from must
-# still be as it was.
-LAGGING = r"""
-#include <cstring>
-#include <deque>
-#include <functional>
-#include <map>
-#include <mutex>
-static std::mutex mutex;
-static std::deque<std::function<void()>> stream;
-static size_t begun, done;
-static std::map<void *, size_t> events;
-static thread_local void *current;
-static void until(size_t place) {
-    for (; done < place; ++done) stream.front()(), stream.pop_front();
-}
-extern "C" {
-int cuDeviceGet(int *device, int ordinal) { *device = ordinal + 40; return 0; }
-int cuDevicePrimaryCtxRetain(void **context, int device) {
-    *context = (void *)(size_t)(device * 100);
-    return device == 43 ? 0 : 101;
-}
-int cuDevicePrimaryCtxRelease_v2(int) { return 0; }
-int cuCtxSetCurrent(void *context) { current = context; return 0; }
-int cuMemcpyHtoDAsync_v2(size_t to, const void *from, size_t n, void *given) {
-    std::lock_guard lock(mutex);
-    if (current != (void *)4300 || given != (void *)7) return 201;
-    stream.push_back([=] { memcpy((void *)to, from, n); }), ++begun;
-    return 0;
-}
-int cuEventCreate(void **event, unsigned flags) { *event = new char; return flags == 3 ? 0 : 1; }
-int cuEventDestroy_v2(void *event) { delete (char *)event; return 0; }
-int cuEventRecord(void *event, void *) { std::lock_guard lock(mutex); events[event] = begun; return 0; }
-int cuEventSynchronize(void *event) { std::lock_guard lock(mutex); until(events[event]); return 0; }
-int cuStreamSynchronize(void *) { std::lock_guard lock(mutex); until(begun); return 0; }
-int cuGetErrorString(int status, const char **text) {
-    *text = status == 101 ? "invalid device ordinal" : nullptr;
-    return 0;
-}
-}
-"""
 
 
 @pytest.fixture(scope="module")
@@ -115,8 +74,8 @@ def test_what_cannot_be_read_is_told(file: tuple[int, bytes]) -> None:
 def test_closing_drops_what_is_left(file: tuple[int, bytes]) -> None:
     """Who waits is told, and no thread is left."""
     descriptor, _ = file
-    before = threading.active_count(), len(os.listdir("/proc/self/task")) if sys.platform == "linux" else 0
     memory, to = torch.zeros(3 * 64, dtype=torch.uint8), torch.zeros(1_000_000, dtype=torch.uint8)
+    before = threading.active_count(), len(os.listdir("/proc/self/task")) if sys.platform == "linux" else 0
     loader = native.Loader(memory.data_ptr(), memory.numel(), 1, -1, 0)
     number = loader.begin([(descriptor, 0, to.numel(), to.data_ptr())] * 20)
     loader.close()
@@ -155,43 +114,18 @@ def test_a_system_without_threads_is_told(tmp_path: Path) -> None:
     assert (ended.returncode, ended.stdout[:8]) == (0, "refused:"), ended.stderr
 
 
-@pytest.fixture(scope="module")
-def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if COMPILER is None:
-        pytest.skip("no g++ here")
-    folder = tmp_path_factory.mktemp("driver")
-    (folder / "cuda.cpp").write_text(LAGGING)
-    command = [
-        COMPILER,
-        "-std=c++17",
-        "-O1",
-        "-shared",
-        "-fPIC",
-        "-o",
-        str(folder / "libcuda.so.1"),
-        str(folder / "cuda.cpp"),
-    ]
-    subprocess.run(command, check=True)
-    return folder
-
-
 @pytest.mark.parametrize(
     ("device", "stream", "problem"),
-    [(3, 7, ""), (0, 7, "taking the GPU's context: invalid device ordinal"), (3, 8, "copying to the GPU: error 201")],
+    [
+        (DEVICE, STREAM, ""),
+        (0, STREAM, "taking the GPU's context: invalid device ordinal"),
+        (DEVICE, STREAM + 1, "copying to the GPU: error 201"),
+    ],
 )
 def test_copies_of_a_gpu(file: tuple[int, bytes], driver: Path, device: int, stream: int, problem: str) -> None:
-    """In a process of its own: staging memory is read into again only after the copy out of it is done."""
-    own = {"LD_LIBRARY_PATH": str(driver), "PYTHONPATH": str(Path(__file__).parent), "CUDA_VISIBLE_DEVICES": ""}
+    """Staging memory is read into again only after the copy out of it is done."""
     content = f"open('/proc/self/fd/{file[0]}', 'rb').read()"
     code = f"import test_loader as t; t.loaded(({file[0]}, {content}), {device}, {stream})"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=driver,
-        env=os.environ | own,
-        pass_fds=[file[0]],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = lagging_driver.run(driver, Path(__file__).parent, code, [file[0]])
     assert done.returncode == (1 if problem else 0), done.stderr
     assert done.stderr.strip().endswith(problem)
