@@ -4,8 +4,9 @@
 
 Few layers of the 13B shape, base and three models, files in memory as in merging.py. First the stages of one merge by
 each of two methods: how often each was entered, when it began and ended, counted from the start, and the seconds that
-all threads spent in it. Then, by one method, each setting in turn has other values, between which and what there is
-merges alternate: medians, and the ratio to what there is.
+all threads spent in it; of another merge the seconds of cores that each kind of thread used, and that nobody did. Then,
+by one method, each setting in turn has other values, between which and what there is merges alternate: medians, and the
+ratio to what there is.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ from functools import wraps
 from itertools import chain
 from typing import Any
 
+from cores import busy
 from harness import save
 from merging import CORES, FEW, JOBS, WHOLE, clear, files_in_memory, made
 from timing import DEVICE, machine
 
 import fastmerge as fm
-from fastmerge.engine import devices, feed, memory_file, merge, pipeline, publish, writer
+from fastmerge.engine import devices, feed, memory_file, merge, outlet, pipeline, publish, writer
 
 SIZE, MODELS, ROUNDS = "13b", 3, 3
 SWEPT = "emr"
@@ -36,19 +38,15 @@ STAGES: tuple[tuple[str, Any, str], ...] = (
     ("open devices", merge, "open_devices"),
     ("create files", writer.Writer, "__init__"),
     ("works, first to last", pipeline.Pipeline, "run"),
-    ("pages of slots", pipeline.Pipeline, "_touch"),
-    ("pin a slot", devices.Cuda, "pin"),
     ("staging memory", devices.Cuda, "staging"),
     ("start readers", devices.Cuda, "loader"),
     ("memory of a load", feed.Feed, "_fit"),
     ("order a load", feed.Feed, "_begun"),
     ("wait for a load", feed.Feed, "arrived"),
     ("launch a load", pipeline._Run, "_load"),
-    ("wait for a slot", writer.Writer, "slot"),
-    ("write to a file", writer.Writer, "_write"),
-    ("write through a map", memory_file.MemoryFile, "write"),
+    ("wait for a slot", outlet.Outlet, "slot"),
+    ("write a piece", outlet.DeviceSlot, "write"),
     ("end readers", feed.Feed, "__exit__"),
-    ("unpin a slot", devices.Cuda, "unpin"),
     ("end writers", writer.Writer, "__exit__"),
     ("end maps", memory_file.MemoryFile, "close"),
     ("publish", publish.Publication, "_publish"),
@@ -59,7 +57,8 @@ SETTINGS: tuple[tuple[str, tuple[Any, ...], tuple[int, ...]], ...] = (
     ("MEMORY", (pipeline,), (440 * MIB, 880 * MIB, 3520 * MIB)),
     ("SLOTS", (pipeline.Pipeline,), (4, 8, 12)),
     ("WRITERS", (pipeline.Pipeline,), (3, 5, 6)),
-    ("STAGING", (pipeline,), (12 * MIB, 48 * MIB, 128 * MIB)),
+    ("STAGING", (pipeline,), (16 * MIB, 24 * MIB, 48 * MIB, 64 * MIB, 128 * MIB)),
+    ("PART", (pipeline,), (1 * MIB, 4 * MIB)),
     ("READERS", (feed,), (8, 12, 14)),
     ("ROOMS", (feed, pipeline), (2, 3, 5)),
     ("PIECE", (writer,), (8 * MIB, 32 * MIB)),
@@ -163,7 +162,7 @@ def rows() -> Iterator[dict[str, Any]]:
 
             do()  # makes the context and compiles
             family |= {"method": method}
-            for row in chain(staged(do), swept(do) if method == SWEPT else ()):
+            for row in chain(staged(do), busy(do), swept(do) if method == SWEPT else ()):
                 yield family | row
             shutil.rmtree(scratch / "out")
 
@@ -173,6 +172,12 @@ def show(row: dict[str, Any]) -> None:
         print(
             f"{row['method']:16s} {row['setting']:8s} {row['now']:>11,d} → {row['value']:>13,d}  "
             f"{row['seconds']:.3f} s, {row['ratio']:.3f} of the time",
+            flush=True,
+        )
+    elif "threads" in row:
+        print(
+            f"{row['method']:16s} {row['threads']:24s} {row['count']:5d} ×  {row['user']:.2f} s of user's time, "
+            f"{row['system']:.2f} s of the system's" + (f", {row['idle']:.2f} s" if "idle" in row else ""),
             flush=True,
         )
     elif "calls" in row:
