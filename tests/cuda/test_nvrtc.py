@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
+import executed  # noqa: E402
 import ptx  # noqa: E402
 import torch  # noqa: E402
 from fastmerge.kernels.cuda import brackets, magnitude, nvrtc  # noqa: E402
@@ -199,7 +200,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     monkeypatch.setattr(brackets, "cuts", spied)
 
     def start(capability: int, change: Callable[[str], str] = str) -> None:
-        monkeypatch.setattr(nvrtc, "launch", ptx.launcher(capability, change, known))
+        monkeypatch.setattr(nvrtc, "launch", executed.launcher(capability, change, known))
 
     return start
 

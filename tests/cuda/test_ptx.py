@@ -16,6 +16,7 @@ import triton.language as tl  # noqa: E402
 from batches import check_batches, check_modulation, check_scattering  # noqa: E402
 from combined import check_low_ranks, check_overflows, check_selections  # noqa: E402
 from compiled import OPS, TARGETS  # noqa: E402
+from executed import executing  # noqa: E402
 from fastmerge.kernels import cuda  # noqa: E402
 from fastmerge.kernels.cuda import enqueue  # noqa: E402
 from fastmerge.kernels.cuda.exponential import exp, expm1  # noqa: E402
@@ -23,7 +24,6 @@ from fastmerge.kernels.reference import exponential  # noqa: E402
 from filters import GROUPS, check_group  # noqa: E402
 from misfits import check_misfits  # noqa: E402
 from ops.test_conformance import DEVICES, compare  # noqa: E402
-from ptx import executing  # noqa: E402
 from tensors import BF16, F16, F32, F64, assert_same_bits, at_odd_place, make  # noqa: E402
 
 from fastmerge import ops  # noqa: E402

@@ -1,4 +1,4 @@
-"""What tests of stopped merges share."""
+"""Checkpoints that several files merge, and what tests of stopped merges share."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from folders import family
+from piped import checkpoints_in
 
 from fastmerge.engine import writer
 
@@ -18,6 +19,11 @@ SHAPES = {f"layers.{i}.weight": (257, 300) for i in range(16)} | {"norm.weight":
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Path]]:
     return family(tmp_path_factory.mktemp("models"), 2, shapes=SHAPES)
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Path]]:
+    return checkpoints_in(tmp_path_factory.mktemp("checkpoints"))
 
 
 @pytest.fixture

@@ -6,9 +6,6 @@ import errno
 import json
 import os
 import re
-import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +20,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastmerge as fm
-from fastmerge.engine import writer
+from fastmerge.engine import slots, writer
 from fastmerge.errors import InputError, MergeError
 from fastmerge.recipe import outputs
 from fastmerge.recipe import plan as planning
@@ -91,91 +88,6 @@ def test_heads_are_kept_per_task(tmp_path: Path) -> None:
         )
     fm.merge("linear", tmp_path / "base", folders, tmp_path / "avg", task_specific=["head.*"])
     assert_same_bits(read(tmp_path / "avg")["head.weight"], own["head.weight"], "base's head")
-
-
-@pytest.mark.parametrize("method", ["linear", "emr"])
-def test_tied_tensors_are_merged_once(method: str, tmp_path: Path) -> None:
-    """Base stores embeddings and head, one model only the embeddings: written as base wrote them, and equal."""
-    config = {"tie_word_embeddings": True}
-    table = state(0, shapes={"model.embed_tokens.weight": (20, 4), "model.norm.weight": (4,)})
-    write(tmp_path / "base", table | {"lm_head.weight": table["model.embed_tokens.weight"].clone()}, config)
-    one, two = near(table, 1), near(table, 2)
-    write(tmp_path / "one", one | {"lm_head.weight": one["model.embed_tokens.weight"].clone()}, config)
-    write(tmp_path / "two", two, config)
-    out = tmp_path / "out"
-    fm.merge(method, tmp_path / "base", {"one": tmp_path / "one", "two": tmp_path / "two"}, out)
-    if method == "emr":
-        assert set(load_file(out / "unified.safetensors")) == set(table)
-        fm.task(out, "one", tmp_path / "task")
-        out = tmp_path / "task"
-    result = read(out)
-    assert list(result) == list(read(tmp_path / "base"))
-    assert_same_bits(result["lm_head.weight"], result["model.embed_tokens.weight"], "tied")
-
-
-@pytest.mark.parametrize(
-    ("method", "params"),
-    [
-        ("dare_linear", {"density": 0.5}),
-        ("ties", {"density": 0.2, "scope": "global"}),
-        ("free", {"cutoff": 0.3, "expert_density": 0.1}),
-        ("emr", {}),
-    ],
-)
-def test_state_dicts_of_tied_weights_merge_as_their_files(method: str, params: dict[str, Any], tmp_path: Path) -> None:
-    """Which have them once: in drops, ranks and sums they count once, and the result is tied, of a task too."""
-    shapes = {"a.weight": (30, 40), "b.weight": (50,)}
-    stored = {"base": state(0, torch.float32, shapes)}
-    stored |= {task: near(stored["base"], k) for k, task in enumerate(("one", "two"), 1)}
-    base, *models = (write(tmp_path / name, tensors) for name, tensors in stored.items())
-    fm.merge(method, base, dict(zip(("one", "two"), models, strict=True)), tmp_path / "out", params=params)
-    whole = {name: {**own, "z": own["a.weight"], "head": own["a.weight"]} for name, own in stored.items()}
-    merged = fm.merge_state_dicts(method, whole.pop("base"), whole, **params)
-    results = {"out": merged.state_dict} if method != "emr" else {}
-    if method in ("emr", "free"):
-        fm.task(tmp_path / "out", "two", tmp_path / "task")
-        results["task"] = merged.task("two")
-    for folder, result in results.items():
-        for name, tensor in read(tmp_path / folder).items():
-            assert_same_bits(result[name], tensor, name)
-        assert result["z"] is result["a.weight"] is result["head"]
-
-
-def test_state_dicts_are_tied_only_where_all_tie() -> None:
-    table, other = torch.ones(20, 4), torch.zeros(20, 4)
-    tied, apart = {"embed": table, "head": table}, {"embed": table, "head": other}
-    for base, model in ((tied, apart), (apart, tied)):
-        merged = fm.merge_state_dicts("linear", base, {"m": model}).state_dict
-        assert torch.equal(merged["head"], model["head"])
-        assert merged["head"] is not merged["embed"]
-    own = fm.merge_state_dicts("linear", tied, {"m": tied}, task_specific=["head"])
-    assert own.own["m"]["head"] is table
-    three, two = dict.fromkeys("abc", table), {"a": table, "b": other, "c": other}
-    merged = fm.merge_state_dicts("linear", three, {"m": two}).state_dict
-    assert merged["b"] is merged["c"] is not merged["a"]
-
-
-def test_a_pattern_of_a_further_name_is_told_the_first(tmp_path: Path) -> None:
-    tied = dict.fromkeys(("model.embed_tokens.weight", "lm_head.weight"), torch.ones(20, 4))
-    options: dict[str, Any] = {"tensors": [("lm_*", {"scale": 0.5})]}
-    said = r"'lm_\*' matches no tensor that is merged; 'lm_head.weight' is tied to 'model.embed_tokens.weight': name "
-    with pytest.raises(InputError, match=said):
-        fm.merge_state_dicts("task_arithmetic", tied, {"m": tied}, **options)
-    stored = {name: tensor.clone() for name, tensor in tied.items()}
-    base, model = (write(tmp_path / name, stored, config={"tie_word_embeddings": True}) for name in ("base", "m"))
-    with pytest.raises(InputError, match=said):
-        fm.plan("task_arithmetic", base, {"m": model}, **options)
-
-
-def test_a_head_of_bases_own_is_not_lost_in_memory() -> None:
-    names = ("model.embed_tokens.weight", "lm_head.weight")
-    both = dict(zip(names, (torch.ones(20, 4), torch.zeros(20, 4)), strict=True))
-    one = {names[0]: torch.ones(20, 4)}
-    for base, models in ((both, {"m": one}), (None, {"base": both, "m": one})):
-        with pytest.raises(MergeError, match=r"base: the tensors .*differ, of which another model has one; give both"):
-            fm.merge_state_dicts("linear", base, models)
-    both[names[1]] = both[names[0]].clone()
-    assert fm.merge_state_dicts("linear", both, {"m": one}).state_dict.keys() == both.keys()
 
 
 @pytest.mark.parametrize("method", ["linear", "emr"])
@@ -317,7 +229,8 @@ def test_short_writes_and_no_direct_io(
         return opened(path, flags, mode)
 
     short = Patched(os, open=plain, pwrite=lambda fd, data, offset: os.pwrite(fd, data[:4000], offset))
-    monkeypatch.setattr(writer, "os", short)
+    for module in (writer, slots):
+        monkeypatch.setattr(module, "os", short)
     fm.merge("emr", base, models, tmp_path / "y" / "out")
     assert content(tmp_path / "x" / "out") == content(tmp_path / "y" / "out")
 
@@ -433,75 +346,6 @@ def test_side_files_and_card(tmp_path: Path) -> None:
     card = (tmp_path / "out" / "README.md").read_text()
     assert "linear" in card
     assert "header_sha256" in card
-
-
-MEASURED = """
-import json, sys, threading, time
-import torch
-import fastmerge as fm
-
-def held():  # KiB that are no file's
-    lines = dict(line.split(":", 1) for line in open("/proc/self/status"))
-    return int(lines["RssAnon"].split()[0]) + int(lines["RssShmem"].split()[0])
-
-def watch():
-    global peak
-    while not done.wait(0.001):
-        peak = max(peak, held())
-
-method, base, models, out, outputs = json.loads(sys.argv[1])
-fm.ops.elect(torch.zeros(1), [torch.zeros(1)])
-done, peak = threading.Event(), 0
-start = held()
-thread = threading.Thread(target=watch, daemon=True)
-thread.start()
-fm.merge(method, base, models, out, outputs=outputs, memory="16MiB")
-done.set()
-thread.join()
-print(max(peak, held()) - start)
-"""
-
-
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from Linux's /proc")
-@pytest.mark.parametrize("method", ["task_arithmetic", "emr", "fr"])
-def test_memory_does_not_grow_with_models_or_size(method: str, tmp_path: Path) -> None:
-    """Beyond the mapped files a merge holds its budget: of 3 or 12 models, of a model three times as large, and of six
-    outputs."""
-
-    def peak(k: int, layers: int, outputs: int = 0) -> int:
-        folder = tmp_path / f"{k}-{layers}"
-        base = {f"layers.{i}.weight": torch.zeros(2048, 1024, dtype=torch.bfloat16) for i in range(layers)}
-        models = {f"m{i}": str(write(folder / f"m{i}", base)) for i in range(k)}
-        several = {f"o{i}": {} for i in range(outputs)}
-        job = json.dumps([method, str(write(folder / "base", base)), models, str(folder / "out"), several])
-        done = subprocess.run(
-            [sys.executable, "-c", MEASURED, job], cwd=tmp_path, capture_output=True, text=True, check=True
-        )
-        shutil.rmtree(folder)
-        return int(done.stdout) >> 10
-
-    measured = {"K = 3": peak(3, 8), "K = 12": peak(12, 8), "three times as large": peak(3, 24)}
-    if method != "fr":  # each of whose outputs holds transforms of its own
-        measured["six outputs"] = peak(3, 8, 6)
-    assert all(mib < 64 for mib in measured.values()), f"MiB beyond the files: {measured}"
-
-
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from Linux's /proc")
-@pytest.mark.parametrize("rescale", ["density", "l1"])
-def test_memory_of_long_rows(rescale: str, tmp_path: Path) -> None:
-    """DELLA ranks a row as a whole, as of a stack of experts: what that takes is asked for before, and held."""
-    base = {"experts": torch.zeros(3, 4_000_008, dtype=torch.bfloat16)}
-    models = {f"m{i}": str(write(tmp_path / f"m{i}", near(base, i))) for i in range(3)}
-    given = "della", str(write(tmp_path / "base", base)), models, str(tmp_path / "out")
-    params = {"density": [0.5, 0.4, 0.3], "rescale": rescale}
-    with pytest.raises(InputError, match=r"for the whole of 'experts'; pass --memory") as caught:
-        fm.plan(*given, params, memory="128MiB")
-    least = int(re.search(r"at least ([\d,]+)", str(caught.value))[1].replace(",", ""))
-    assert least < 600 << 20
-    job = json.dumps([*given, {}])
-    code = MEASURED.replace('memory="16MiB"', f"params={params!r}, memory={least}")
-    done = subprocess.run([sys.executable, "-c", code, job], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert int(done.stdout) << 10 < least + (16 << 20)
 
 
 @pytest.mark.parametrize("value", [None, 3.5, [1.0], "x"], ids=str)

@@ -2,82 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import threading
 import time
-import weakref
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from adapters import lora, write_adapter
 from folders import content, near, state, write
-from host_device import POISON, HostDevice, HostLoader, HostStream, current_stream, late
+from host_device import HostDevice, current_stream, late
+from piped import METHODS, piped, planned
 
 import fastmerge as fm
-from fastmerge import dispatch, gpus
-from fastmerge.engine import feed, merge, outlet, passes, pipeline
+from fastmerge import gpus
+from fastmerge.engine import feed, merge, pipeline
 from fastmerge.engine.feed import ROOMS
 from fastmerge.engine.statistics import Kept
-from fastmerge.engine.stream import Source, Target
+from fastmerge.engine.stream import Target
 from fastmerge.engine.works import Reading
-from fastmerge.errors import MergeError, ResumableError
+from fastmerge.errors import MergeError
 from fastmerge.formats.mapping import Inputs
 from fastmerge.methods._declaration import Statistics
 from fastmerge.ops import BLOCK
 from fastmerge.recipe.merge_plan import MergePlan
 from fastmerge.recipe.plan import plan
-
-SHAPES = {
-    "model.layers.0.mlp.up.weight": (501, 700),  # more than five blocks
-    "model.layers.0.mlp.down.weight": (300, 500),
-    "model.layers.0.bias": (33,),
-    "model.norm.weight": (1,),
-    "model.empty": (0, 4),
-}
-METHODS: dict[str, dict[str, Any]] = {
-    "emr": {},
-    "ties": {"density": 0.3},
-    "dare_ties": {"density": 0.4},
-    "della": {"density": 0.5},
-    "free": {"expert_density": 0.02},
-    "fr": {},
-    "slerp": {"t": 0.4},
-}
-
-
-@pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Path]]:
-    root = tmp_path_factory.mktemp("checkpoints")
-    base = state(0, torch.bfloat16, SHAPES)
-    integers = {"ids": torch.arange(70_000)}
-    models = {f"m{k}": write(root / f"m{k}", near(base, k + 1) | integers) for k in range(3)}
-    return write(root / "base", base | integers), models
-
-
-def planned(
-    checkpoints: tuple[Path, dict[str, Path]], method: str, out: Path, blocks: int = 2, **options: Any
-) -> MergePlan:
-    base, models = checkpoints
-    used = dict(list(models.items())[:1]) if method == "slerp" else models
-    made = plan(method, base, used, out, METHODS[method], device="cpu", **options)
-    return replace(made, chunk=blocks * BLOCK)
-
-
-def piped(
-    monkeypatch: pytest.MonkeyPatch,
-    made: MergePlan,
-    devices: Sequence[HostDevice],
-    done: Callable[..., None] | None = None,
-) -> None:
-    """Carry out a plan on these devices."""
-    monkeypatch.setattr(merge, "open_devices", lambda _: devices)
-    merge.execute(made, done)
-    assert not any(device.disturbed() for device in devices)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -180,125 +129,6 @@ def test_computed_inputs(method: str, vocab: str, tmp_path: Path, monkeypatch: p
     assert content(tmp_path / "piped" / "out") == content(tmp_path / "cpu" / "out")
 
 
-@pytest.mark.parametrize("method", ["emr", "ties", "fr"])
-def test_out_of_memory_shrinks_blocks(
-    method: str, checkpoints: tuple[Path, dict[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whether a load has no room or a computation, in the midst of a tensor or at its start: the same bytes."""
-    merge.execute(planned(checkpoints, method, tmp_path / "cpu" / "out"))
-    expected = content(tmp_path / "cpu" / "out")
-    for i, fails in enumerate(({1}, {2}, {3}, set())):
-        device, out = HostDevice(0.001 if fails else 0.01, fails=fails, loads=bool(fails)), tmp_path / str(i) / "out"
-        if not fails:
-            fail_once_computing(monkeypatch)
-        piped(monkeypatch, planned(checkpoints, method, out, 4), [device])
-        assert device.forgotten == (1 if not fails or device.calls > max(fails) else 0)
-        assert content(out) == expected
-
-
-def fail_once_computing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The third piece that is computed has done half of its sums when memory runs out."""
-    fill, count = pipeline._Run._fill, [0]
-
-    def failing(self: Any, wanted: Any, compute: Any, drain: Any) -> Any:
-        def once(memory: list[torch.Tensor]) -> None:
-            compute(memory)
-            count[0] += 1
-            if count[0] == 3:
-                raise torch.OutOfMemoryError("simulated")
-
-        return fill(self, wanted, once, drain)
-
-    monkeypatch.setattr(pipeline._Run, "_fill", failing)
-
-
-def test_memory_is_let_go_of_where_loads_and_computing_run_out_of_it_at_once(
-    checkpoints: tuple[Path, dict[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An error that was not asked for any more holds none."""
-    merge.execute(planned(checkpoints, "emr", tmp_path / "cpu" / "out"))
-    begin, load, feeds = feed.Feed.__init__, pipeline._Run._load, list[weakref.ref[feed.Feed]]()
-    monkeypatch.setattr(
-        feed.Feed, "__init__", lambda self, *args: (feeds.append(weakref.ref(self)), begin(self, *args))[1]
-    )
-
-    def failing(self: Any, *arguments: Any) -> None:
-        (first,) = feeds
-        monkeypatch.setattr(pipeline._Run, "_load", load)
-        first()._thread.join()  # type: ignore[union-attr]
-        raise torch.OutOfMemoryError("simulated")
-
-    device, held = HostDevice(fails={ROOMS}), list[bool]()
-    monkeypatch.setattr(pipeline._Run, "_load", failing)
-    monkeypatch.setattr(device, "forget", lambda: held.append(feeds[0]() is not None))
-    gc.disable()
-    try:
-        piped(monkeypatch, planned(checkpoints, "emr", tmp_path / "out"), [device])
-    finally:
-        gc.enable()
-    assert held == [False]
-    assert content(tmp_path / "out") == content(tmp_path / "cpu" / "out")
-
-
-@pytest.mark.parametrize("method", ["ties", "fr"])
-def test_tensors_are_let_go_of_before_their_memory_is(
-    method: str, checkpoints: tuple[Path, dict[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What was prepared of them too, once all of them is computed, and where memory runs out in their midst."""
-    merge.execute(planned(checkpoints, method, tmp_path / "cpu" / "out"))
-    prepare, done, device = passes.TensorPass.prepare, feed.Feed.done, HostDevice()
-    prepared, held = list[passes.TensorPass](), list[bool]()
-
-    def look() -> None:
-        held.append(any(own.whole is not None or own.shares[0].prepared is not None for own in prepared))
-
-    monkeypatch.setattr(
-        passes.TensorPass, "prepare", lambda self, *given: (prepared.append(self), prepare(self, *given))
-    )
-    monkeypatch.setattr(feed.Feed, "done", lambda *given: (look(), done(*given)))
-    monkeypatch.setattr(device, "forget", look)
-    fail_once_computing(monkeypatch)
-    piped(monkeypatch, planned(checkpoints, method, tmp_path / "out", 4), [device])
-    assert len(prepared) > 1
-    assert len(held) > 1
-    assert not any(held)
-    assert content(tmp_path / "out") == content(tmp_path / "cpu" / "out")
-
-
-def test_out_of_memory_where_sums_are_looked_at(
-    checkpoints: tuple[Path, dict[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What is kept for later is given back, and they are looked at again."""
-    settle, calls = passes.Share.settle, [0]
-
-    def failing(self: passes.Share) -> None:
-        calls[0] += 1
-        if calls[0] == 2:
-            raise torch.OutOfMemoryError("simulated")
-        settle(self)
-
-    merge.execute(planned(checkpoints, "emr", tmp_path / "cpu" / "out"))
-    monkeypatch.setattr(passes.Share, "settle", failing)
-    device, forgotten = HostDevice(), list[None]()
-    monkeypatch.setattr(device, "forget", lambda: forgotten.append(None))  # what is in use stays
-    piped(monkeypatch, planned(checkpoints, "emr", tmp_path / "out"), [device])
-    assert len(forgotten) == 1
-    assert content(tmp_path / "out") == content(tmp_path / "cpu" / "out")
-
-
-@pytest.mark.skipif(isinstance(dispatch.load("native"), str), reason="the native backend is not built")
-def test_loaders_are_closed_before_their_memory_is_given_back(
-    checkpoints: tuple[Path, dict[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Their threads would go on to write there; at the end as well as where a merge begins anew in smaller blocks."""
-    device, still = HostDevice(fails={2}), list[HostLoader]()
-    monkeypatch.setattr(device, "forget", lambda: still.extend(own for own in device.loaders if not own.closed))
-    piped(monkeypatch, planned(checkpoints, "ties", tmp_path / "out"), [device])
-    assert len(device.loaders) > 1
-    assert not still
-    assert all(loader.closed for loader in device.loaders)
-
-
 @pytest.mark.parametrize("blocks", [1, 8])
 def test_memory_of_the_device_is_had_once(
     blocks: int, checkpoints: tuple[Path, dict[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -324,14 +154,6 @@ def test_memory_of_the_device_does_not_depend_on_the_number_of_models(
         made = replace(plan(method, folder, used, tmp_path / f"out{k}", device="cpu"), chunk=BLOCK)
         piped(monkeypatch, made, [device])
         assert 0.7 < device.given() / pipeline.MEMORY <= 1
-
-
-def test_no_room_at_all_is_told(
-    checkpoints: tuple[Path, dict[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(MergeError, match=r"memory of cpu does not suffice.*--device cpu"):
-        piped(monkeypatch, planned(checkpoints, "ties", tmp_path / "out"), [HostDevice(room=100_000)])
-    assert not (tmp_path / "out").exists()
 
 
 def test_blocks_fit_the_free_memory(checkpoints: tuple[Path, dict[str, Path]], tmp_path: Path) -> None:
@@ -368,84 +190,6 @@ def test_whole_tensors_come_in_one_by_one_where_several_have_no_room(
     assert content(tmp_path / "one" / "out") == content(tmp_path / "all" / "out")
     assert held["one"] < 1.5 * whole < 2 * whole <= held["all"]
     assert set(chunks) == {2 * BLOCK}
-
-
-def test_an_error_ends_all_devices(
-    checkpoints: tuple[Path, dict[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """NaN are named as on the CPU, no thread stays, and the merge can be gone on with."""
-    base, models = checkpoints
-    bad = near(state(0, torch.bfloat16, SHAPES), 9) | {"ids": torch.arange(70_000)}
-    bad["model.layers.0.bias"][3] = torch.nan
-    wrong = {**models, "bad": write(tmp_path / "bad", bad)}
-    with pytest.raises(MergeError, match="bad"):
-        piped(monkeypatch, planned((base, wrong), "ties", tmp_path / "out"), [HostDevice(), HostDevice()])
-    left = {thread.name.partition("_")[0] for thread in threading.enumerate()}
-    assert not left & {"fastmerge-feed", "fastmerge-drain", "fastmerge-reader", "fastmerge-gpu"}
-
-
-FAILING: dict[str, tuple[type, str]] = {
-    "loading": (feed.Feed, "_begun"),
-    "reading": (Source, "copy"),
-    "waiting for a load": (feed.Feed, "arrived"),
-    "computing": (pipeline._Run, "_chunks"),
-    "sending": (HostStream, "copy"),
-    "looking at sums": (pipeline._Drain, "_finish"),
-    "writing": (outlet.DeviceSlot, "write"),
-}
-
-
-def fail_in(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a merge fail once some of it is on the device."""
-    kind, name = FAILING[where]
-    method, calls = getattr(kind, name), [0]
-
-    def failing(*given: Any) -> Any:
-        calls[0] += 1
-        if calls[0] >= 3:
-            raise OSError("simulated")
-        return method(*given)
-
-    monkeypatch.setattr(kind, name, failing)
-
-
-class Releasing(HostDevice):
-    """Lets go of memory as soon as nobody else has it, and remembers what was had."""
-
-    def __init__(self, loads: bool) -> None:
-        super().__init__(loads=loads)
-        self.had: list[weakref.ref[torch.Tensor]] = []
-
-    def empty(self, nbytes: int) -> torch.Tensor:
-        memory = torch.full((nbytes,), POISON, dtype=torch.uint8)
-        self.had.append(weakref.ref(memory))
-        return memory
-
-
-@pytest.mark.parametrize("count", [1, 2], ids=["one device", "two devices"])
-@pytest.mark.parametrize("where", FAILING)
-def test_no_memory_is_held_once_an_error_is_gone(
-    where: str, count: int, checkpoints: tuple[Path, dict[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Without the collector, which comes when it likes: a program that has caught the error may want all of the GPU."""
-    devices = [Releasing(loads=where != "reading") for _ in range(count)]
-    fail_in(where, monkeypatch)
-    held = list[weakref.ref[Any]]()  # what knows all works, which have numbers of their own on the device
-    begin = pipeline.Groups.__init__
-    monkeypatch.setattr(
-        pipeline.Groups, "__init__", lambda self, groups: (held.append(weakref.ref(self)), begin(self, groups))[1]
-    )
-    gc.collect()
-    gc.disable()
-    try:
-        with contextlib.suppress(OSError, ResumableError):
-            piped(monkeypatch, planned(checkpoints, "ties", tmp_path / "out", 1), devices)
-            pytest.fail("nothing has failed")
-        held += [ref for device in devices for ref in device.had]
-        assert len(held) > 1
-        assert not [own for ref in held if (own := ref()) is not None]
-    finally:
-        gc.enable()
 
 
 def test_progress_counts_every_byte_once(

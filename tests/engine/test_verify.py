@@ -12,6 +12,7 @@ import pytest
 import torch
 from adapters import lora, write_adapter
 from folders import content, family, near, read, state, write
+from verified import JOBS, flip, job, rewrite
 
 import fastmerge as fm
 from fastmerge.doctor import describe
@@ -20,55 +21,6 @@ from fastmerge.errors import InputError, MergeError, VerifyError
 from fastmerge.formats import checkpoint, layout
 from fastmerge.formats.safetensors import read_header
 from fastmerge.recipe import outputs
-
-SHAPES = {
-    "embed.weight": (300, 700),
-    "layers.0.weight": (33, 8),
-    "layers.1.weight": (9,),
-    "norm.weight": (8,),
-    "empty": (0, 3),
-}
-JOBS: dict[str, dict[str, Any]] = {
-    "linear": {"method": "linear"},
-    "emr": {"method": "emr"},
-    "magmax with masks": {"method": "magmax", "params": {"modulators": True, "scale": 0.5}},
-    "overridden": {"method": "task_arithmetic", "params": {"scale": 0.3}, "tensors": [("norm*", {"scale": 1.0})]},
-    "wide": {"method": "task_arithmetic", "dtype": "float32"},
-    "heads": {"method": "emr", "task_specific": ["head.*"]},
-    "base's heads": {"method": "linear", "task_specific": ["head.*"]},
-    "renamed": {"method": "linear", "rename": {"m1": [("model.", "")]}},
-    "ties": {"method": "ties", "params": {"density": 0.3}},
-    "ties by preset": {"method": "ties", "params": {"preset": "paper"}},
-    "dare": {"method": "dare_ties", "params": {"seed": 7, "rescale": "l1"}, "tensors": [(["e*"], {"density": 0.9})]},
-    "della": {"method": "della", "params": {"density": {"m0": 0.4, "m1": 0.5, "m2": 0.6}}},
-    "tall masks": {"method": "tall_masks"},
-    "fr": {"method": "fr", "params": {"targets": ["e*", "layers.0*"], "coefficients": "mean_of_means"}},
-    "fr by tensor": {"method": "fr", "params": {"coefficients": "tensor", "align": "layer"}},
-    "free": {"method": "free", "params": {"targets": "*.weight"}},
-    "free, heads": {"method": "free", "params": {"scope": "global"}, "task_specific": ["head.*"]},
-    "free by rows": {"method": "free", "params": {"scope": "row", "expert_density": 0.3, "rescale": "paper"}},
-    "prefiltered": {"method": "ties", "params": {"prefilter": {"cutoff": 0.4, "targets": "*.weight"}}},
-    "prefiltered emr": {"method": "emr", "params": {"prefilter": {"cutoff": 0.4}}},
-    "gradient": {
-        "method": "task_arithmetic",
-        "params": {"scale": {"layers": [0.1, 0.9]}},
-        "tensors": [("norm*", {"weights": {"m1": 2}}), ("norm*", {"scale": 2})],
-    },
-}
-
-
-def job(name: str, root: Path) -> dict[str, Any]:
-    """The arguments of a merge, and its inputs on the disk."""
-    base = state(0, torch.bfloat16, SHAPES) | {"ids": torch.arange(9)}
-    folders = {}
-    for k in range(3):
-        own = near({n: t for n, t in base.items() if n != "ids"}, k + 1) | {"ids": torch.arange(9)}
-        own |= {"head.weight": torch.full((k + 2, 8), 0.5)} if "head" in name else {}
-        if name == "renamed" and k == 1:
-            own = {f"model.{n}": t for n, t in own.items()}
-        folders[f"m{k}"] = write(root / f"m{k}", own)
-    base |= {"head.weight": torch.ones(1, 8)} if "head" in name else {}
-    return {"base": write(root / "base", base), "models": folders, **JOBS[name]}
 
 
 @pytest.mark.parametrize("hashes", [False, True])
@@ -100,13 +52,6 @@ def test_a_card_of_ones_own_is_kept(tmp_path: Path) -> None:
     (tmp_path / "out" / "README.md").write_text("mine")
     fm.verify(tmp_path / "out", hashes=True)
     assert (tmp_path / "out" / "README.md").read_text() == "mine"
-
-
-def flip(file: Path, tensor: str, byte: int = 0) -> None:
-    """Change one byte of a tensor."""
-    data = bytearray(file.read_bytes())
-    data[read_header(file).tensors[tensor].start + byte] ^= 1
-    file.write_bytes(data)
 
 
 @pytest.mark.parametrize("hashes", [False, True])
@@ -191,12 +136,6 @@ def another_parameter(root: Path) -> str:
     return "is not what its inputs give|laid out otherwise"
 
 
-def rewrite(file: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    record = json.loads(file.read_text())
-    change(record)
-    file.write_text(json.dumps(record))
-
-
 @pytest.mark.parametrize(
     "change",
     [
@@ -243,104 +182,6 @@ def test_moved_inputs(tmp_path: Path) -> None:
     fm.verify(tmp_path / "out", base=tmp_path / "origin", models={"m1": tmp_path / "moved"})
     with pytest.raises(InputError, match="no input is called 'm11'; did you mean 'm1'"):
         fm.verify(tmp_path / "out", models={"m11": tmp_path / "moved"})
-
-
-def other_head(root: Path, _: str) -> str:
-    flip(root / "heads" / "tasks" / "m1" / "model.safetensors", "head.weight")
-    return r"tensor 'head.weight' is not what its inputs give"
-
-
-def other_scale(root: Path, kind: str) -> str:
-    file = root / "heads" / f"{'emr' if kind == 'emr' else 'experts'}.json"
-    record = json.loads(file.read_text())
-    if kind == "emr":
-        record["rescalers"][1] *= 2
-    else:
-        record["experts"]["m1"]["scale"] *= 2
-    file.write_text(json.dumps(record))
-    return r"is not what its inputs give"
-
-
-def other_output(root: Path, _: str) -> str:
-    flip(root / "out" / "model.safetensors", "embed.weight", 1)
-    return r"tensor 'embed.weight' is not what its inputs give \(first at byte 1\)"
-
-
-def other_task(root: Path, _: str) -> str:
-    file = root / "out" / "fastmerge.json"
-    file.write_text(file.read_text().replace('"task": "m1"', '"task": "m2"'))
-    return "m2/model.safetensors|experts/m2|not what was merged"
-
-
-def test_a_model_is_described_whose_record_cannot_be_read(tmp_path: Path) -> None:
-    base, _ = family(tmp_path)
-    (base / "fastmerge.json").write_text("{}")
-    assert "fastmerge.json: method: Field required" in describe(str(base))["notes"]
-
-
-@pytest.mark.parametrize("change", [other_head, other_scale, other_output, other_task])
-@pytest.mark.parametrize("kind", ["emr", "free"])
-def test_one_tasks_model(kind: str, change: Callable[[Path, str], str], tmp_path: Path) -> None:
-    """Its record says of which artefact it is; it verifies, with hashes too, until one of the two changes."""
-    arguments = job("heads", tmp_path) | ({} if kind == "emr" else JOBS["free, heads"])
-    fm.merge(**arguments, out=tmp_path / "heads")
-    fm.task(tmp_path / "heads", "m1", tmp_path / "out")
-    assert describe(str(tmp_path / "out"))["task"] == "m1"
-    assert describe(str(tmp_path / "out"))["made_of"]["artefact"] == str(tmp_path / "heads")
-    record = (tmp_path / "out" / "fastmerge.json").read_bytes()
-    for samples in (2, None):
-        found = fm.verify(tmp_path / "out", samples=samples)
-        assert [check.what.partition(" ")[2] or check.what for check in found.checks] == ["inputs", "files", "blocks"]
-        assert not found.notes
-    shutil.move(tmp_path / "base", tmp_path / "moved")
-    shutil.move(tmp_path / "heads", tmp_path / "merged")
-    with pytest.raises(InputError, match=r"--model artefact=PATH"):
-        fm.verify(tmp_path / "out")
-    assert (tmp_path / "out" / "fastmerge.json").read_bytes() == record
-    moved = {"base": tmp_path / "moved"} if kind == "emr" else {}
-    fm.verify(tmp_path / "out", models={"artefact": tmp_path / "merged"}, **moved)
-    shutil.move(tmp_path / "moved", tmp_path / "base")
-    shutil.move(tmp_path / "merged", tmp_path / "heads")
-    said = change(tmp_path, kind)
-    with pytest.raises((VerifyError, InputError), match=said):
-        fm.verify(tmp_path / "out", samples=None)
-
-
-def test_records_of_tasks_may_be_as_large_as_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They have numbers for every tensor and task: 67 MB of 36,000 tensors and 32 tasks."""
-    fm.merge(**job("emr", tmp_path), out=tmp_path / "emr")
-    monkeypatch.setattr(checkpoint, "JSON_LIMIT", 1500)
-    assert (tmp_path / "emr" / "emr.json").stat().st_size > 1500
-    fm.task(tmp_path / "emr", "m1", tmp_path / "out")
-    monkeypatch.setattr(checkpoint, "JSON_LIMIT", (tmp_path / "emr" / "fastmerge.json").stat().st_size)
-    fm.verify(tmp_path / "emr")
-    with (tmp_path / "emr" / "emr.json").open("a") as file:
-        file.write(" " * 2_000_000)
-    with pytest.raises(InputError, match=r"emr\.json: larger than \d+ bytes"):
-        fm.task(tmp_path / "emr", "m1", tmp_path / "again")
-
-
-def test_hashes_of_one_tasks_model(tmp_path: Path) -> None:
-    fm.merge(**job("emr", tmp_path), out=tmp_path / "emr")
-    fm.task(tmp_path / "emr", "m1", tmp_path / "out")
-    fm.verify(tmp_path / "out", hashes=True)
-    record = json.loads((tmp_path / "out" / "fastmerge.json").read_text())
-    files = [*record["files"], *record["base"]["files"], *record["models"]["artefact"]["files"]]
-    assert [file["file"] for file in files] == [*["model.safetensors"] * 2, "unified.safetensors", "masks.safetensors"]
-    assert all(len(file["sha256"]) == 64 for file in files)
-    assert files[0]["sha256"] in (tmp_path / "out" / "README.md").read_text()
-    flip(tmp_path / "emr" / "masks.safetensors", "embed.weight")
-    with pytest.raises(VerifyError, match=r"masks\.safetensors: has changed: its hash"):
-        fm.verify(tmp_path / "out", samples=0)
-
-
-def test_a_record_of_a_task_without_its_artefact(tmp_path: Path) -> None:
-    fm.merge(**job("emr", tmp_path), out=tmp_path / "emr")
-    fm.task(tmp_path / "emr", "m1", tmp_path / "out")
-    file = tmp_path / "out" / "fastmerge.json"
-    file.write_text(file.read_text().replace('"artefact"', '"model"'))
-    with pytest.raises(InputError, match="names no artefact"):
-        fm.verify(tmp_path / "out")
 
 
 def test_no_merged_folder(tmp_path: Path) -> None:
@@ -412,33 +253,6 @@ def test_errors_are_merge_errors(tmp_path: Path) -> None:
     assert caught.value.exit_code == 1
     assert isinstance(caught.value, VerifyError)
     assert [bool(check.problems) for check in caught.value.verification.checks] == [False, False, True]
-
-
-def swapped_tasks(out: Path) -> str:
-    rewrite(out / "emr.json", lambda record: record["tasks"].reverse())
-    return r"emr\.json: its tasks are not those of the merge"
-
-
-def swapped_experts(out: Path) -> str:
-    def swap(record: dict[str, Any]) -> None:
-        one, other = record["experts"]["m0"], record["experts"]["m1"]
-        one["file"], other["file"] = other["file"], one["file"]
-
-    rewrite(out / "experts.json", swap)
-    return r"experts\.json: its experts are not those of the merge"
-
-
-def an_alias(out: Path) -> str:
-    rewrite(out / "experts.json", lambda record: record["aliases"].update({"norm.weight": ["layers.1.weight"]}))
-    return r"experts\.json: its aliases are not those of the merge"
-
-
-@pytest.mark.parametrize(("name", "change"), [("emr", swapped_tasks), ("free", swapped_experts), ("free", an_alias)])
-def test_which_task_is_whose(name: str, change: Callable[[Path], str], tmp_path: Path) -> None:
-    fm.merge(**job(name, tmp_path), out=tmp_path / "out")
-    said = change(tmp_path / "out")
-    with pytest.raises(VerifyError, match=said):
-        fm.verify(tmp_path / "out", samples=1)
 
 
 @pytest.mark.parametrize("change", ["gone", "other", "good"])
