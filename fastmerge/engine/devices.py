@@ -113,22 +113,19 @@ class Cuda:
             return torch.empty(nbytes, dtype=torch.uint8)
 
     def loader(self, staging: Tensor, threads: int) -> Loader | None:
-        native = dispatch.load("native")
-        if isinstance(native, str):
-            return None
-        made: Loader = native.Loader(
-            staging.data_ptr(), staging.numel(), threads, self.place.index or 0, self.incoming.number
-        )
+        made: Loader | None = self._native("Loader", staging, threads, self.incoming)
         return made
 
     def unloader(self, staging: Tensor, threads: int) -> Unloader | None:
+        made: Unloader | None = self._native("Unloader", staging, threads, self.outgoing)
+        return made
+
+    def _native(self, kind: str, staging: Tensor, threads: int, stream: CudaStream) -> Any:
+        """One of the native backend's, None where that was not built."""
         native = dispatch.load("native")
         if isinstance(native, str):
             return None
-        made: Unloader = native.Unloader(
-            staging.data_ptr(), staging.numel(), threads, self.place.index or 0, self.outgoing.number
-        )
-        return made
+        return getattr(native, kind)(staging.data_ptr(), staging.numel(), threads, self.place.index or 0, stream.number)
 
     def free(self) -> int:
         cached = torch.cuda.memory_reserved(self.place) - torch.cuda.memory_allocated(self.place)

@@ -19,14 +19,14 @@ from .slots import PAGE, Extent, Segment, cut, write_host
 
 PART = 2 << 20  # bytes, at most, that are written while as many come in: of new files a system clears huge pages
 LEAST_PART = 16 * PAGE
-PARTS = 2  # of each thread's staging memory
+PARTS = 2  # of each thread's staging memory, as the native backend's Unloader has it
 
 
 class DeviceSlot:
     """Memory of a device for the outputs of what is computed at a time, as much as was ever wanted."""
 
-    def __init__(self, way: _Way) -> None:
-        self._way = way
+    def __init__(self, unloading: _Unloading) -> None:
+        self._unloading = unloading
         self.bytes: Tensor | None = None
         self.clear()
 
@@ -51,17 +51,17 @@ class DeviceSlot:
 
     def write(self, extents: Sequence[Extent]) -> bool:
         assert self.bytes is not None
-        return self._way.write(self.bytes, extents)
+        return self._unloading.write(self.bytes, extents)
 
 
 class Outlet:
     """Slots of a device, of which up to `threads` write at a time, through `staging` bytes of the host."""
 
     def __init__(self, device: Device, slots: int, threads: int, staging: int) -> None:
-        self._count, way = slots, _Way(device, threads, staging)
+        self._count, unloading = slots, _Unloading(device, threads, staging)
         self._free: queue.SimpleQueue[DeviceSlot] = queue.SimpleQueue()
         for _ in range(slots):
-            self._free.put(DeviceSlot(way))
+            self._free.put(DeviceSlot(unloading))
 
     def slot(self) -> DeviceSlot:
         """One, as soon as what was in it is written."""
@@ -69,7 +69,7 @@ class Outlet:
         slot.clear()
         return slot
 
-    def free(self, slot: DeviceSlot) -> Callable[[], None]:
+    def freeing(self, slot: DeviceSlot) -> Callable[[], None]:
         """What lets a slot be had again."""
         return partial(self._free.put, slot)
 
@@ -81,9 +81,11 @@ class Outlet:
             self._free.put(slot)
 
 
-class _Way:
+class _Unloading:
     def __init__(self, device: Device, threads: int, staging: int) -> None:
-        memory = device.staging(staging + PAGE)
+        memory = device.staging(staging)
+        if memory.data_ptr() % PAGE:  # that is not page-locked; to ask for more of what is would take twice as much
+            memory = device.staging(staging + PAGE)
         self._device, self._memory = device, memory[-memory.data_ptr() % PAGE :][:staging]
         self._native: Unloader | None = device.unloader(self._memory, threads)
         self._parts: queue.SimpleQueue[Tensor] = queue.SimpleQueue()

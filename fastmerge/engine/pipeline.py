@@ -32,9 +32,9 @@ from .writer import Writer
 # models has 330 MB: what Python does for it is little beside its way.
 MEMORY = 1760 << 20
 # Bytes of the host, at most, an eighth of the memory budget: what is read, and as much computed. Few enough to stay in
-# the processor's caches, as 128 MiB did not; each thread's part of them long enough for what a copy costs besides: with
-# 16 MiB a merge takes 1.3 times as long (16 cores beside an H200).
-STAGING = 32 << 20
+# the processor's caches: with 128 MiB a merge takes 1.25 times as long. Of 16 MiB each thread's part is short for what
+# a copy costs besides: 1.2 times (16 cores beside an H200).
+STAGING = 24 << 20
 LEAST_STAGING = 1 << 20
 TOGETHER = 256  # small tensors at a time, at most
 SHARE = 0.5  # of a GPU's free memory that loads and results may take; the rest is for what ops keep
@@ -80,7 +80,7 @@ class Pipeline:
     def leaving(self) -> int:
         """Bytes of staging memory of one device, for what is written."""
         part = max(LEAST_PART, min(PART, self._share // (self.WRITERS * PARTS)))
-        return part * PARTS * self.WRITERS
+        return (1 << part.bit_length() - 1) * PARTS * self.WRITERS  # a part is a power of two
 
     @property
     def _share(self) -> int:
@@ -109,8 +109,12 @@ class Pipeline:
                     progress(work.bytes_read)
 
         def begin(device: Device) -> None:
-            outlet = Outlet(device, self.SLOTS, self.WRITERS, self.leaving)
-            _Run(device, outlet, left, chunk, most, self.staging, inputs, writer, told).run()
+            try:
+                outlet = Outlet(device, self.SLOTS, self.WRITERS, self.leaving)
+                _Run(device, outlet, left, chunk, most, self.staging, inputs, writer, told).run()
+            except BaseException:
+                left.stop()
+                raise
 
         with ThreadPoolExecutor(len(self.devices), "fastmerge-gpu") as pool:
             runs = [pool.submit(begin, device) for device in self.devices]
@@ -204,17 +208,13 @@ class _Run:
         self.usual_results = 0  # bytes that slots have from the first on
 
     def run(self) -> None:
-        try:
-            with _Drain(self.device, self.outlet, self.writer) as drain:
-                while True:
-                    try:
-                        return self._compute(drain)
-                    except torch.OutOfMemoryError as error:
-                        problem = str(error)  # not the error, whose traceback holds memory
-                    self._shrink(problem)
-        except BaseException:
-            self.groups.stop()
-            raise
+        with _Drain(self.device, self.outlet, self.writer) as drain:
+            while True:
+                try:
+                    return self._compute(drain)
+                except torch.OutOfMemoryError as error:
+                    problem = str(error)  # not the error, whose traceback holds memory
+                self._shrink(problem)
 
     def _take(self) -> list[Work]:
         if not self.again:
@@ -394,7 +394,7 @@ class _Drain:
                 if isinstance(item, _Filled):
                     item.slot.clear()
             if isinstance(item, _Filled):
-                self._writer.write(item.slot, self._outlet.free(item.slot))
+                self._writer.write(item.slot, self._outlet.freeing(item.slot))
 
     def _finish(self, item: _Finished) -> None:
         checking = self._device.checking

@@ -63,10 +63,10 @@ def run_pass(
     numbers = {id(work): i for i, work in left.items()}
     if pipeline is not None:
         chunk = pipeline.chunk(list(left.values()), chunk)
-        slots, threads = 0, pipeline.WRITERS  # slots are its own
+        slots, slot, threads = 0, 0, pipeline.WRITERS  # slots are its own
     else:
-        slots, threads = SLOTS, 1  # what the CPU computes one thread writes as fast
-    slot = slot_bytes(list(left.values()), chunk)
+        slots, slot = SLOTS, slot_bytes(list(left.values()), chunk)
+        threads = 1  # writes what the CPU computes as fast
     with Writer(publication.folder, files, slots, slot, publication.journal, threads) as writer:
 
         def finished(work: Work, sums: list[Tensor]) -> None:

@@ -17,6 +17,7 @@ import os
 import queue
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -42,7 +43,7 @@ class _Part(NamedTuple):
 
     number: int
     slot: Slot
-    free: Callable[[], None]
+    then: Callable[[], None]  # when all of the slot is written
     file: str
     segments: list[Segment]
 
@@ -139,17 +140,17 @@ class Writer:
         """Write the slot's segments, then let it be used again."""
         self.write(slot, partial(self._free.put, slot))
 
-    def write(self, slot: Slot, free: Callable[[], None]) -> None:
-        """Write the segments of a slot that somebody else has, then call `free`."""
+    def write(self, slot: Slot, then: Callable[[], None]) -> None:
+        """Write the segments of a slot that is somebody else's, then call what lets it be used again."""
         files: dict[str, list[Segment]] = {}
         for segment in slot.segments:
             files.setdefault(segment.file, []).append(segment)
         if not files:
-            return free()
+            return then()
         pieces = [(file, piece) for file, segments in files.items() for piece in _pieces(segments)]
         with self._changed:
             self._left[self._put] = len(pieces)
-            self._parts += [_Part(self._put, slot, free, file, piece) for file, piece in pieces]
+            self._parts += [_Part(self._put, slot, then, file, piece) for file, piece in pieces]
             self._put += 1
             self._changed.notify(len(pieces))
         return None
@@ -179,6 +180,7 @@ class Writer:
                 if self._error is None:
                     self._write(part, mapped)
             except Exception as error:  # raised where the next slot is asked for
+                traceback.clear_frames(error.__traceback__)  # which hold the slot, and all that know of it
                 self._error = error
             self._done(part, mapped)
             del part, taken  # or they would hold the slot until there is more to write
@@ -211,7 +213,7 @@ class Writer:
             self._unsynced.add(part.file)
             self._left[part.number] -= 1
             if not self._left[part.number]:
-                part.free()
+                part.then()
                 if self._error is None:  # else what follows is never to be journaled
                     del self._left[part.number]
             self._changed.notify()  # who waits for the file

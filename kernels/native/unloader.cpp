@@ -92,9 +92,12 @@ int Unloader::write(const std::vector<Extent> &extents) {
             worksite_->wait(turn(i));
             error = write_step(steps[i], place(i));
         }
-        if (error)  // what is still on its way goes to memory that another may have next
-            for (size_t i = 0; i < PARTS; ++i) worksite_->wait(turn(i));
+        if (error) worksite_->finish();  // what is still on its way goes to memory that may be let go of next
     } catch (...) {
+        try {
+            worksite_->finish();
+        } catch (const std::runtime_error &) {  // the first problem is told
+        }
         give_back();
         throw;
     }

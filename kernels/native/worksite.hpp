@@ -10,7 +10,7 @@ namespace fm {
 class Worksite {
   public:
     virtual ~Worksite() = default;
-    virtual void enter() = 0;  // a thread begins
+    virtual void enter() = 0;  // each thread calls it before it copies or waits
     // Copies there or back, perhaps later; `turn` is the place of the host's memory among `places`.
     virtual void bring(uintptr_t to, const void *from, int64_t n, int turn) = 0;
     virtual void fetch(void *to, uintptr_t from, int64_t n, int turn) = 0;

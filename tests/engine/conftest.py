@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from folders import family
 from piped import checkpoints_in
 
-from fastmerge.engine import writer
+from fastmerge.engine import memory_file, writer
 
 SHAPES = {f"layers.{i}.weight": (257, 300) for i in range(16)} | {"norm.weight": (5,), "empty": (0, 4)}
 
@@ -29,6 +30,16 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[st
 @pytest.fixture
 def journal_every_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer, "SYNC_SECONDS", 0)
+
+
+@pytest.fixture
+def memory() -> Iterator[Path]:
+    """A folder whose files are memory."""
+    place = Path("/dev/shm")
+    if not place.is_dir() or not memory_file.is_memory(place):
+        pytest.skip("no file system of memory here")
+    with tempfile.TemporaryDirectory(dir=place) as folder:
+        yield Path(folder)
 
 
 @pytest.fixture

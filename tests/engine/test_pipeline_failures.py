@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
+import math
 import threading
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from folders import content, near, state, write
-from host_device import POISON, HostDevice, HostLoader, HostStream
+from host_device import POISON, HostDevice, HostLoader
 from piped import SHAPES, piped, planned
 
 from fastmerge import dispatch
-from fastmerge.engine import feed, merge, outlet, passes, pipeline
+from fastmerge.engine import feed, merge, outlet, passes, pipeline, writer
 from fastmerge.engine.feed import ROOMS
 from fastmerge.engine.stream import Source
 from fastmerge.errors import MergeError, ResumableError
@@ -168,9 +171,8 @@ FAILING: dict[str, tuple[type, str]] = {
     "reading": (Source, "copy"),
     "waiting for a load": (feed.Feed, "arrived"),
     "computing": (pipeline._Run, "_chunks"),
-    "sending": (HostStream, "copy"),
     "looking at sums": (pipeline._Drain, "_finish"),
-    "writing": (outlet.DeviceSlot, "write"),
+    "writing": (outlet._Unloading, "write"),
 }
 
 
@@ -225,3 +227,93 @@ def test_no_memory_is_held_once_an_error_is_gone(
         assert not [own for ref in held if (own := ref()) is not None]
     finally:
         gc.enable()
+
+
+class Unable(HostDevice):
+    """From a call on its unloader answers what it is told, of maps alone where that is what they have no pages for."""
+
+    def __init__(self, call: float, answer: int | RuntimeError) -> None:
+        super().__init__()
+        self.call, self.answer, self.writes = call, answer, 0
+        self.had: list[weakref.ref[torch.Tensor]] = []
+
+    def empty(self, nbytes: int) -> torch.Tensor:
+        memory = torch.full((nbytes,), POISON, dtype=torch.uint8)
+        self.had.append(weakref.ref(memory))
+        return memory
+
+    def unloader(self, staging: torch.Tensor, threads: int) -> Any:
+        native = super().unloader(staging, threads)
+        if native is None:
+            pytest.skip("the native backend is not built")
+
+        def write(extents: list[tuple[int, ...]]) -> int:
+            self.writes += 1
+            if self.writes < self.call or (self.answer == -1 and not extents[0][-1]):
+                return int(native.write(extents))
+            if isinstance(self.answer, RuntimeError):
+                raise RuntimeError(*self.answer.args)
+            return self.answer
+
+        return SimpleNamespace(write=write)
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "said"),
+    [
+        (errno.ENOSPC, ResumableError, "disk is full"),
+        (errno.EIO, ResumableError, "Input/output error"),
+        (RuntimeError("an illegal memory access"), RuntimeError, "an illegal memory access"),
+    ],
+)
+@pytest.mark.parametrize("last", [False, True], ids=["first", "last"])
+def test_what_cannot_be_written_is_told(
+    last: bool,
+    answer: int | RuntimeError,
+    error: type[Exception],
+    said: str,
+    checkpoints: tuple[Path, dict[str, Path]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And no memory of the device is held meanwhile, by the error either."""
+    able = Unable(math.inf, 0)
+    piped(monkeypatch, planned(checkpoints, "emr", tmp_path / "able" / "out", 1), [able])
+    device = Unable(able.writes if last else 1, answer)
+    gc.collect()
+    gc.disable()
+    try:
+        with pytest.raises(error, match=said) as caught:
+            piped(monkeypatch, planned(checkpoints, "emr", tmp_path / "out", 1), [device])
+        assert len(device.had) > 1
+        assert not [own for ref in device.had if (own := ref()) is not None]
+        del caught
+    finally:
+        gc.enable()
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_has_no_pages_of_a_map_is_written_without(
+    checkpoints: tuple[Path, dict[str, Path]], memory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "PIECE", 100_000)
+    merge.execute(planned(checkpoints, "emr", memory / "cpu" / "out"))
+    device = Unable(1, -1)
+    piped(monkeypatch, planned(checkpoints, "emr", memory / "out"), [device])
+    assert content(memory / "out") == content(memory / "cpu" / "out")
+
+
+def test_a_device_that_cannot_be_written_from_ends_all(
+    checkpoints: tuple[Path, dict[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once: the others do not merge all before it is told."""
+    first, second, told = HostDevice(), HostDevice(), list[int]()
+
+    def unable(*_: Any) -> Any:
+        raise RuntimeError("the driver is too old")
+
+    monkeypatch.setattr(second, "unloader", unable)
+    made = planned(checkpoints, "emr", tmp_path / "out", 1)
+    with pytest.raises(RuntimeError, match="too old"):
+        piped(monkeypatch, made, [first, second], told.append)
+    assert sum(told) < made.bytes_read

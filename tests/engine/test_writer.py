@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ import pytest
 import torch
 
 from fastmerge import dispatch
-from fastmerge.engine import memory_file, slots, writer
+from fastmerge.engine import slots, writer
 from fastmerge.engine.memory_file import MemoryFile
 from fastmerge.engine.slots import PAGE, Extent, HostSlot, Segment
 from fastmerge.engine.writer import Writer
@@ -87,16 +85,6 @@ def test_files_are_written_side_by_side(threads: int, tmp_path: Path, monkeypatc
             for at in range(len(HEADER), len(there[name]), PIECE):
                 piece = there[name][at : at + PIECE]
                 assert not any(piece) or journal.seen[line][name][at : at + PIECE] == piece
-
-
-@pytest.fixture
-def memory() -> Iterator[Path]:
-    """A folder whose files are memory."""
-    place = Path("/dev/shm")
-    if not place.is_dir() or not memory_file.is_memory(place):
-        pytest.skip("no file system of memory here")
-    with tempfile.TemporaryDirectory(dir=place) as folder:
-        yield Path(folder)
 
 
 @pytest.mark.parametrize("able", [True, False], ids=["maps", "system without"])
@@ -210,3 +198,20 @@ def test_what_the_disk_has_lost_is_never_journaled(
     with pytest.raises(OSError, match="Input/output"):
         run()
     assert not journal.seen
+
+
+def test_pieces_are_cut_between_huge_pages() -> None:
+    """They have all bytes of the segments, in order, and about as many as a thread writes at a time."""
+    first = at = 5 * PAGE + 96
+    segments = list[Segment]()
+    for nbytes in (5, 3 * writer.PIECE + 1234, 7, 0, writer.PIECE - 100, 2 * writer.HUGE):
+        segments.append(Segment(at + 1000, nbytes, "a", at))
+        at += nbytes
+    pieces = writer._pieces(segments)
+    flat = [segment for piece in pieces for segment in piece]
+    assert sum(segment.nbytes for segment in flat) == at - first
+    ends = [first, *(segment.offset + segment.nbytes for segment in flat)]
+    assert [(s.start, s.offset) for s in flat] == [(end + 1000, end) for end in ends[:-1]]
+    for piece in pieces:
+        assert 0 < sum(segment.nbytes for segment in piece) <= writer.PIECE
+        assert piece is pieces[-1] or (piece[-1].offset + piece[-1].nbytes) % writer.HUGE == 0
