@@ -24,15 +24,18 @@ lint: .venv/installed
 sanitize: sanitize-address sanitize-thread
 
 library = $(shell $(CXX) -print-file-name=$(1))
+# But for the test of a system that has no memory for threads.
+carriers = tests/ops/test_loader.py tests/ops/test_unloader.py
 sanitize-address: build/sanitized/address
 	PYTHONPATH=$(CURDIR)/$< LD_PRELOAD='$(call library,libasan.so) $(call library,libstdc++.so)' ASAN_OPTIONS=detect_leaks=0 \
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 tests/ops/test_conformance.py tests/ops/planted.py -k 'instruction or address'
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 tests/ops/test_conformance.py tests/ops/planted.py $(carriers) \
+	-k '(instruction or address or loader) and not without_threads'
 
 sanitize-thread: build/sanitized/thread
 	PYTHONPATH=$(CURDIR)/$< LD_PRELOAD='$(call library,libtsan.so)' \
 	TSAN_OPTIONS='halt_on_error=1 ignore_noninstrumented_modules=1' \
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 tests/ops/test_conformance.py tests/ops/planted.py \
-	-k 'blocks and native or threads or thread-race'
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 tests/ops/test_conformance.py tests/ops/planted.py $(carriers) \
+	-k '(blocks and native or threads or thread-race or loader) and not without_threads'
 
 build/sanitized/%: .venv/installed
 	CXX=$(CXX) $(BIN)/pip install --no-build-isolation --no-deps --upgrade --target $@ \
