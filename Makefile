@@ -20,7 +20,8 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	cd .venv && ../$(BIN)/mypy --config-file ../pyproject.toml -p fastmerge
 
-# The native ops under the address, undefined-behaviour and thread sanitizers, each with a build of its own.
+# The native ops, and what carries bytes to and from a GPU, under the address, undefined-behaviour and thread sanitizers, each
+# with a build of its own.
 sanitize: sanitize-address sanitize-thread
 
 library = $(shell $(CXX) -print-file-name=$(1))
