@@ -27,6 +27,7 @@ sanitize: sanitize-address sanitize-thread
 library = $(shell $(CXX) -print-file-name=$(1))
 # But for the test of a system that has no memory for threads.
 carriers = tests/ops/test_loader.py tests/ops/test_unloader.py
+
 sanitize-address: build/sanitized/address
 	PYTHONPATH=$(CURDIR)/$< LD_PRELOAD='$(call library,libasan.so) $(call library,libstdc++.so)' ASAN_OPTIONS=detect_leaks=0 \
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 tests/ops/test_conformance.py tests/ops/planted.py $(carriers) \

@@ -68,4 +68,4 @@ def busy(do: Callable[[], object]) -> list[dict[str, Any]]:
         {"threads": kind, "count": len(own), "user": sum(s.user for s in own), "system": sum(s.system for s in own)}
         for kind, own in kinds.items()
     ]
-    return [*rows, {"threads": "idle", "count": 0, "user": 0.0, "system": 0.0, "idle": idle() - idle_before}]
+    return [*rows, {"threads": "idle", "count": 0, "idle": idle() - idle_before}]

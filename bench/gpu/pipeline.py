@@ -57,7 +57,7 @@ SETTINGS: tuple[tuple[str, tuple[Any, ...], tuple[int, ...]], ...] = (
     ("MEMORY", (pipeline,), (440 * MIB, 880 * MIB, 3520 * MIB)),
     ("SLOTS", (pipeline.Pipeline,), (4, 8, 12)),
     ("WRITERS", (pipeline.Pipeline,), (3, 5, 6)),
-    ("STAGING", (pipeline,), (16 * MIB, 24 * MIB, 48 * MIB, 64 * MIB, 128 * MIB)),
+    ("STAGING", (pipeline,), (16 * MIB, 32 * MIB, 48 * MIB, 64 * MIB, 128 * MIB)),
     ("PART", (pipeline,), (1 * MIB, 4 * MIB)),
     ("READERS", (feed,), (8, 12, 14)),
     ("ROOMS", (feed, pipeline), (2, 3, 5)),
@@ -175,11 +175,11 @@ def show(row: dict[str, Any]) -> None:
             flush=True,
         )
     elif "threads" in row:
-        print(
-            f"{row['method']:16s} {row['threads']:24s} {row['count']:5d} ×  {row['user']:.2f} s of user's time, "
-            f"{row['system']:.2f} s of the system's" + (f", {row['idle']:.2f} s" if "idle" in row else ""),
-            flush=True,
-        )
+        if row["count"]:
+            used = f"{row['user']:.2f} s of user's time, {row['system']:.2f} s of the system's"
+        else:
+            used = f"{row['idle']:.2f} s of all cores"
+        print(f"{row['method']:16s} {row['threads']:24s} {row['count']:5d} ×  {used}", flush=True)
     elif "calls" in row:
         print(
             f"{row['method']:16s} {row['name']:24s} {row['calls']:5d} ×  from {row['begun']:.3f} s, first until "

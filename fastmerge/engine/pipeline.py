@@ -46,7 +46,7 @@ class Pipeline:
     """Carries out the works of a pass on devices, within `memory` bytes of the host."""
 
     WRITERS = min(8, max(4, (os.cpu_count() or 1) // 4))  # threads; more take cores from those that read
-    SLOTS = 6  # chunks of output: those that are written, in pieces, and on their way from a device
+    SLOTS = 6  # chunks of output on each device: one that is computed, and those that are being written, in pieces
 
     def __init__(self, devices: Sequence[Device], memory: int) -> None:
         self.devices, self.memory = devices, memory
