@@ -1,14 +1,84 @@
-"""Singular vectors of task matrices: the leading ones, and what is nearest to them and orthogonal."""
+"""Methods that merge matrices by singular vectors: the leading ones, and what is nearest to them and orthogonal."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from ..targets import excluded, matches, matrices
+from ._declaration import Block, Finite, Method, Pass, Statistics, Subject
+from ._filter import Patterns
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 HELD = 10  # copies of a matrix that its decompositions take, about
+
+
+class SingularMethod(Method):
+    """base + scale · a task vector that each matrix has from its tasks together; other tensors get their mean."""
+
+    per_tensor = frozenset({"scale"})
+
+    scale: Finite = Field(default=1.0, description="α, the factor of the merged task vector")
+    targets: Patterns | None = Field(
+        default=None,
+        description="patterns of matrices to decompose; all 2-D weights but embeddings and heads by default",
+    )
+    exclude: Patterns = Field(default=(), description="patterns of tensors not to decompose")
+
+    def merge_matrix(self, base: Tensor, models: Sequence[Tensor], shape: tuple[int, int]) -> Tensor:
+        """The merged task vector, [H, W]. base: H·W elements in the working type; models: as many each."""
+        raise NotImplementedError
+
+    def matrices(self, subject: Subject) -> tuple[int, int, int] | None:
+        """The tensor as [B, H, W], B matrices to be decomposed; None where it is not."""
+        wanted = not excluded(subject.name) if self.targets is None else matches(subject.name, self.targets)
+        if not wanted or matches(subject.name, self.exclude) or not subject.numel:
+            return None
+        return matrices(subject.name, subject.shape)
+
+    def passes(self, models: Sequence[str], wide: bool = False) -> tuple[Pass, ...]:
+        return (Pass(self.merge, writes=("merged",), prepare=self.prepare),)
+
+    def passes_on(self, subject: Subject, models: Sequence[str], wide: bool = False) -> tuple[Pass, ...]:
+        shape = self.matrices(subject)
+        if shape is None:
+            return (Pass(self.merge, writes=("merged",)),)
+        _, h, w = shape
+        held = (subject.numel + HELD * h * w) * (8 if wide else 4)
+        return (Pass(self.merge, writes=("merged",), prepare=self.prepare, held=held),)
+
+    def prepare(self, block: Block, _: Sequence[Statistics]) -> Tensor | None:
+        """The merged task vector of a tensor of matrices, whole."""
+        import torch
+
+        from ..ops.memory import widened
+
+        shape = self.matrices(block.subject)
+        if shape is None:
+            return None
+        assert block.base is not None
+        count, h, w = shape
+        merged = []
+        for start in range(0, count * h * w, h * w):
+            own = slice(start, start + h * w)
+            base = widened(block.base[own], block.models)
+            merged.append(self.merge_matrix(base, [model[own] for model in block.models], (h, w)).view(-1))
+        return merged[0] if count == 1 else torch.cat(merged)
+
+    def merge(self, block: Block, _: Sequence[Statistics]) -> None:
+        from .. import ops
+
+        assert block.base is not None
+        if block.prepared is None:
+            merged = ops.combine(block.base, block.models, normalize=True, scale=self.scale, out=block.merged)
+        else:
+            delta = block.prepared[block.start : block.start + block.base.numel()]
+            merged = ops.combine(None, [block.base, delta], [1.0, self.scale], out=block.merged)
+        block.nonfinite += merged.nonfinite
 
 
 def leading(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -43,13 +113,3 @@ def _nonzero(sigma: Tensor, size: int) -> int:
     import torch
 
     return int((sigma > torch.finfo(sigma.dtype).eps * size * sigma[:1]).sum())
-
-
-def merge_matrices(taus: Iterable[Tensor], rank: int) -> Tensor:
-    """U Σ Vᵀ of whitened task singular vectors (Gargiulo et al. 2025, Algorithm 1). taus: matrices [H, W]."""
-    import torch
-
-    parts = [leading(tau, rank) for tau in taus]
-    left = orthogonal(torch.cat([u for u, _, _ in parts], dim=1))
-    right = orthogonal(torch.cat([v for _, _, v in parts]).T)
-    return (left * torch.cat([sigma for _, sigma, _ in parts])) @ right.T

@@ -37,6 +37,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "free": {"expert_density": 0.02},
     "slerp": {"t": 0.4},
     "tsvm": {},
+    "iso_c": {},
+    "iso_cts": {},
     "twin": {},
     "pcb": {},
     "sce": {"select_topk": 0.3},

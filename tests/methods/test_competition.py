@@ -1,7 +1,8 @@
-"""PCB-Merging and TSV-Merge: by hand, and in float64 by definition."""
+"""PCB-Merging, TSV-Merge, Iso-C and Iso-CTS: by hand, and in float64 by definition."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -77,41 +78,97 @@ def test_tsvm_by_hand() -> None:
     )
 
 
-def whitened(taus: list[Array], rank: int) -> Array:
-    """By eigenvectors of the Gram matrices of singular vectors."""
-    parts = [np.linalg.svd(tau, full_matrices=False) for tau in taus]
-    u = np.concatenate([u[:, :rank] for u, _, _ in parts], axis=1)
-    v = np.concatenate([vt[:rank].T for _, _, vt in parts], axis=1)
-    sigma = np.concatenate([s[:rank] for _, s, _ in parts])
-
-    def white(x: Array) -> Array:
-        values, vectors = np.linalg.eigh(x.T @ x)
-        return np.asarray(x @ vectors @ np.diag(values**-0.5) @ vectors.T)
-
-    return np.asarray(white(u) @ np.diag(sigma) @ white(v).T)
+def singular(tau: Array, rank: int) -> tuple[Array, Array, Array]:
+    u, sigma, v = np.linalg.svd(tau, full_matrices=False)
+    return u[:, :rank], sigma[:rank], v[:rank].T
 
 
-@pytest.mark.parametrize("rank", [None, 0.1])
-def test_tsvm_equals_float64(rank: float | None) -> None:
+def white(x: Array) -> Array:
+    """By the eigenvectors of its Gram matrix."""
+    values, vectors = np.linalg.eigh(x.T @ x)
+    return np.asarray(x @ vectors @ np.diag(values**-0.5) @ vectors.T)
+
+
+def beside(parts: list[tuple[Array, Array, Array]]) -> tuple[Array, Array, Array]:
+    """Left vectors, values and right vectors of all, the vectors whitened."""
+    return (
+        white(np.concatenate([u for u, _, _ in parts], axis=1)),
+        np.concatenate([sigma for _, sigma, _ in parts]),
+        white(np.concatenate([v for _, _, v in parts], axis=1)),
+    )
+
+
+def tsvm(taus: list[Array], rank: float | None = None) -> Array:
+    kept = max(1, int(min(taus[0].shape) * (rank or 1 / len(taus))))
+    u, sigma, v = beside([singular(tau, kept) for tau in taus])
+    return u @ np.diag(sigma) @ v.T
+
+
+def iso_c(taus: list[Array]) -> Array:
+    u, sigma, v = singular(np.sum(taus, axis=0), min(taus[0].shape))
+    return np.asarray(sigma.mean() * u @ v.T)
+
+
+def iso_cts(taus: list[Array], common: float = 0.8) -> Array:
+    full = min(taus[0].shape)
+    own = min(full // len(taus), round((full - int(full * common)) / len(taus)))
+    shared = singular(np.sum(taus, axis=0), full - len(taus) * own)
+    u, sigma, v = beside([shared, *(singular(tau - shared[0] @ shared[0].T @ tau, own) for tau in taus)])
+    return np.asarray(sigma.mean() * u @ v.T)
+
+
+@pytest.mark.parametrize(
+    ("method", "params"),
+    [
+        ("tsvm", {}),
+        ("tsvm", {"rank": 0.1}),
+        ("iso_c", {}),
+        ("iso_cts", {}),
+        ("iso_cts", {"common": 0.5}),
+        ("iso_cts", {"common": 0.0}),
+        ("iso_cts", {"common": 1.0}),
+    ],
+)
+def test_singular_vectors_equal_float64(method: str, params: dict[str, float]) -> None:
     """Matrices and stacks of them; what is no matrix, or an embedding, is averaged."""
     shapes = {"w": (24, 40), "tall": (50, 9), "m.experts.w": (3, 8, 10), "embed.weight": (20, 8), "bias": (30,)}
     base, models = states(shapes, 3)
-    result = fm.merge_state_dicts("tsvm", base, {f"m{k}": m for k, m in enumerate(models)}, rank=rank, scale=0.8)
+    result = fm.merge_state_dicts(method, base, {f"m{k}": m for k, m in enumerate(models)}, scale=0.8, **params)
+    by_definition: Callable[..., Array] = {"tsvm": tsvm, "iso_c": iso_c, "iso_cts": iso_cts}[method]
     for name, shape in shapes.items():
         taus = [(m[name] - base[name]).numpy() for m in models]
         if name in ("embed.weight", "bias"):
             expected = np.mean(taus, axis=0)
         else:
-            kept = max(1, int(min(shape[-2:]) * (rank or 1 / 3)))
             stacks = [tau.reshape(-1, *shape[-2:]) for tau in taus]
-            expected = np.stack([whitened(list(own), kept) for own in zip(*stacks, strict=True)]).reshape(shape)
+            each = [by_definition(list(own), **params) for own in zip(*stacks, strict=True)]
+            expected = np.stack(each).reshape(shape)
         actual = (result.state_dict[name] - base[name]).numpy()
         np.testing.assert_allclose(actual, 0.8 * expected, atol=1e-12, err_msg=name)
 
 
-def test_tsvm_takes_a_share_of_singular_vectors() -> None:
+def test_iso_by_hand() -> None:
+    """Directions of the sum all get the mean singular value; what is of no task's has none, with no task or model."""
+    assert np.asarray(merged("iso_c", [[3.0, 0], [0, 1]])) == pytest.approx(np.diag([2, 2]), abs=1e-6)
+    assert np.asarray(merged("iso_c", [[3.0, 0], [0, 0]], [[1.0, 0], [0, 0]])) == pytest.approx(np.diag([4, 0]))
+    for method in ("iso_c", "iso_cts"):
+        assert merged(method, [[1.0, 2], [3, 4]], [[-1.0, -2], [-3, -4]]) == [[0, 0], [0, 0]]
+
+
+def test_iso_cts_gives_each_task_what_the_common_directions_leave_out() -> None:
+    """Of four directions two are common, those of the sum's 5 and 4, and each task has one of its own."""
+    taus = [np.diag(values).tolist() for values in ([5.0, 0, 3, 0], [0, 4.0, 0, 1])]
+    assert np.asarray(merged("iso_cts", *taus, common=0.5)) == pytest.approx(3.25 * np.eye(4), abs=1e-6)
+    equal = [np.diag([5.0, 4, 3, 1]).tolist()] * 2
+    found = np.asarray(merged("iso_cts", *equal, common=0.5))
+    assert found == pytest.approx(np.diag([6, 6, 6, 0]), abs=1e-5)  # 10, 8 and twice 3: one direction, counted once
+
+
+def test_shares_of_singular_vectors_have_bounds() -> None:
     with pytest.raises(InputError, match="rank"):
         merged("tsvm", [[1.0]], rank=0)
+    with pytest.raises(InputError, match="common"):
+        merged("iso_cts", [[1.0]], common=1.1)
 
 
 def test_tsvm_takes_the_share_as_it_is_written() -> None:
