@@ -31,7 +31,7 @@ carriers = tests/ops/test_loader.py tests/ops/test_unloader.py
 sanitize-address: build/sanitized/address
 	PYTHONPATH=$(CURDIR)/$< LD_PRELOAD='$(call library,libasan.so) $(call library,libstdc++.so)' ASAN_OPTIONS=detect_leaks=0 \
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 tests/ops/test_conformance.py tests/ops/planted.py $(carriers) \
-	-k '(instruction or address or loader) and not without_threads'
+	-k '(conformance or address or loader) and not without_threads'
 
 sanitize-thread: build/sanitized/thread
 	PYTHONPATH=$(CURDIR)/$< LD_PRELOAD='$(call library,libtsan.so)' \

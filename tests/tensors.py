@@ -66,7 +66,10 @@ def assert_same_bits(actual: Tensor, expected: Tensor, what: str) -> None:
     assert actual.dtype == expected.dtype, what
     assert actual.shape == expected.shape, what
     word = WORDS[actual.element_size()]
-    same = actual.contiguous().view(word) == expected.contiguous().view(word)
+    actual_bits, expected_bits = actual.contiguous().view(word), expected.contiguous().view(word)
+    if torch.equal(actual_bits, expected_bits):
+        return
+    same = actual_bits == expected_bits
     if actual.is_floating_point():
         same |= actual.isnan() & expected.isnan()
     if not same.all():

@@ -1,7 +1,7 @@
 """The CPU backend: C++ kernels compiled for several instruction sets, the best of which is chosen when loaded.
 
-FASTMERGE_ISA=base|v3|v4 chooses another (base: SSE2 or NEON), FASTMERGE_THREADS the number of threads (all cores by
-default).
+FASTMERGE_ISA=base|v3|v4 chooses another (base: SSE2 or NEON), and so does `set_isa` while no op is at work;
+FASTMERGE_THREADS is the number of threads (all cores by default).
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ guard = _native.guard
 isa = _native.isa
 Loader = _native.Loader
 lost = _native.lost
+set_isa = _native.set_isa
 set_threads = _native.set_threads
 threads = _native.threads
 unguard = _native.unguard

@@ -51,16 +51,25 @@ bool amd() {
 #endif
 }
 
-Isa choose_isa() {
-    if (const char *text = std::getenv("FASTMERGE_ISA")) {
-        for (Isa isa : {BASE, V3, V4})
-            if (std::string(text) == ISA_NAMES[isa]) {
-                if (supported(isa)) return isa;
-                throw std::runtime_error(std::string("FASTMERGE_ISA=") + text + ": this processor does not have it");
-            }
-        throw std::runtime_error(std::string("FASTMERGE_ISA=") + text + ": expected base, v3 or v4");
+void set_isa(const std::string &name) {
+    for (Isa named : {BASE, V3, V4})
+        if (name == ISA_NAMES[named]) {
+            if (!supported(named)) throw std::invalid_argument("instruction set " + name + ": this processor does not have it");
+            isa = named;
+            return;
+        }
+    throw std::invalid_argument("instruction set " + name + ": expected base, v3 or v4");
+}
+
+void choose_isa() {
+    isa = supported(V4) ? V4 : supported(V3) ? V3 : BASE;
+    const char *wanted = std::getenv("FASTMERGE_ISA");
+    if (wanted == nullptr) return;
+    try {
+        set_isa(wanted);
+    } catch (const std::invalid_argument &error) {
+        throw std::runtime_error(std::string("FASTMERGE_ISA: ") + error.what());
     }
-    return supported(V4) ? V4 : supported(V3) ? V3 : BASE;
 }
 
 // Windows (top magnitude and index, bottom magnitude and index), drops (key, threshold), the address of packed masks and
@@ -348,7 +357,7 @@ void bind_files(nb::module_ &m);
 }  // namespace fm
 
 NB_MODULE(_native, m) {
-    fm::isa = fm::choose_isa();
+    fm::choose_isa();
     m.def("elect", &fm::elect);
     m.def("mask_against", &fm::mask_against);
     m.def("modulate", &fm::modulate);
@@ -371,6 +380,7 @@ NB_MODULE(_native, m) {
     fm::bind_filter(m);
     fm::bind_files(m);
     m.def("isa", [] { return std::string(fm::ISA_NAMES[fm::isa]); });
+    m.def("set_isa", &fm::set_isa);
     m.def("set_threads", &fm::set_threads);
     m.def("threads", &fm::threads);
 }

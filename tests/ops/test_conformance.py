@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -62,6 +64,9 @@ SIZES = (0, 1, 7, 8, 31, 32, 33, 63, 64, 65, 511, 512, 513, 1009)
 DEVICES = {"cuda": "cuda"}  # where a backend's tensors are, if not on the CPU
 SUMS_RTOL = 1e-12  # of sums, which every backend adds up in an order of its own
 BOUNDS = ((0.0, 3.0, 0.0, 8.0), (0.25, 2.0, 0.5, 4.0), (1.0, 1.0, 0.1, 0.9), (0.0, 4.0, 2.0, 2.0))  # of models in turn
+ISAS = ("base", "v3", "v4")  # that native kernels are compiled for
+drawn = functools.cache(make)  # for every op the same; none changes them, which is compared
+WEIGHTS = [0.3 + 0.17 * i for i in range(64)]  # of models in turn
 BLOCK_SIZES = (65_535, 65_536, 65_537, 200_003)
 
 
@@ -91,7 +96,7 @@ def call(op: str, backend: str, inputs: list[Tensor], out: torch.dtype) -> tuple
     n, k = base.numel(), len(models)
     device = base.device
     masks, result = poisoned((k, ops.packed_bytes(n)), torch.uint8).to(device), poisoned((n,), out).to(device)
-    weights = [0.3 + 0.17 * i for i in range(k)]
+    weights = WEIGHTS[:k]
 
     def combine(first: Tensor | None, **options: Any) -> tuple[Tensor, Tensor]:
         combined = ops.combine(first, models, weights, out=result.clone(), backend=backend, **options)
@@ -195,52 +200,80 @@ def placed(tensor: Tensor, device: str) -> Tensor:
     return at_odd_place(tensor.to(device))
 
 
+@contextmanager
+def chosen(isa: str) -> Iterator[None]:
+    """Native ops compute by this instruction set; of backends that have one, it is ""."""
+    if not isa:
+        yield
+        return
+    native: Any = dispatch.load("native")
+    before = native.isa()
+    native.set_isa(isa)
+    try:
+        yield
+    finally:
+        native.set_isa(before)
+
+
+@functools.cache
+def instruction_sets(backend: str) -> list[str]:
+    """Those of a backend that this processor has."""
+    found = []
+    for isa in ISAS if backend == "native" else ("",):
+        with suppress(ValueError), chosen(isa):
+            found.append(isa)
+    return found
+
+
 def compare(op: str, backend: str, inputs: list[Tensor], out: torch.dtype, what: str) -> None:
+    """By every instruction set; what goes in stays as it is."""
     device = DEVICES.get(backend, "cpu")
-    exact, sums = ([t.cpu() for t in part] for part in call(op, backend, [placed(x, device) for x in inputs], out))
     expected_exact, expected_sums = call(op, "reference", inputs, out)
-    for i, (a, b) in enumerate(zip(exact, expected_exact, strict=True)):
-        assert_same_bits(a, b, f"{backend} {op} {what} result {i}")
-    for i, (a, b) in enumerate(zip(sums, expected_sums, strict=True)):
-        # Σ τ cancels: what it is right to is the sum of magnitudes.
-        slack = float(expected_sums[0].nan_to_num(0, 0, 0).abs().sum()) if (op, i) == ("moments", 1) else 0.0
-        if slack:
-            finite = b.isfinite()
-            assert ((a - b)[finite].abs() <= SUMS_RTOL * slack).all(), f"{backend} {op} {what} sum {i}"
-        else:
-            where = f"{backend} {op} {what}"
-            pairs = multiplied(op, i, inputs)
-            assert_dots(a, b, pairs, where) if pairs else assert_sums(a, b, SUMS_RTOL, where)
+    sizes = [summands(op, i, inputs) for i in range(len(expected_sums))]
+    given, before = [placed(x, device) for x in inputs], [x.clone() for x in inputs]
+    for isa in instruction_sets(backend):
+        with chosen(isa):
+            exact, sums = ([t.cpu() for t in part] for part in call(op, backend, given, out))
+        where = f"{backend} {isa} {op} {what}"
+        for i, (a, b) in enumerate(zip(exact, expected_exact, strict=True)):
+            assert_same_bits(a, b, f"{where} result {i}")
+        for i, (a, b, size) in enumerate(zip(sums, expected_sums, sizes, strict=True)):
+            if size is None:
+                assert_sums(a, b, SUMS_RTOL, f"{where} sum {i}")
+            else:
+                assert_cancelled(a, b, size, f"{where} sum {i}")
+        for i, (x, y) in enumerate(zip(given, before, strict=True)):
+            assert_same_bits(x.cpu(), y, f"{where} input {i}")
 
 
-def multiplied(op: str, i: int, inputs: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """The pairs of vectors whose inner products an op's sums number i are, if they are some."""
+def summands(op: str, i: int, inputs: list[Tensor]) -> Tensor | None:
+    """Σ |terms| of an op's sums number i, of which terms cancel; None where all have one sign."""
+    if op not in ("gram", "row_gram", "row_divergence") and (op, i) not in (("moments", 1), ("inner_products", 0)):
+        return None
     base, *models = inputs
-    columns = rows_of(base.numel()) if i < 2 else max(base.numel(), 1)
-    if (op, i) == ("inner_products", 0):
-        return [(base, model) for model in models]
-    if op == "gram":
-        vectors = [ops.delta_sum(base, [m], backend="reference") for m in models] if i == 0 else models
-        return [(left, right) for left in vectors for right in vectors]
-    if op == "row_gram":
-        vectors = models if i == 1 else [ops.delta_sum(base, [m], backend="reference") for m in models]
-        rows = [vector.view(-1, columns) for vector in vectors]
-        return [pair for left in rows for right in rows for pair in zip(left, right, strict=True)]
+    wide, n = base.to(ops.working_dtype(inputs)), base.numel()
+    taus = torch.stack([ops.delta_sum(wide, [m], backend="reference").double() for m in models])
+    thetas = torch.stack([m.double() for m in models])
+    columns = rows_of(n) if i < (1 if op == "row_divergence" else 2) else max(n, 1)
+    if op == "moments":
+        return taus.abs().sum(1)
+    if op == "inner_products":
+        return (base.double() * thetas).abs().sum(1)
     if op == "row_divergence":
-        columns = rows_of(base.numel()) if i == 0 else max(base.numel(), 1)
-        rows = (x.double().view(-1, columns).softmax(1) + 1e-8 for x in (models[-1], base))
-        return [(p, (p / q).log().abs() + 1) for p, q in zip(*rows, strict=True)]  # p is right to 1e-16
-    return []
+        p, q = (x.view(-1, columns).softmax(1) + 1e-8 for x in (thetas[-1], base.double()))
+        return (p * ((p / q).log().abs() + 1)).sum(1)  # p is right to 1e-16
+    vectors = (thetas if i == 1 else taus).abs()
+    rows = vectors[:, None] if op == "gram" else vectors.view(len(models), -1, columns)
+    return torch.stack([(row * rows).sum(2) for row in rows])
 
 
-def assert_dots(actual: Tensor, expected: Tensor, pairs: list[tuple[Tensor, Tensor]], what: str) -> None:
-    """Inner products cancel too: what they are right to is Σ |left · right|."""
-    for k, (a, b, (left, right)) in enumerate(zip(actual.view(-1), expected.view(-1), pairs, strict=True)):
-        bound = (left.double() * right.double()).abs().sum()
-        if bound.isfinite():
-            assert (a - b).abs() <= SUMS_RTOL * bound, f"{what} dot {k}"
-        else:
-            assert not a.isfinite(), f"{what} dot {k}"
+def assert_cancelled(actual: Tensor, expected: Tensor, sizes: Tensor, what: str) -> None:
+    """Right to the sum of their terms' magnitudes; where that is not finite, neither are they."""
+    actual, expected, sizes = actual.flatten(), expected.flatten(), sizes.flatten()
+    assert actual.shape == sizes.shape, what
+    finite = sizes.isfinite()
+    assert ((actual - expected).abs() <= SUMS_RTOL * sizes)[finite].all(), f"{what}: {actual} and {expected}"
+    assert not actual[~finite].isfinite().any(), f"{what}: {actual} and {expected}"
 
 
 def name(dtypes: tuple[torch.dtype, ...]) -> str:
@@ -261,7 +294,7 @@ def test_conforms(backend: str, op: str, dtypes: tuple[torch.dtype, ...], k: int
     need(backend, op)
     for n in SIZES:
         inputs = [
-            make(n, dtypes[i % len(dtypes)], seed=97 * i + n, special=n > 8, misaligned=(n + i) % 3 == 0)
+            drawn(n, dtypes[i % len(dtypes)], seed=97 * i + n, special=n > 8, misaligned=(n + i) % 3 == 0)
             for i in range(k + 1)
         ]
         compare(op, backend, inputs, dtypes[0] if n % 2 else dtypes[-1], f"n={n}")
@@ -278,18 +311,24 @@ def test_filter_conforms(backend: str, op: str, dtypes: tuple[torch.dtype, ...],
             make(h * w, dtypes[i % len(dtypes)], seed=97 * i + h, special=False, misaligned=(w + i) % 3 == 0).view(h, w)
             for i in range(k + 1)
         )
-        weights, wide = [0.3 + 0.17 * i for i in range(k)], ops.working_dtype([base, *models])
-        v = ops.delta_sum(base, models, weights)
+        largest = ops.delta_sum(base, models, WEIGHTS[:k]).abs().max()
         for cutoff in (0.3, 1.3):
-            results = [
-                ops.highpass(v, cutoff=cutoff, backend=b)
-                if op == "highpass"
-                else ops.highpass_merge(base, models, weights, cutoff=cutoff, scale=1.3, dtype=wide, backend=b).merged
-                for b in (backend, "reference")
-            ]
-            largest = max(float(t.abs().max()) for t in (v, *results))
-            tolerance = ops.OPS[op].tolerance if wide == F32 else 1e-13
-            assert (results[0] - results[1]).abs().max() <= 1.3 * tolerance * largest, f"{h} × {w} cutoff {cutoff}"
+            expected = filtered(op, "reference", base, models, cutoff)
+            tolerance = 1e-13 if expected.dtype == F64 else ops.OPS[op].tolerance
+            for isa in instruction_sets(backend):
+                with chosen(isa):
+                    found = filtered(op, backend, base, models, cutoff)
+                size = max(largest, found.abs().max(), expected.abs().max())
+                assert (found - expected).abs().max() <= 1.3 * tolerance * size, f"{isa} {h} × {w} cutoff {cutoff}"
+
+
+def filtered(op: str, backend: str, base: Tensor, models: list[Tensor], cutoff: float) -> Tensor:
+    """The weighted sum of task vectors without its low frequencies, or the merge of it, in the working type."""
+    weights, wide = WEIGHTS[: len(models)], ops.working_dtype([base, *models])
+    if op == "highpass":
+        return ops.highpass(ops.delta_sum(base, models, weights), cutoff=cutoff, backend=backend)
+    options = {"cutoff": cutoff, "scale": 1.3, "dtype": wide, "backend": backend}
+    return ops.highpass_merge(base, models, weights, **options).merged
 
 
 @pytest.mark.parametrize("special", [False, True], ids=["finite", "special"])
@@ -299,7 +338,7 @@ def test_conforms_around_blocks(backend: str, op: str, dtype: torch.dtype, speci
     """The same where a tensor is about a block, or several."""
     need(backend, op)
     for n in BLOCK_SIZES:
-        inputs = [make(n, dtype, seed=i + n, special=special) for i in range(4)]
+        inputs = [drawn(n, dtype, seed=i + n, special=special) for i in range(4)]
         compare(op, backend, inputs, dtype, f"n={n}")
 
 
@@ -332,16 +371,20 @@ def threads() -> Iterator[Callable[[int], None]]:
     native.set_threads(before)
 
 
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("op", [op for backend, op in TESTED if backend == "native"])
-def test_threads_do_not_matter(op: str, threads: Callable[[int], None]) -> None:
+def test_threads_do_not_matter(op: str, isa: str, threads: Callable[[int], None]) -> None:
     """One, two and five threads give the same bits, sums included."""
     inputs = [make(500_009, BF16, seed=i) for i in range(4)]
-    threads(1)
-    expected = call(op, "native", inputs, BF16)
-    for count in (2, 5):
-        threads(count)
-        for a, b in zip(chain(*call(op, "native", inputs, BF16)), chain(*expected), strict=True):
-            assert_same_bits(a, b, f"{op} on {count} threads")
+    if isa not in instruction_sets("native"):
+        pytest.skip(f"this processor has no {isa}")
+    with chosen(isa):
+        threads(1)
+        expected = call(op, "native", inputs, BF16)
+        for count in (2, 5):
+            threads(count)
+            for a, b in zip(chain(*call(op, "native", inputs, BF16)), chain(*expected), strict=True):
+                assert_same_bits(a, b, f"{op} on {count} threads")
 
 
 @pytest.mark.parametrize("op", [op for backend, op in TESTED if backend == "native"])
@@ -357,44 +400,19 @@ def test_calls_share_threads(op: str, threads: Callable[[int], None]) -> None:
             assert_same_bits(a, b, f"{op} on {count} threads")
 
 
-@pytest.mark.parametrize("isa", ["base", "v3", "v4"])
-def test_instruction_sets_conform(isa: str, tmp_path: Path) -> None:
-    """The tests above once more in a process of its own, on every other instruction set that this processor has."""
+@pytest.mark.parametrize("isa", [*ISAS, "v5"])
+def test_instruction_set_is_chosen(isa: str, tmp_path: Path) -> None:
+    """By the environment, where this processor has it."""
     need("native", "elect")
-    native = dispatch.load("native")
-    if not isinstance(native, str) and native.isa() == isa:
-        pytest.skip("all other tests run on it")
-    env = os.environ | {"FASTMERGE_ISA": isa}
-    probe = "from fastmerge import dispatch; m = dispatch.load('native'); assert not isinstance(m, str), m; "
-    probe += f"assert m.isa() == {isa!r}"
-    tried = subprocess.run(
-        [sys.executable, "-c", probe], env=env, cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    if tried.returncode:
-        assert "does not have it" in tried.stderr, tried.stderr
-        pytest.skip(f"this processor has no {isa}")
-    pytest_program = str(Path(sys.executable).parent / "pytest")
-    chosen = "((conforms or rounds) and native or threads) and not instruction"
+    has = isa in instruction_sets("native")
+    program = f"from fastmerge import dispatch; m = dispatch.load('native'); print(m if {not has} else m.isa())"
     run = subprocess.run(
-        [
-            pytest_program,
-            __file__,
-            "-k",
-            chosen,
-            "-q",
-            "-x",
-            "-n",
-            "0",
-            "-p",
-            "no:cacheprovider",
-            "-c",
-            str(KERNELS.parent / "pyproject.toml"),
-        ],
-        env=env,
-        cwd=KERNELS.parent,
+        [sys.executable, "-c", program],
+        env=os.environ | {"FASTMERGE_ISA": isa},
+        cwd=tmp_path,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert run.returncode == 0, run.stdout[-4000:]
-    assert " passed" in run.stdout
+    assert not run.returncode, run.stderr
+    assert run.stdout.strip() == isa if has else f"FASTMERGE_ISA: instruction set {isa}" in run.stdout
