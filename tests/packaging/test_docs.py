@@ -92,14 +92,15 @@ def test_fusion_bench(folder: Path) -> None:
     assert not found["merged"].weight.equal(found["models"]["_pretrained_"].weight)
 
 
-def test_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its blocks one after the other, of tiny language models; what they take as given or leave out is given here."""
+@pytest.fixture
+def given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What pages of language models take as given, or leave out: tiny ones, and folders merged of them."""
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     monkeypatch.chdir(tmp_path)
     llama.family(tmp_path, {"DIR1": 1, "DIR2": 2, "DIR3": 3}, layers=1)["base"].rename("BASE")
     fm.merge("free", base="BASE", models={"math": "DIR1", "code": "DIR2"}, out="merged-experts")
     ids = torch.randint(llama.VOCAB, (12, 8), generator=torch.Generator().manual_seed(0))
-    names = {"input_ids": ids, "batch": ids, "mask": torch.ones_like(ids), "labels": ["math", "code"] * 6}
+    names = {"fm": fm, "input_ids": ids, "batch": ids, "mask": torch.ones_like(ids), "labels": ["math", "code"] * 6}
     names |= {name: [{"input_ids": ids[:2]}] for name in ("batches", "math_batches", "code_batches")}
     names |= {"model": transformers.AutoModelForCausalLM.from_pretrained("BASE"), "my_loss": fm.fw.causal_lm}
     for folder, state, tensor in (
@@ -109,13 +110,22 @@ def test_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         names[state] = load_file(f"{folder}/model.safetensors")
         names[tensor] = names[state]["lm_head.weight"]
-    for block in CODE.findall((ROOT / "README.md").read_text(encoding="utf-8")):
+    return names
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/frank_wolfe.md", "docs/runtime.md"])
+def test_language_models(name: str, given: dict[str, Any]) -> None:
+    """Blocks one after the other; those of FW-Merging rebuild the bits that they wrote."""
+    if name == "docs/runtime.md":
+        fm.merge("emr", base="BASE", models={"math": "DIR1", "code": "DIR2"}, out="merged-emr")
+    for block in CODE.findall((ROOT / name).read_text(encoding="utf-8")):
         shortened = block.replace("(...)", "(batch)").replace(
             "ada_merging(model, pool, batches", "ada_merging(model, pool, batches, steps=2"
         )
-        exec(compile(shortened, "README.md", "exec"), names)
-    merged, again = (load_file(f"{folder}/model.safetensors") for folder in ("merged", "again"))
-    assert all(tensor.equal(again[name]) for name, tensor in merged.items())
+        exec(compile(shortened, name, "exec"), given)
+    if name == "docs/frank_wolfe.md":
+        merged, again = (load_file(f"{folder}/model.safetensors") for folder in ("merged", "again"))
+        assert all(tensor.equal(again[name]) for name, tensor in merged.items())
 
 
 @pytest.mark.parametrize("file", PAGES, ids=lambda f: str(f.relative_to(ROOT)))
