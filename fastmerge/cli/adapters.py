@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..interrupts import raised
-from .app import JsonOption, SpecificOption, app
+from .app import JsonOption, OverwriteOption, SpecificOption, app
 from .output import echo_json, errors, progress, show_rows
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def extract_lora(
     task_specific: SpecificOption = [],  # noqa: B006
     dtype: Annotated[str, typer.Option("--dtype", help="of the adapter")] = "float32",
     seed: Annotated[int, typer.Option("--seed", help="of the randomised decomposition")] = 0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the output folder")] = False,
+    overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """A model as a LoRA adapter of its base, and how much of the model that keeps."""

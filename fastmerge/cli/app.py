@@ -35,7 +35,7 @@ DtypeOption = Annotated[str | None, typer.Option("--dtype", help="of the result;
 MemoryOption = Annotated[str, typer.Option("--memory", help="bound of the buffers")]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="of random methods; short for -p seed=N")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, or cuda:0,cuda:1")]
-OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="replace the output folder")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="replace the output folder, if fastmerge wrote it")]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="go on where the same command was stopped")]
 HashOption = Annotated[bool, typer.Option("--hash", help="record hashes of all files, for verify")]
 JsonOption = Annotated[bool, typer.Option("--json", help="print JSON, for programs")]

@@ -65,9 +65,10 @@ def merge(
     task_specific: patterns of tensors kept per task; rename: per model, (old, new) prefixes. vocab: where embeddings
     have different numbers of rows, "base" keeps base's, "pad" all. dtype: of the result, a name or torch's own, base's
     by default. memory: bound of the engine's own buffers. device: "auto" (a GPU that can be used, else the CPU), "cpu",
-    "cuda", "cuda:1", or several GPUs with commas between. overwrite: replace what is at `out`. resume: go on with the
-    same merge where it was stopped. hashes: record those of all input and output files, for `verify`. progress: called
-    with the number of bytes read since its last call; before, if it has a method `expect`, that with all to come.
+    "cuda", "cuda:1", or several GPUs with commas between. overwrite: replace a folder at `out` that fastmerge wrote.
+    resume: go on with the same merge where it was stopped. hashes: record those of all input and output files, for
+    `verify`. progress: called with the number of bytes read since its last call; before, if it has a method `expect`,
+    that with all to come.
 
     The report tells the bytes that were moved, in which time, and the method's numbers per model. Raises InputError for
     anything wrong with the input before a weight is read, MergeError for what only shows while merging; then no output

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..errors import InputError, MergeError, ResumableError
 from ..formats.layout import FilePlan
-from ..recipe.destination import partial_folder
+from ..recipe.destination import foreign, partial_folder
 from .journal import Fingerprint, Journal, fsync_all
 
 ENTRIES = ("lock", "journal", "content", "old", "statistics")
@@ -180,6 +180,9 @@ class Publication:
         if self.out.exists():
             if not self._overwrite:
                 raise self._failure(f"{self.out}: has appeared while merging; move it")
+            other = foreign(self.out, os.listdir(self.folder))
+            if other is not None:
+                raise self._failure(f"{self.out}: {other!r} has appeared there while merging; move it")
             if not _exchange(self.folder, self.out):
                 self.out.rename(self.partial / "old")
                 self.folder.rename(self.out)

@@ -10,8 +10,10 @@ from pathlib import Path
 from ..errors import InputError, attempt
 from .adapter import expand, structure_problems
 from .checkpoint import ADAPTER_CONFIG, Checkpoint, open_checkpoint
+from .safetensors import DTYPES
 from .spec import ModelSpec, parse_spec
 
+CODES = {dtype for dtype in DTYPES if dtype[0] in "UI" or dtype.startswith("F8")}  # of quantised weights
 Location = str | Path | Checkpoint  # MODEL, MODEL+ADAPTER, or what is open already
 Model = tuple[str, Location]  # with its label
 
@@ -20,6 +22,18 @@ def open_model(text: Location, label: str, *, fetch: bool = True) -> Checkpoint:
     """Open MODEL, or MODEL+ADAPTER as the model that the adapter makes of it; an ADAPTER alone stays one."""
     if isinstance(text, Checkpoint):
         return text
+    opened = _opened(text, label, fetch)
+    described = opened.config.get("quantization_config")
+    if described and any(len(own.shape) > 1 and own.dtype in CODES for own in opened.tensors.values()):
+        method = described.get("quant_method", "by its config.json") if isinstance(described, dict) else described
+        raise InputError(
+            f"{label}: {text} is quantised ({method}), and codes cannot be merged; give the model that it was made of, "
+            "or dequantise it first"
+        )
+    return opened
+
+
+def _opened(text: str | Path, label: str, fetch: bool) -> Checkpoint:
     spec = parse_spec(text)
     if spec.adapter is None:
         return open_checkpoint(spec.model, label, fetch=fetch)

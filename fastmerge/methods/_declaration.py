@@ -155,7 +155,7 @@ def per_model(
     def number(value: Any) -> float:
         try:
             result = math.nan if isinstance(value, bool) else float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             result = math.nan
         if not math.isfinite(result) or not low <= result <= high:
             bounds = f" from {low:g} to {high:g}" if math.isfinite(high) else ""

@@ -29,7 +29,7 @@ def _rescale(value: Any) -> str | float:
         return str(value)
     try:
         number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not abs(number) <= FLOAT32:
         raise ValueError("expected 'released', 'paper', or a number that float32 can hold")

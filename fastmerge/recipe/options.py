@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -75,12 +75,13 @@ def place_problems(
     *,
     overwrite: bool = False,
     resume: bool = False,
+    outputs: Collection[str] | None = (),
 ) -> list[str]:
-    """What keeps `total` bytes from being written to `out`."""
+    """What keeps `total` bytes from being written to `out`, or to `outputs` in it (None: these are not known)."""
     problems: list[str] = []
     destination = None if out is None else attempt(problems, partial(output_folder, out))
     if destination is not None:
-        problems += output_problems(destination, total, inputs, overwrite=overwrite, resume=resume)
+        problems += output_problems(destination, total, inputs, overwrite=overwrite, resume=resume, outputs=outputs)
     return problems
 
 

@@ -82,8 +82,9 @@ def plan(
     problems += _told_apart(wrong)
     checkpoints = tuple(checkpoint for checkpoint in (lead, *complete) if checkpoint)
     places = [path for checkpoint in checkpoints for path in checkpoint.places]
+    placed = partial(place_problems, out, places, overwrite=overwrite, resume=resume, outputs=list(outputs or ()))
     if problems or alignment is None:
-        raise InputError([*problems, *place_problems(out, places, overwrite=overwrite, resume=resume)])
+        raise InputError([*problems, *placed(0)])
 
     code, budget = DTYPE_NAMES[dtype] if dtype else None, parse_bytes(memory)
     first = lead or complete[0]
@@ -96,7 +97,7 @@ def plan(
     problems += _base_folder_problems(planned, lead)
     chunk, lanes = (0, 0) if uneven else portions_of(planned, alignment, names, budget, problems)
     total = sum(layout.total_bytes for output in planned for layout in output.all_layouts)
-    problems += place_problems(out, places, total, overwrite=overwrite, resume=resume)
+    problems += placed(total)
     if problems:
         raise InputError(problems)
     notes = _told_apart({name: own.notes for name, own in remarks.items()}) + _left_out(planned, alignment)
@@ -117,7 +118,7 @@ def plan(
         lanes=lanes,
         memory=budget,
         device=device,
-        notes=(*alignment.notes, *notes),
+        notes=(*alignment.notes, *notes, *_without_config(first, checkpoints)),
         checkpoints=checkpoints,
         beside=_beside(alignment, first, dtype),
         vocab=vocab,
@@ -193,6 +194,14 @@ def _vocabulary_problems(outputs: Sequence[Output], alignment: Alignment, base: 
         for output in outputs
         if "unified" in output.layouts
     ]
+
+
+def _without_config(first: Checkpoint, checkpoints: Sequence[Checkpoint]) -> list[str]:
+    """What the folder that configuration and tokenizer come from lacks, and another has."""
+    other = next((one for one in checkpoints if one.config), None)
+    if first.config or other is None:
+        return []
+    return [f"{first.label} has no config.json, so that the result has none; copy that of {other.label}, if it fits"]
 
 
 def _beside(alignment: Alignment, lead: Checkpoint, dtype: str | None) -> dict[str, bytes | None]:

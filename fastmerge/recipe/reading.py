@@ -63,7 +63,7 @@ def plan_recipe(
         recipe = read_recipe(source)
     except InputError as error:
         problems = option_problems(dtype, memory or 0, device)
-        problems += place_problems(out, overwrite=overwrite, resume=resume)
+        problems += place_problems(out, overwrite=overwrite, resume=resume, outputs=None)
         raise InputError([*error.problems, *problems]) from None
     return recipe.plan(
         out, dtype=dtype, memory=memory, device=device, overwrite=overwrite, resume=resume, hashes=hashes

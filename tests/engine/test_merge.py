@@ -135,6 +135,36 @@ def test_all_different_integers_are_named(count: int, on_disk: bool, tmp_path: P
     assert (lines[-1] == "… and 5 more like the last") == (count > 10)
 
 
+@pytest.mark.parametrize(
+    ("method", "codes"), [("gptq", torch.int32), ("bitsandbytes", torch.uint8), ("fp8", torch.float8_e4m3fn)]
+)
+def test_quantised_models_are_refused_as_such(method: str, codes: torch.dtype, tmp_path: Path) -> None:
+    """In a line each, not by their tensors; not for what a configuration has kept beside weights that are none."""
+    base, config = state(0), {"quantization_config": {"quant_method": method}}
+    codes_of = {"layers.0.qweight": torch.ones(3, 4).to(codes), "layers.0.scales": torch.ones(4)}
+    folders = {
+        name: write(tmp_path / name, tensors, config)
+        for name, tensors in (("a", codes_of), ("b", codes_of), ("whole", base))
+    }
+    said = [rf"{name}: .* is quantised \({method}\), and codes cannot be merged; give the model" for name in "ab"]
+    with pytest.raises(InputError) as caught:
+        fm.plan("linear", write(tmp_path / "base", base), {name: folders[name] for name in "ab"})
+    assert len(caught.value.problems) == 2
+    assert all(map(re.match, said, caught.value.problems))
+    fm.plan("linear", tmp_path / "base", {"whole": folders["whole"]})
+
+
+def test_a_missing_configuration_is_told_of(tmp_path: Path) -> None:
+    base, models = family(tmp_path, 2)
+    said = "has no config.json, so that the result has none"
+    assert not any(said in note for note in fm.plan("linear", base, models).notes)
+    (base / "config.json").unlink()
+    assert f"base {said}; copy that of m0, if it fits" in fm.plan("linear", base, models).notes
+    for model in models.values():
+        (model / "config.json").unlink()
+    assert not any(said in note for note in fm.plan("linear", base, models).notes)
+
+
 def test_task_specific_tensors_that_no_result_has(tmp_path: Path) -> None:
     """Are told of, but not where base has its own, or the result each task's."""
     base = state(0)

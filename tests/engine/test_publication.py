@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from stops import Stop, hidden, stop_after
 import fastmerge as fm
 from fastmerge.engine import publish
 from fastmerge.engine.merge import execute
-from fastmerge.errors import InputError
+from fastmerge.errors import InputError, MergeError
 
 pytestmark = pytest.mark.usefixtures("journal_every_tensor")
 
@@ -142,6 +144,67 @@ def test_an_input_is_not_overwritten_through_links(what: str, alone: str | None,
     with pytest.raises(InputError, match="would overwrite the input"):
         calls[what]()
     assert content(target) == before
+
+
+def test_only_what_fastmerge_wrote_is_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody's files go with the folder that a result replaces."""
+    base, models = family(tmp_path / "in", 2)
+    out = tmp_path / "runs" / "out"
+    again = partial(fm.merge, "linear", base, models, overwrite=True)
+    out.mkdir(parents=True)
+    again(out)  # which was empty
+    again(out)
+    fm.merge("linear", base, models, tmp_path / "repository")
+    (tmp_path / "repository" / ".git").mkdir()
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.txt").write_text("mine")
+    for folder, name in (("runs", "out"), ("thesis", "thesis.txt"), ("repository", ".git")):
+        folder = tmp_path / folder
+        before = content(folder)
+        with pytest.raises(InputError, match=rf"{folder}: has '{name}', which fastmerge did not write"):
+            again(folder)
+        assert content(folder) == before
+    monkeypatch.setenv("HOME", str(out))
+    with pytest.raises(InputError, match="is your home folder, or holds it"):
+        again(out)
+    monkeypatch.setenv("HOME", str(tmp_path / "in"))
+    monkeypatch.setattr(os.path, "ismount", lambda path: path == out)
+    with pytest.raises(InputError, match="a file system is mounted"):
+        again(out)
+
+
+def test_results_of_a_merge_are_overwritten_together(tmp_path: Path) -> None:
+    """Those of the same names, and nothing beside them."""
+    base, models = family(tmp_path / "in", 2)
+    again = partial(fm.merge, "task_arithmetic", base, models, tmp_path / "out", overwrite=True)
+    again(outputs={"plain": {}, "half": {"scale": 0.5}})
+    again(outputs={"plain": {}, "half": {"scale": 0.4}})
+    (tmp_path / "recipe.yaml").write_text("nonsense: 1\n")
+    with pytest.raises(InputError) as caught:
+        fm.run(tmp_path / "recipe.yaml", tmp_path / "out", overwrite=True)
+    assert not any("did not write" in problem for problem in caught.value.problems), "what it would write is not known"
+    for outputs in ({"plain": {}}, {}):
+        with pytest.raises(InputError, match="has 'half', which fastmerge did not write"):
+            again(outputs=outputs)
+
+
+def test_what_appears_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
+    base, models = family(tmp_path / "in", 2)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(
+        MergeError, match=r"'mine\.txt' has appeared there while merging; move it and go on with --resume"
+    ):
+        fm.merge(
+            "linear",
+            base,
+            models,
+            tmp_path / "out",
+            overwrite=True,
+            progress=lambda *_: (tmp_path / "out" / "mine.txt").touch(),
+        )
+    assert (tmp_path / "out" / "mine.txt").exists()
+    (tmp_path / "out" / "mine.txt").unlink()
+    fm.merge("linear", base, models, tmp_path / "out", overwrite=True, resume=True)
 
 
 @pytest.mark.parametrize(

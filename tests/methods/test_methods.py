@@ -238,6 +238,8 @@ def test_what_is_not_finite_is_named(method: str, value: float) -> None:
         ("linear", {"weights": {"m0": 1, "mx": 1}}, "weights are for m0, mx"),
         ("linear", {"weights": [1.0, -1.0]}, "sum to zero"),
         ("linear", {"weights": [0.3, -0.1 - 0.2]}, "sum to zero"),
+        ("linear", {"weights": 10**400}, "expected numbers"),
+        ("free", {"rescale": 10**400}, "a number that float32 can hold"),
         ("linear", {"modulators": True}, "no parameter 'modulators'"),
     ],
 )

@@ -15,7 +15,7 @@ from ...formats.checkpoint import Checkpoint
 from ...formats.gathered import Gathered
 from ...formats.models import open_models
 from ...formats.spec import ModelSpec, parse_spec
-from ..destination import output_problems
+from ..destination import output_folder, overwritten
 from ..merge_plan import MergePlan
 from ..options import option_problems, place_problems
 from ..plan import plan
@@ -93,6 +93,9 @@ class MergekitRecipe:
         """
         problems = [] if out is None else own_problems(self.file, out)
         opened = attempt(problems, lambda: self._opened(places or {}))
+        if opened is not None and out is not None:
+            inputs = [path for checkpoint in opened.values() for path in checkpoint.places]
+            problems += overwritten(output_folder(out), inputs)
         if problems or opened is None:
             problems += option_problems(dtype, memory or 0, device)
             raise InputError([*problems, *place_problems(out, overwrite=overwrite, resume=resume)])
@@ -164,11 +167,6 @@ class MergekitRecipe:
         used = {strand.model for own in stretches for strand in (own.base, *own.strands) if strand is not None}
         read = {"base" if name == apart else self.labels[name]: own for name, own in opened.items() if name in used}
         checkpoints = tuple(replace(checkpoint, label=label) for label, checkpoint in read.items())
-        if plan.out is not None:
-            places = [path for checkpoint in checkpoints for path in checkpoint.places]
-            problems = output_problems(plan.out, 0, places, overwrite=plan.overwrite, resume=plan.resume)
-            if problems:
-                raise InputError(problems)
         return replace(plan, checkpoints=checkpoints, sources={c.label: c.place for c in checkpoints})
 
 
