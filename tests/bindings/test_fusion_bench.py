@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from folders import near, state
 from tensors import assert_same_bits
 from tokenizers_on_disk import write_tokenizer
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ from fastmerge.bindings import fusion_bench as bound
 from fusion_bench import BaseModelPool
 from fusion_bench.method import TaskArithmeticAlgorithm, TiesMergingAlgorithm
 from fusion_bench.method.emr_merging import EMRMerging
+from fusion_bench.method.isotropic_merging.iso_utils import iso_c, iso_cts
 from fusion_bench.modelpool import CausalLMPool, CLIPVisionModelPool
 from fusion_bench.utils import instantiate
 from omegaconf import OmegaConf
@@ -174,6 +176,19 @@ def test_emr_is_fusion_benchs() -> None:
         its.set_task(task)
         for name, tensor in its.backbone.state_dict().items():
             torch.testing.assert_close(own.backbone.state_dict()[name], tensor, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_isotropic_merging_is_fusion_benchs(count: int) -> None:
+    """Of matrices of full rank; of others FusionBench fills the rest with directions by chance."""
+    shapes = {"layers.0.weight": (40, 64), "layers.1.weight": (70, 33), "norm.bias": (17,)}
+    base = state(0, torch.float64, shapes)
+    models = {f"m{k}": near(base, k + 1) for k in range(count)}
+    taus = [{name: tensor - base[name] for name, tensor in model.items()} for model in models.values()]
+    for method, expected in (("iso_c", iso_c(taus, "cpu")), ("iso_cts", iso_cts(taus, 0.8, "cpu"))):
+        merged = fm.merge_state_dicts(method, base, models, scale=1.3).state_dict
+        for name, tensor in merged.items():
+            torch.testing.assert_close(tensor - base[name], 1.3 * expected[name], rtol=0, atol=1e-12)
 
 
 def data(seed: int) -> TensorDataset:
