@@ -12,7 +12,11 @@ import torch
 from folders import near, state, write
 from host_device import HostDevice
 
-from fastmerge.engine import merge
+from fastmerge.engine import feed, merge, pipeline, writer
+from fastmerge.engine.devices import Event
+from fastmerge.engine.feed import Feed, Load
+from fastmerge.engine.outlet import LEAST_PART
+from fastmerge.engine.pipeline import Pipeline
 from fastmerge.ops import BLOCK
 from fastmerge.recipe.merge_plan import MergePlan
 from fastmerge.recipe.plan import plan
@@ -25,7 +29,11 @@ SHAPES = {
     "model.empty": (0, 4),
 }
 
+# Each is a load of its own where 8 blocks are computed at a time.
+MANY = {f"model.layers.{i}.up.weight": (301, 1401) for i in range(24)}
+
 METHODS: dict[str, dict[str, Any]] = {
+    "task_arithmetic": {"weights": 0.3},
     "emr": {},
     "ties": {"density": 0.3},
     "dare_ties": {"density": 0.4},
@@ -41,8 +49,26 @@ def planned(
 ) -> MergePlan:
     base, models = checkpoints
     used = dict(list(models.items())[:1]) if method == "slerp" else models
-    made = plan(method, base, used, out, METHODS[method], device="cpu", **options)
+    made = plan(method, base, used, out, METHODS[method], **{"device": "cpu"} | options)
     return replace(made, chunk=blocks * BLOCK)
+
+
+def crowded(monkeypatch: pytest.MonkeyPatch) -> list[Load]:
+    """Every memory of the pipeline is used again and again, by merges of MANY. Returns a list that all loads go to."""
+    for module in (feed, pipeline):
+        monkeypatch.setattr(module, "ROOMS", 2)
+    monkeypatch.setattr(Pipeline, "SLOTS", 2)
+    monkeypatch.setattr(pipeline, "STAGING", 1 << 20)
+    monkeypatch.setattr(pipeline, "PART", LEAST_PART)
+    monkeypatch.setattr(writer, "PIECE", 1 << 20)
+    loads, done = list[Load](), Feed.done
+
+    def told(feed: Feed, load: Load, used: Event) -> None:
+        loads.append(load)
+        done(feed, load, used)
+
+    monkeypatch.setattr(Feed, "done", told)
+    return loads
 
 
 def piped(

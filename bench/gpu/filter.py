@@ -138,10 +138,13 @@ def show(found: dict[str, Any]) -> None:
 
 def main() -> None:
     found = []
-    for measured in rows():
-        found.append(measured)
-        show(measured)
-    print(f"kept in {save('gpu-filter', found, **machine())}")
+    try:
+        for measured in rows():
+            found.append(measured)
+            show(measured)
+    finally:  # what has been measured counts
+        if found:
+            print(f"kept in {save('gpu-filter', found, **machine())}", flush=True)
 
 
 if __name__ == "__main__":

@@ -178,16 +178,18 @@ def used_during(do: Callable[[], object]) -> int:
     return max(used)
 
 
-def layers_held(size: Size, models: int) -> int:
-    """As many layers as memory holds of the files of a base, models and their merge."""
+def layers_held(size: Size, models: int, folder: Path) -> int:
+    """As many layers as memory, and a folder there, hold of the files of a base, models and their merge; 0 for none."""
     meminfo = Path("/proc/meminfo").read_text()
     free = int(re.findall(r"MemAvailable: *(\d+) kB", meminfo)[0]) << 10
     for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         with suppress(OSError, ValueError):  # where there is none
             free = min(free, int(Path(limit).read_text()))
+    there = os.statvfs(folder)  # files that it has no room for would end the process where they are filled
+    free = min(free, there.f_bavail * there.f_frsize)
     outside, layer = (2 * sum(torch.Size(shape).numel() for _, shape in tensors(n, size)) for n in (0, 1))
     fit = (HELD * free / (models + 2) - outside) / (layer - outside)
-    return max(1, min(size.layers, int(fit)))
+    return max(0, min(size.layers, int(fit)))
 
 
 def files_of(folders: Sequence[Path]) -> list[Path]:
@@ -271,15 +273,23 @@ def rows(limit: float = math.inf) -> Iterator[dict[str, Any]]:
             print(f"left out, since the time is up: {what}", flush=True)
         return over
 
-    for name, layers, counts, methods in RUNS:
-        if late(f"{name}, up to {layers} layers, by {', '.join(methods)}"):
+    def held(name: str, layers: int, models: int, folder: Path) -> int:
+        fit = min(layers, layers_held(SIZES[name], models, folder))
+        if not fit:
+            print(f"left out, since {folder} has no room for it: {name}, {models} models", flush=True)
+        return fit
+
+    for name, most, counts, methods in RUNS:
+        if late(f"{name}, up to {most} layers, by {', '.join(methods)}"):
             continue
         with files_in_memory() as (kind, scratch):
-            held = layers_held(SIZES[name], max(counts))
-            folders, family = made(scratch, kind, name, min(layers, held), max(counts))
+            layers = held(name, most, max(counts), scratch)
+            if not layers:
+                continue
+            folders, family = made(scratch, kind, name, layers, max(counts))
             for method in methods:
                 for k in counts:
-                    if not late(f"{name}, {family['layers']} layers, {k} models, by {method}"):
+                    if not late(f"{name}, {layers} layers, {k} models, by {method}"):
                         yield family | job(method, JOBS[method], folders[: k + 1], scratch, link)
             for method in BY_MERGEKIT if methods == tuple(JOBS) and shutil.which("mergekit-yaml") else ():
                 if not late(f"{method} by mergekit"):
@@ -287,8 +297,9 @@ def rows(limit: float = math.inf) -> Iterator[dict[str, Any]]:
     if late(f"7b, {FEW} layers, by task_arithmetic, in {IN_MEMORY}"):
         return
     with tempfile.TemporaryDirectory(dir=IN_MEMORY) as folder:
-        folders, family = made(Path(folder), "tmpfs", "7b", FEW, 3)
-        yield family | job("task_arithmetic", JOBS["task_arithmetic"], folders, Path(folder), link)
+        if layers := held("7b", FEW, 3, Path(folder)):
+            folders, family = made(Path(folder), "tmpfs", "7b", layers, 3)
+            yield family | job("task_arithmetic", JOBS["task_arithmetic"], folders, Path(folder), link)
 
 
 def show(row: dict[str, Any]) -> None:

@@ -5,8 +5,9 @@ Work put into a stream is done in order, beside other streams' and the host's; a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+import functools
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -100,8 +101,6 @@ class Cuda:
     def __init__(self, name: str) -> None:
         self.place = torch.device(name)
         self.incoming, self.computing, self.outgoing, self.checking = (CudaStream(self.place) for _ in range(4))
-        # Other streams than the one that memory was freed in are about to fill it.
-        torch.cuda.current_stream(self.place).synchronize()
 
     def empty(self, nbytes: int) -> Tensor:
         return torch.empty(nbytes, dtype=torch.uint8, device=self.place)
@@ -147,7 +146,7 @@ class CudaStream:
         return int(self._stream.cuda_stream)
 
     def copy(self, to: Tensor, source: Tensor) -> None:
-        with torch.cuda.stream(self._stream):
+        with self.current():
             to.copy_(source, non_blocking=True)
 
     def wait(self, event: Event) -> None:
@@ -160,10 +159,20 @@ class CudaStream:
         event.record(self._stream)
         return event
 
-    def current(self) -> AbstractContextManager[Any]:
-        return torch.cuda.stream(self._stream)
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        # A stream alone would go back to the first GPU in the end, and make a context there.
+        with torch.cuda.device(self._stream.device), torch.cuda.stream(self._stream):
+            yield
+
+
+# Once for all merges of a process: what torch keeps of freed memory is a stream's own, and each merge's would stay.
+_opened = functools.cache(Cuda)
 
 
 def open_devices(names: str) -> Sequence[Device]:
     """The devices of a settled name (fastmerge.gpus), none for the CPU: "cuda:0,cuda:1"."""
-    return [] if names == "cpu" else [Cuda(name) for name in names.split(",")]
+    devices = [] if names == "cpu" else [_opened(name) for name in names.split(",")]
+    for device in devices:  # other streams than the one that memory was freed in are about to fill it
+        torch.cuda.current_stream(device.place).synchronize()
+    return devices

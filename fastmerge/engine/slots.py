@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 from collections.abc import Sequence
@@ -111,7 +112,12 @@ def write_host(memory: Tensor, extents: Sequence[Extent]) -> bool:
             continue
         own, first, last = data[extent.start :][: extent.nbytes], extent.first, extent.last
         pwrite(extent.cached, own[:first], extent.offset)
-        pwrite(extent.direct, own[first:last], extent.offset + first)
+        try:
+            pwrite(extent.direct, own[first:last], extent.offset + first)
+        except OSError as error:  # of a file system that wants other alignment
+            if error.errno != errno.EINVAL:
+                raise
+            pwrite(extent.cached, own[first:last], extent.offset + first)
         pwrite(extent.cached, own[last:], extent.offset + last)
     return True
 

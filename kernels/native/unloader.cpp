@@ -42,8 +42,10 @@ int write_step(const Step &step, const char *from) {
     const int64_t first = std::clamp(extent.first, step.start, step.stop), last = std::clamp(extent.last, first, step.stop);
     const auto between = [&](int file, int64_t a, int64_t b) { return write_whole(file, from + (a - step.start), b - a, extent.offset + a); };
     if (const int error = between(extent.cached, step.start, first)) return error;
-    if (const int error = between(extent.direct, first, last)) return error;
-    return between(extent.cached, last, step.stop);
+    int error = between(extent.direct, first, last);
+    // Of a file system that wants other alignment, or memory that a driver does not let be written from past the cache.
+    if (error == EINVAL || error == EFAULT) error = between(extent.cached, first, last);
+    return error ? error : between(extent.cached, last, step.stop);
 }
 
 }  // namespace

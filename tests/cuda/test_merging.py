@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ pytest.importorskip("safetensors", reason="safetensors is not installed")
 pytest.importorskip("pydantic", reason="pydantic is not installed")
 from filters import GROUPS, check_group
 from folders import family, near, read, state, weights, write
+from piped import MANY, crowded, planned
 
 import fastmerge as fm
 from fastmerge import gpus
+from fastmerge.engine import merge
 from fastmerge.engine.devices import Cuda
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU here")
@@ -45,6 +48,11 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[st
     return family(tmp_path_factory.mktemp("checkpoints"), 3, shapes=SHAPES)
 
 
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Path]]:
+    return family(tmp_path_factory.mktemp("many"), 3, shapes=MANY)
+
+
 @pytest.mark.parametrize("method", ELEMENTWISE)
 def test_elementwise_merges_have_the_bytes_of_the_cpu(
     method: str, checkpoints: tuple[Path, dict[str, Path]], tmp_path: Path
@@ -53,6 +61,20 @@ def test_elementwise_merges_have_the_bytes_of_the_cpu(
         report = fm.merge(method, *checkpoints, tmp_path / device / "out", ELEMENTWISE[method], device=device)
         assert report.backend == ("cuda" if device == "cuda" else report.backend)
     assert weights(tmp_path / "cpu" / "out") == weights(tmp_path / "cuda" / "out")
+
+
+@pytest.mark.parametrize("where", ["tmp", "/dev/shm"])
+@pytest.mark.parametrize("method", ["task_arithmetic", "emr", "ties", "dare_ties", "della"])
+def test_memory_is_used_again_and_again(
+    method: str, where: str, many: tuple[Path, dict[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What comes in, is computed, and goes out to disk or memory, while what was there before is still in use."""
+    loads = crowded(monkeypatch)
+    with tempfile.TemporaryDirectory(dir=None if where == "tmp" else where) as folder:
+        for device in ("cpu", "cuda"):
+            merge.execute(planned(many, method, Path(folder) / device / "out", 8, device=device))
+        assert weights(Path(folder) / "cpu" / "out") == weights(Path(folder) / "cuda" / "out")
+    assert len(loads) >= len(MANY)
 
 
 @pytest.mark.parametrize("method", ["emr", "ties"])
@@ -65,6 +87,15 @@ def test_devices_share_a_merge(
     monkeypatch.setattr(gpus, "settle", lambda _: (f"cuda:0,cuda:{last}", []))
     two = fm.merge(method, *checkpoints, tmp_path / "two" / "out", ELEMENTWISE[method], device="cuda").out
     assert weights(Path(one)) == weights(Path(two))
+
+
+def test_merges_have_the_memory_of_those_before(checkpoints: tuple[Path, dict[str, Path]], tmp_path: Path) -> None:
+    """What torch keeps of a merge's memory serves the next of the process."""
+    reserved = []
+    for turn in range(3):
+        fm.merge("emr", *checkpoints, tmp_path / str(turn) / "out", device="cuda")
+        reserved.append(torch.cuda.memory_reserved())
+    assert reserved[2] <= reserved[0]
 
 
 @pytest.mark.parametrize("method", ["fr", "free"])

@@ -10,17 +10,18 @@ from pathlib import Path
 import pytest
 import torch
 from adapters import lora, write_adapter
-from folders import content, near, state, write
+from folders import content, family, near, state, weights, write
 from host_device import HostDevice, current_stream, late
-from piped import METHODS, piped, planned
+from piped import MANY, METHODS, crowded, piped, planned
 
 import fastmerge as fm
 from fastmerge import gpus
 from fastmerge.engine import feed, merge, pipeline
-from fastmerge.engine.feed import ROOMS
+from fastmerge.engine.feed import ROOMS, Feed
 from fastmerge.engine.statistics import Kept
 from fastmerge.engine.stream import Target
 from fastmerge.engine.works import Reading
+from fastmerge.engine.writer import Writer
 from fastmerge.errors import MergeError
 from fastmerge.formats.mapping import Inputs
 from fastmerge.methods._declaration import Statistics
@@ -103,6 +104,33 @@ def test_same_bytes_where_computing_lags(
     out = tmp_path / "piped" / "out"
     piped(monkeypatch, planned(checkpoints, method, out, blocks), [HostDevice(fails=fails, computes=0.02)])
     assert content(out) == content(tmp_path / "cpu" / "out")
+
+
+class Gone:
+    """In place of an event: nobody waits."""
+
+    def synchronize(self) -> None:
+        pass
+
+
+@pytest.mark.usefixtures("lagging")
+@pytest.mark.parametrize("fault", ["", "room", "slot"])
+@pytest.mark.parametrize("method", ["task_arithmetic", "ties"])
+def test_the_merges_of_a_card_show_faults(
+    method: str, fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those by which tests/cuda holds a GPU's bytes against the CPU's: rooms and slots that are used too early."""
+    loads, many = crowded(monkeypatch), family(tmp_path, 3, shapes=MANY)
+    merge.execute(planned(many, method, tmp_path / "cpu" / "out"))
+    if fault == "room":
+        done = Feed.done
+        monkeypatch.setattr(Feed, "done", lambda feed, load, used: done(feed, load, Gone()))
+    if fault == "slot":
+        write = Writer.write
+        monkeypatch.setattr(Writer, "write", lambda own, slot, then: (then(), write(own, slot, lambda: None)))
+    piped(monkeypatch, planned(many, method, tmp_path / "piped" / "out", 8), [HostDevice(computes=0.003)])
+    assert len(loads) >= len(MANY)
+    assert (weights(tmp_path / "piped" / "out") == weights(tmp_path / "cpu" / "out")) == (not fault)
 
 
 @pytest.mark.parametrize("vocab", ["base", "pad"])

@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 import lagging_driver
 import numpy as np
 import pytest
+import torch
 from lagging_driver import DEVICE, STREAM
 
 from fastmerge import dispatch
 from fastmerge.engine.memory_file import MemoryFile
-from fastmerge.engine.slots import PAGE, Extent, cut
+from fastmerge.engine.slots import PAGE, Extent, cut, write_host
 
 native: Any = dispatch.load("native")
 pytestmark = pytest.mark.skipif(isinstance(native, str), reason="the native backend is not built")
@@ -137,6 +138,28 @@ def test_whole_pages_go_by_a_descriptor_of_their_own(tmp_path: Path) -> None:
     by_ends[first + 50 : last + 50] = by_pages[: first + 50] = 0
     assert (tmp_path / "ends").read_bytes() == by_ends.tobytes()
     assert (tmp_path / "pages").read_bytes() == by_pages.tobytes()
+
+
+@pytest.mark.parametrize("by_native", [True, False], ids=["native", "host"])
+def test_what_may_not_be_written_directly_goes_through_the_cache(by_native: bool, tmp_path: Path) -> None:
+    """As of a file system that wants other alignment: here 50 bytes behind a page."""
+    stage, content, file = staging(LEAST), staging(9 * PAGE), tmp_path / "file"
+    content[:] = np.arange(9 * PAGE).astype(np.uint8)
+    file.touch()
+    direct = -1
+    with suppress(AttributeError, OSError):
+        direct = os.open(file, os.O_WRONLY | os.O_DIRECT)
+    if direct < 0:
+        pytest.skip("no O_DIRECT here")
+    with file.open("wb") as cached, os.fdopen(direct, "wb", buffering=0):
+        with pytest.raises(OSError, match="Invalid argument"):
+            os.pwrite(direct, content.data[:PAGE], 50 + PAGE)
+        extent = Extent(content.ctypes.data, 9 * PAGE, 50, cached.fileno(), direct, PAGE, 8 * PAGE)
+        if by_native:
+            assert native.Unloader(stage.ctypes.data, LEAST, THREADS, -1, 0).write([extent]) == 0
+        else:
+            assert write_host(torch.from_numpy(content), [extent._replace(start=0)])
+    assert file.read_bytes() == bytes(50) + content.tobytes()
 
 
 def test_what_cannot_be_written_is_told(tmp_path: Path) -> None:
