@@ -83,8 +83,8 @@ def test_devices_share_a_merge(
 ) -> None:
     """Of two that each take the next tensor the bytes are those of one; where there is one GPU, it is both."""
     one = fm.merge(method, *checkpoints, tmp_path / "one" / "out", ELEMENTWISE[method], device="cuda:0").out
-    last = torch.cuda.device_count() - 1
-    monkeypatch.setattr(gpus, "settle", lambda _: (f"cuda:0,cuda:{last}", []))
+    both = [Cuda("cuda:0"), Cuda(f"cuda:{torch.cuda.device_count() - 1}")]
+    monkeypatch.setattr(merge, "open_devices", lambda _: both)
     two = fm.merge(method, *checkpoints, tmp_path / "two" / "out", ELEMENTWISE[method], device="cuda").out
     assert weights(Path(one)) == weights(Path(two))
 

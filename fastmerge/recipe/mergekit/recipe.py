@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,9 +94,10 @@ class MergekitRecipe:
         """
         problems = [] if out is None else own_problems(self.file, out)
         opened = attempt(problems, lambda: self._opened(places or {}))
-        if opened is not None and out is not None:
+        if opened is not None and out is not None and not problems:
             inputs = [path for checkpoint in opened.values() for path in checkpoint.places]
-            problems += overwritten(output_folder(out), inputs)
+            with suppress(OSError, RuntimeError):  # of a place that cannot be looked at, which is told below
+                problems += overwritten(output_folder(out), inputs)
         if problems or opened is None:
             problems += option_problems(dtype, memory or 0, device)
             raise InputError([*problems, *place_problems(out, overwrite=overwrite, resume=resume)])
