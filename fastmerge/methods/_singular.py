@@ -14,7 +14,7 @@ from ._filter import Patterns
 if TYPE_CHECKING:
     from torch import Tensor
 
-HELD = 10  # copies of a matrix that its decompositions take, about
+HELD = 20  # copies of a matrix that its decompositions take, at most
 
 
 class SingularMethod(Method):
@@ -88,28 +88,45 @@ def leading(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     """
     import torch
 
+    h, w = matrix.shape
     if not bool(matrix.isfinite().all()):
-        h, w = matrix.shape
         return matrix.new_full((h, 1), torch.nan), matrix.new_zeros(1), matrix.new_zeros(1, w)
-    u, sigma, v = torch.linalg.svd(matrix, full_matrices=False)
-    kept = min(rank, _nonzero(sigma, max(matrix.shape)))
-    return u[:, :kept].contiguous(), sigma[:kept].clone(), v[:kept].contiguous()
+    rounding = torch.finfo(matrix.dtype).eps * max(h, w)  # of the largest singular value
+    if matrix.dtype == torch.float64:
+        u, sigma, v = torch.linalg.svd(matrix, full_matrices=False)
+        kept = min(rank, int((sigma > rounding * sigma[:1]).sum()))
+        return u[:, :kept].contiguous(), sigma[:kept].clone(), v[:kept].contiguous()
+    if h > w:
+        v, sigma, u = leading(matrix.T, rank)
+        return u.T.contiguous(), sigma, v.T.contiguous()
+    # In float64 eigenvectors of A Aᵀ are better singular vectors than float32 has of A, and take less time.
+    values, vectors = torch.linalg.eigh(_squared(matrix))
+    sigma = values.flip(0).clamp_min(0).sqrt()
+    kept = min(rank, int((sigma > rounding * sigma[:1]).sum()))
+    sigma, u = sigma[:kept], vectors[:, len(vectors) - kept :].flip(1)
+    del vectors
+    v = (u.T @ matrix.double()).div_(sigma[:, None])
+    return u.to(matrix.dtype), sigma.to(matrix.dtype), v.to(matrix.dtype)
+
+
+def _squared(matrix: Tensor) -> Tensor:
+    """A Aᵀ in float64."""
+    wide = matrix.double()
+    return wide @ wide.T
+
+
+def side_by_side(parts: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Left vectors, singular values and right vectors of all parts, vectors made orthogonal; empties the list."""
+    import torch
+
+    left, sigma, right = (torch.cat(own, -1) for own in zip(*((u, s, v.T) for u, s, v in parts), strict=True))
+    parts.clear()
+    return orthogonal(left), sigma, orthogonal(right)
 
 
 def orthogonal(columns: Tensor) -> Tensor:
     """The polar factor: orthonormal columns nearest to these, as far as they are linearly independent."""
-    import torch
-
     if not columns.numel() or not bool(columns.isfinite().all()):
         return columns
-    u, sigma, v = torch.linalg.svd(columns, full_matrices=False)
-    independent = _nonzero(sigma, max(columns.shape))
-    polar: Tensor = u[:, :independent] @ v[:independent]
-    return polar
-
-
-def _nonzero(sigma: Tensor, size: int) -> int:
-    """How many singular values of a matrix, the longer side of which is `size`, are more than rounding."""
-    import torch
-
-    return int((sigma > torch.finfo(sigma.dtype).eps * size * sigma[:1]).sum())
+    u, _, v = leading(columns, min(columns.shape))
+    return u @ v

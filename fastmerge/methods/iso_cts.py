@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from ._declaration import exact
-from ._singular import SingularMethod, leading, orthogonal
+from ._singular import SingularMethod, leading, side_by_side
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,19 +31,17 @@ class IsoCTS(SingularMethod):
     common: float = Field(default=0.8, ge=0, le=1, description="k / r, the fraction of common directions")
 
     def merge_matrix(self, base: Tensor, models: Sequence[Tensor], shape: tuple[int, int]) -> Tensor:
-        import torch
-
         from .. import ops
 
         common, own = self.directions(min(shape), len(models))
-        u, sigma, v = leading(ops.delta_sum(base, models).view(shape), common)
-        parts = [(u, sigma, v)]
+        shared = leading(ops.delta_sum(base, models).view(shape), common)
+        parts = [shared]
         for model in models:
             tau = ops.delta_sum(base, [model]).view(shape)
-            parts.append(leading(tau - u @ (u.T @ tau), own))
-        left = orthogonal(torch.cat([u for u, _, _ in parts], dim=1))
-        right = orthogonal(torch.cat([v for _, _, v in parts]).T)
-        return (left * torch.cat([sigma for _, sigma, _ in parts]).mean().nan_to_num(0.0)) @ right.T
+            parts.append(leading(tau - shared[0] @ (shared[0].T @ tau), own))
+        del shared
+        left, sigma, right = side_by_side(parts)
+        return (left * sigma.mean().nan_to_num(0.0)) @ right.T
 
     def directions(self, full: int, models: int) -> tuple[int, int]:
         """How many of `full` directions are common, and how many each task's own."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from ._declaration import exact
-from ._singular import SingularMethod, leading, orthogonal
+from ._singular import SingularMethod, leading, side_by_side
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,12 +33,8 @@ class TSVM(SingularMethod):
     )
 
     def merge_matrix(self, base: Tensor, models: Sequence[Tensor], shape: tuple[int, int]) -> Tensor:
-        import torch
-
         from .. import ops
 
         kept = max(1, int(min(shape) * (Fraction(1, len(models)) if self.rank is None else exact(self.rank))))
-        parts = [leading(ops.delta_sum(base, [model]).view(shape), kept) for model in models]
-        left = orthogonal(torch.cat([u for u, _, _ in parts], dim=1))
-        right = orthogonal(torch.cat([v for _, _, v in parts]).T)
-        return (left * torch.cat([sigma for _, sigma, _ in parts])) @ right.T
+        left, sigma, right = side_by_side([leading(ops.delta_sum(base, [m]).view(shape), kept) for m in models])
+        return (left * sigma) @ right.T
